@@ -1,0 +1,1 @@
+"""An investigation workbench for CosyVoice3."""

@@ -1,0 +1,281 @@
+"""Every number of CosyVoice3 once, with its unit.
+
+`Config` is what the weights depend on and travels with a `Checkpoint`; `Options` is what one run
+may vary and travels with a run. Defaults are the released Fun-CosyVoice3-0.5B and what upstream
+does at inference; a smaller voice states its own sizes in its `cosyvoice3.yaml`.
+
+Shape letters, here and in the model files: `B` batch, `L` speech tokens, `T` mel frames, `M` mel
+bins, `N` samples, `D` width, `K` knots of the time grid.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from workbench.errors import WorkbenchError
+
+Dtype = Literal["float16", "bfloat16", "float32", "float64"]
+DTYPES: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
+SOLVERS: tuple[str, ...] = ("euler", "midpoint", "heun")
+T_SCHEDULERS: tuple[str, ...] = ("cosine", "linear")
+MAX_TIMESTEPS = 64
+
+# Ids of the released speech tokenizer that sound like silence or breath (upstream cli/model.py).
+SILENT_TOKENS = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
+
+
+@dataclass(frozen=True)
+class MelConfig:
+    """Log-mel front end: natural log, Slaney filters, 50 frames per second at 24 kHz."""
+
+    sample_rate: int = 24_000  # Hz
+    n_fft: int = 1920  # samples, 80 ms
+    win_length: int = 1920  # samples
+    hop_length: int = 480  # samples, 20 ms
+    n_mels: int = 80
+    fmin: float = 0.0  # Hz
+    fmax: float | None = None  # Hz; None is half the sample rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Mel frames per second."""
+        return self.sample_rate / self.hop_length
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """Qwen2 decoder over text and speech tokens."""
+
+    speech_token_size: int = 6561  # 3**8 FSQ codes; ids above are sos, eos, task, fill and spare
+    n_special: int = 200
+    mix_ratio: tuple[int, int] = (5, 15)  # text : speech tokens when text arrives as a stream
+    hidden_size: int = 896
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 14
+    num_key_value_heads: int = 2
+    intermediate_size: int = 4864
+    vocab_size: int = 151_936
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    min_token_text_ratio: float = 2.0  # speech tokens per text token, before which a stop is suspicious
+    max_token_text_ratio: float = 20.0  # and after which a run is cut off
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def n_ids(self) -> int:
+        """Rows of the speech embedding and of the output layer."""
+        return self.speech_token_size + self.n_special
+
+    @property
+    def sos(self) -> int:
+        """Start of sequence. Every id from here on stops decoding."""
+        return self.speech_token_size
+
+    @property
+    def eos(self) -> int:
+        """End of speech."""
+        return self.speech_token_size + 1
+
+    @property
+    def task_id(self) -> int:
+        """Boundary between text and speech."""
+        return self.speech_token_size + 2
+
+    @property
+    def fill(self) -> int:
+        """Asks for more text when text arrives as a stream."""
+        return self.speech_token_size + 3
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Velocity estimator."""
+
+    dim: int = 1024
+    depth: int = 22
+    heads: int = 16
+    dim_head: int = 64
+    ff_mult: int = 2
+    mel_dim: int = 80
+    mu_dim: int = 80
+    spk_dim: int = 80
+    out_channels: int = 80
+    static_chunk_size: int = 50  # mel frames a streaming query sees ahead to the end of its chunk
+    num_decoding_left_chunks: int = -1  # upstream ignores it: all left chunks are visible
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Speech tokens to mel."""
+
+    vocab_size: int = 6561
+    output_size: int = 80  # mel bins
+    spk_embed_dim: int = 192
+    token_mel_ratio: int = 2  # mel frames per token
+    pre_lookahead_len: int = 3  # tokens
+    pre_lookahead_channels: int = 1024
+    input_frame_rate: int = 25  # tokens per second
+    noise_frames: int = 15_000  # length of upstream's fixed noise: 300 s
+    dit: DiTConfig = field(default_factory=DiTConfig)
+
+
+@dataclass(frozen=True)
+class HiFTConfig:
+    """Mel to waveform: f0 -> harmonic source -> iSTFT."""
+
+    in_channels: int = 80
+    base_channels: int = 512
+    nb_harmonics: int = 8
+    sampling_rate: int = 24_000  # Hz
+    nsf_alpha: float = 0.1  # amplitude of each sine
+    nsf_sigma: float = 0.003  # noise amplitude where voiced
+    nsf_voiced_threshold: float = 10.0  # Hz
+    upsample_rates: tuple[int, ...] = (8, 5, 3)
+    upsample_kernel_sizes: tuple[int, ...] = (16, 11, 7)
+    istft_n_fft: int = 16
+    istft_hop_len: int = 4
+    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
+    source_resblock_kernel_sizes: tuple[int, ...] = (7, 7, 11)
+    source_resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
+    lrelu_slope: float = 0.1
+    audio_limit: float = 0.99
+    conv_pre_look_right: int = 4  # mel frames
+    f0_cond_channels: int = 512
+    noise_samples: int = 7_200_000  # length of the stored excitation noise: 300 s
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per mel frame."""
+        hop = self.istft_hop_len
+        for rate in self.upsample_rates:
+            hop *= rate
+        return hop
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything the weights of one CosyVoice3 checkpoint depend on."""
+
+    mel: MelConfig = field(default_factory=MelConfig)
+    lm: LMConfig = field(default_factory=LMConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    hift: HiFTConfig = field(default_factory=HiFTConfig)
+    chunk_size: int = 25  # tokens per streamed chunk
+    silent_tokens: tuple[int, ...] = SILENT_TOKENS
+
+    @property
+    def token_rate(self) -> int:
+        """Speech tokens per second."""
+        return self.flow.input_frame_rate
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one run may vary. The defaults are what upstream does.
+
+    Parameters
+    ----------
+    n_timesteps : int
+        ODE steps, 1..64. Upstream hard-codes 10.
+    solver : {"euler", "midpoint", "heun"}
+        midpoint and heun call the estimator twice a step.
+    t_scheduler : {"cosine", "linear"}
+        `t = 1 - cos(pi/2 * u)` or `t = u` for `u` evenly spaced in [0, 1].
+    cfg_rate : float
+        `velocity = cond + cfg_rate * (cond - uncond)`; 0 leaves the conditional branch alone.
+    temperature : float
+        Scale of the ODE's initial noise.
+    noise_seed : int or None
+        None takes upstream's one fixed noise tensor, so that no seed changes the mel.
+    lm_dtype, flow_dtype, hift_dtype : str
+        Arithmetic of each stage: float16, bfloat16, float32 or float64.
+    f0_dtype : str
+        Arithmetic of the vocoder's f0 predictor; upstream casts it to float64.
+    top_p, top_k, win_size, tau_r
+        Repetition-aware sampling: nucleus size, and how many repeats of the pick within the last
+        `win_size` tokens (`win_size * tau_r`, rounded nowhere) make it draw again.
+    seed : int
+        Seed of the sampler's draws.
+    mask_stop_ids : bool
+        True keeps every stop id from being drawn before the minimum length. Upstream means to, but
+        masks `sos` instead of `eos` (`speech_token_size` instead of `+ 1`), so speech may end early.
+    silent_tokens_repeat : bool
+        False: silent tokens do not count as repetition (a guard of the case).
+    repetition_fallback : {"full", "top_k"}
+        Where the second draw of repetition-aware sampling looks: the full distribution as upstream,
+        or its `top_k` likeliest ids (a guard of the case).
+    max_silent_run : int or None
+        Silent tokens in a row that reach the flow; later ones are dropped. Upstream: 5.
+        The LM's own history keeps them. None keeps all.
+    max_tokens : int or None
+        Upper bound on generated speech tokens beside the text's own ratio.
+    stream_carry_hop : bool
+        Streaming: True keeps the grown hop for the next utterance (upstream's defect).
+    stream_final_offline : bool
+        Streaming: True computes the last chunk without the chunk mask, as upstream does, so its
+        frames come from another flow pass than the ones before. False keeps the mask on.
+    speed : float
+        Playback speed, by linear interpolation of the mel; offline only.
+    """
+
+    n_timesteps: int = 10
+    solver: str = "euler"
+    t_scheduler: str = "cosine"
+    cfg_rate: float = 0.7
+    temperature: float = 1.0
+    noise_seed: int | None = None
+    lm_dtype: str = "float32"
+    flow_dtype: str = "float32"
+    hift_dtype: str = "float32"
+    f0_dtype: str = "float64"
+    top_p: float = 0.8
+    top_k: int = 25
+    win_size: int = 10
+    tau_r: float = 0.1
+    seed: int = 0
+    mask_stop_ids: bool = False
+    silent_tokens_repeat: bool = True
+    repetition_fallback: str = "full"
+    max_silent_run: int | None = 5
+    max_tokens: int | None = None
+    stream_carry_hop: bool = False
+    stream_final_offline: bool = True
+    speed: float = 1.0
+
+    def __post_init__(self) -> None:
+        _choice("solver", self.solver, SOLVERS)
+        _choice("t_scheduler", self.t_scheduler, T_SCHEDULERS)
+        _choice("repetition_fallback", self.repetition_fallback, ("full", "top_k"))
+        for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype"):
+            _choice(name, getattr(self, name), DTYPES)
+        _between("n_timesteps", self.n_timesteps, 1, MAX_TIMESTEPS, whole=True)
+        _between("cfg_rate", self.cfg_rate, -10, 10)
+        _between("temperature", self.temperature, 0, 10)
+        _between("top_p", self.top_p, 0, 1)
+        _between("top_k", self.top_k, 1, 100_000, whole=True)
+        _between("win_size", self.win_size, 0, 100_000, whole=True)
+        _between("tau_r", self.tau_r, 0, 1_000)
+        _between("speed", self.speed, 0.25, 4)
+
+    def but(self, **changes: Any) -> "Options":
+        """Return a copy with some fields changed."""
+        known = {f.name for f in fields(self)}
+        for name in changes:
+            _choice("option name", name, tuple(sorted(known)))
+        return replace(self, **changes)
+
+
+def _choice(name: str, found: Any, allowed: tuple[str, ...]) -> None:
+    if found not in allowed:
+        raise WorkbenchError(f"{name} is {found!r}; expected one of {', '.join(allowed)}")
+
+
+def _between(name: str, found: Any, low: float, high: float, whole: bool = False) -> None:
+    number = isinstance(found, int) or (not whole and isinstance(found, float))
+    if isinstance(found, bool) or not number or not low <= found <= high:
+        kind = "a whole number" if whole else "a number"
+        raise WorkbenchError(f"{name} is {found!r}; expected {kind} from {low} to {high}")
