@@ -166,6 +166,7 @@ class Config:
     hift: HiFTConfig = field(default_factory=HiFTConfig)
     chunk_size: int = 25  # tokens per streamed chunk
     silent_tokens: tuple[int, ...] = SILENT_TOKENS
+    scripts: tuple[str, ...] = ()  # Unicode scripts the voice reads, such as LATIN; empty = any
 
     @property
     def token_rate(self) -> int:
@@ -193,8 +194,9 @@ class Options:
         None takes upstream's one fixed noise tensor, so that no seed changes the mel.
     lm_dtype, flow_dtype, hift_dtype : str
         Arithmetic of each stage: float16, bfloat16, float32 or float64.
-    f0_dtype : str
-        Arithmetic of the vocoder's f0 predictor; upstream casts it to float64.
+    f0_dtype, source_dtype, head_dtype : str
+        Arithmetic of the vocoder's f0 predictor (upstream casts it to float64), of its excitation
+        and of its last step, exp, sin and inverse STFT; `hift_dtype` is the trunk between them.
     top_p, top_k, win_size, tau_r
         Repetition-aware sampling: nucleus size, and how many repeats of the pick within the last
         `win_size` tokens (`win_size * tau_r`, rounded nowhere) make it draw again.
@@ -213,8 +215,6 @@ class Options:
         The LM's own history keeps them. None keeps all.
     max_tokens : int or None
         Upper bound on generated speech tokens beside the text's own ratio.
-    stream_carry_hop : bool
-        Streaming: True keeps the grown hop for the next utterance (upstream's defect).
     stream_final_offline : bool
         Streaming: True computes the last chunk without the chunk mask, as upstream does, so its
         frames come from another flow pass than the ones before. False keeps the mask on.
@@ -232,6 +232,8 @@ class Options:
     flow_dtype: str = "float32"
     hift_dtype: str = "float32"
     f0_dtype: str = "float64"
+    source_dtype: str = "float32"
+    head_dtype: str = "float32"
     top_p: float = 0.8
     top_k: int = 25
     win_size: int = 10
@@ -242,7 +244,6 @@ class Options:
     repetition_fallback: str = "full"
     max_silent_run: int | None = 5
     max_tokens: int | None = None
-    stream_carry_hop: bool = False
     stream_final_offline: bool = True
     speed: float = 1.0
 
@@ -250,8 +251,14 @@ class Options:
         _choice("solver", self.solver, SOLVERS)
         _choice("t_scheduler", self.t_scheduler, T_SCHEDULERS)
         _choice("repetition_fallback", self.repetition_fallback, ("full", "top_k"))
-        for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype"):
+        for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype"):
             _choice(name, getattr(self, name), DTYPES)
+        for name in ("mask_stop_ids", "silent_tokens_repeat", "stream_final_offline"):
+            _choice(name, getattr(self, name), (False, True))
+        _between("seed", self.seed, 0, 2**63 - 1, whole=True)
+        for name, low in (("noise_seed", 0), ("max_tokens", 1), ("max_silent_run", 0)):
+            if getattr(self, name) is not None:
+                _between(name, getattr(self, name), low, 2**63 - 1, whole=True)
         _between("n_timesteps", self.n_timesteps, 1, MAX_TIMESTEPS, whole=True)
         _between("cfg_rate", self.cfg_rate, -10, 10)
         _between("temperature", self.temperature, 0, 10)
@@ -269,9 +276,9 @@ class Options:
         return replace(self, **changes)
 
 
-def _choice(name: str, found: Any, allowed: tuple[str, ...]) -> None:
-    if found not in allowed:
-        raise WorkbenchError(f"{name} is {found!r}; expected one of {', '.join(allowed)}")
+def _choice(name: str, found: Any, allowed: tuple) -> None:
+    if type(found) is not type(allowed[0]) or found not in allowed:
+        raise WorkbenchError(f"{name} is {found!r}; expected one of {', '.join(map(str, allowed))}")
 
 
 def _between(name: str, found: Any, low: float, high: float, whole: bool = False) -> None:

@@ -1,0 +1,138 @@
+"""Shared fixtures: the parity files in tests/assets and the models built from their weights.
+
+The parity files were made by upstream's own code with small random weights. Weights are stored as
+float16 whose values are exact, so they are read as float32. The models here are shared by a whole
+test run: copy one (`copy.deepcopy`) before changing its precision or its weights.
+"""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig
+from workbench.speech.dit import DiT
+from workbench.speech.flow import Flow
+from workbench.speech.hift import HiFT
+from workbench.speech.lm import LM
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+class Golden(NamedTuple):
+    """One parity file: weights under upstream's names, inputs and outputs, and its JSON."""
+
+    weights: dict[str, torch.Tensor]
+    data: dict[str, torch.Tensor]
+    info: dict
+
+
+@lru_cache
+def load_golden(name: str) -> Golden:
+    tensors = load_file(ASSETS / f"{name}.safetensors")
+    weights = {k.removeprefix("weights."): v.float() for k, v in tensors.items() if k.startswith("weights.")}
+    data = {k: v for k, v in tensors.items() if not k.startswith("weights.")}
+    return Golden(weights, data, json.loads((ASSETS / f"{name}.json").read_text()))
+
+
+def ready(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    model.load_state_dict(weights, strict=True)
+    return model.eval().requires_grad_(False)
+
+
+def tuples(value):
+    return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+
+@pytest.fixture
+def no_grad():
+    """For test modules that ask for it: `pytestmark = pytest.mark.usefixtures("no_grad")`."""
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="session")
+def dit_golden():
+    return load_golden("dit")
+
+
+@pytest.fixture(scope="session")
+def flow_golden():
+    return load_golden("flow")
+
+
+@pytest.fixture(scope="session")
+def hift_golden():
+    return load_golden("hift")
+
+
+@pytest.fixture(scope="session")
+def lm_golden():
+    return load_golden("llm")
+
+
+@pytest.fixture(scope="session")
+def e2e_golden():
+    return load_golden("e2e")
+
+
+@pytest.fixture(scope="session")
+def sensitivity():
+    """How far upstream's output moved under each deliberate mistake."""
+    return json.loads((ASSETS / "sensitivity.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def dit_model(dit_golden):
+    return ready(DiT(DiTConfig(**dit_golden.info["config"])), dit_golden.weights)
+
+
+@pytest.fixture(scope="session")
+def flow_model(flow_golden, dit_golden):
+    stated = flow_golden.info["config"]
+    config = FlowConfig(
+        vocab_size=stated["flow"]["vocab_size"],
+        pre_lookahead_len=stated["flow"]["pre_lookahead_len"],
+        pre_lookahead_channels=stated["pre_lookahead_layer"]["channels"],
+        dit=DiTConfig(**stated["dit"]),
+    )
+    estimator = {f"decoder.estimator.{k}": v for k, v in dit_golden.weights.items()}
+    return ready(Flow(config), flow_golden.weights | estimator)
+
+
+@pytest.fixture(scope="session")
+def hift_model(hift_golden):
+    """The vocoder with its f0 predictor in float64, as upstream runs it."""
+    stated = {k: tuples(v) for k, v in hift_golden.info["config"]["hift"].items()}
+    spectrum = stated.pop("istft_params")
+    width = hift_golden.info["config"]["f0_predictor"]["cond_channels"]
+    config = HiFTConfig(
+        **stated,
+        istft_n_fft=spectrum["n_fft"],
+        istft_hop_len=spectrum["hop_len"],
+        f0_cond_channels=width,
+    )
+    model = ready(HiFT(config), hift_golden.weights)
+    model.f0_predictor.double()
+    return model
+
+
+@pytest.fixture(scope="session")
+def lm_config(lm_golden):
+    llm, qwen = lm_golden.info["config"]["llm"], lm_golden.info["config"]["qwen"]
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    names += ("intermediate_size", "vocab_size", "rope_theta", "rms_norm_eps")
+    return LMConfig(
+        speech_token_size=llm["speech_token_size"],
+        mix_ratio=tuple(llm["mix_ratio"]),
+        **{name: qwen[name] for name in names},
+    )
+
+
+@pytest.fixture(scope="session")
+def lm_model(lm_golden, lm_config):
+    return ready(LM(lm_config), lm_golden.weights)

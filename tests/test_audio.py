@@ -1,0 +1,207 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from workbench.errors import WorkbenchError
+from workbench.speech import audio
+from workbench.speech.config import MelConfig
+
+ASSETS = Path(__file__).parent / "assets"
+MEL = MelConfig()
+
+
+def tone(seconds=0.5, rate=24_000, hz=220.0):
+    return 0.3 * torch.sin(2 * torch.pi * hz * torch.arange(int(seconds * rate)) / rate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_mel_is_upstreams(dtype):
+    golden = load_file(ASSETS / "mel.safetensors")
+    mel = audio.log_mel(golden["in.wav"].to(dtype), MEL)
+    assert mel.dtype == dtype
+    torch.testing.assert_close(mel.float(), golden["mel"], atol=1e-4, rtol=0)
+
+
+def test_speech_tokenizer_and_speaker_features_are_upstreams():
+    golden = load_file(ASSETS / "frontend.safetensors")
+    wav = golden["in.wav16k"][0]
+    for found, name in (
+        (audio.whisper_log_mel(wav), "whisper_logmel128"),
+        (audio.kaldi_fbank(wav), "kaldi_fbank80"),
+        (audio.speaker_features(wav)[0], "kaldi_fbank80_cmn"),
+    ):
+        torch.testing.assert_close(found, golden[name], atol=1e-3, rtol=0)
+
+
+def test_batches_equal_singles():
+    wavs = torch.stack([tone(hz=200), 0.01 * tone(hz=900)])
+    for features in (lambda w: audio.log_mel(w, MEL), audio.whisper_log_mel):
+        both = features(wavs)
+        for wav, one in zip(wavs, both, strict=True):
+            torch.testing.assert_close(features(wav)[0], one, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("n", [960, 1919, 1920, 24_000, 24_001])
+def test_mel_has_a_frame_per_hop(n):
+    assert audio.log_mel(torch.zeros(n), MEL).shape == (1, 80, n // 480)
+
+
+def test_log_mel_is_differentiable():
+    wav = tone().requires_grad_()
+    audio.log_mel(wav, MEL).sum().backward()
+    assert wav.grad.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_features_on_cuda():
+    wav = tone()
+    for features in (lambda w: audio.log_mel(w, MEL), audio.whisper_log_mel):
+        torch.testing.assert_close(features(wav.cuda()).cpu(), features(wav), atol=1e-3, rtol=1e-3)
+
+
+def test_too_short_says_so():
+    for features in (lambda w: audio.log_mel(w, MEL), audio.whisper_log_mel, audio.kaldi_fbank):
+        with pytest.raises(WorkbenchError, match="expected at least"):
+            features(torch.zeros(100))
+
+
+@pytest.mark.parametrize("rates", [(44_100, 24_000), (8_000, 24_000), (44_101, 16_000), (48_000, 16_000)])
+def test_resample_keeps_a_tone(rates):
+    source, target = rates
+    wav = audio.resample(tone(1.0, source), source, target)
+    assert abs(len(wav) - target) <= 1
+    middle = slice(target // 10, -target // 10)
+    torch.testing.assert_close(wav[:target][middle], tone(1.0, target)[: len(wav)][middle], atol=3e-3, rtol=0)
+
+
+def test_resample_refuses_no_rate():
+    with pytest.raises(WorkbenchError, match="above 0"):
+        audio.resample(tone(), 0, 16_000)
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3"])
+def test_reads_stereo_of_any_format(tmp_path, ending):
+    left = tone(1.0)
+    path = tmp_path / f"a.{ending}"
+    soundfile.write(path, torch.stack([left, torch.zeros_like(left)], 1).numpy(), 24_000)
+    wav, rate = audio.read_wav(path)
+    assert rate == 24_000 and wav.dtype == torch.float32
+    assert wav.abs().max().item() == pytest.approx(0.15, abs=0.02)
+    wav, rate = audio.read_wav(path, 16_000)
+    assert rate == 16_000 and abs(len(wav) - 16_000) < 2_000
+
+
+def test_pcm16_survives_a_round_trip(tmp_path):
+    first = torch.randint(-32768, 32768, (5000,)) / 32768
+    audio.write_wav(tmp_path / "new" / "a.wav", first, 24_000)
+    assert torch.equal(audio.read_wav(tmp_path / "new" / "a.wav")[0], first)
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["a.wav"]
+    assert soundfile.info(tmp_path / "new" / "a.wav").subtype == "PCM_16"
+
+
+def test_writing_saturates(tmp_path):
+    audio.write_wav(tmp_path / "a.wav", torch.tensor([[2.0, -2.0, 0.5]]), 24_000)
+    assert audio.read_wav(tmp_path / "a.wav")[0].tolist() == [32767 / 32768, -1.0, 0.5]
+
+
+@pytest.mark.parametrize("bad", [[0.0, float("nan")], [float("inf")], [], [[0.0, 0.1], [0.2, 0.3]]])
+def test_writing_refuses_and_leaves_the_old_file(tmp_path, bad):
+    path = tmp_path / "a.wav"
+    audio.write_wav(path, tone(), 24_000)
+    before = path.read_bytes()
+    with pytest.raises(WorkbenchError, match=r"a\.wav"):
+        audio.write_wav(path, torch.tensor(bad), 24_000)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_writing_to_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WorkbenchError, match="could not be written"):
+        audio.write_wav(tmp_path / "file" / "a.wav", tone(), 24_000)
+    (tmp_path / "folder.wav").mkdir()
+    with pytest.raises(WorkbenchError, match="could not be written"):
+        audio.write_wav(tmp_path / "folder.wav", tone(), 24_000)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def save(wav, format="WAV", subtype=None):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wav, 24_000, format=format, subtype=subtype)
+    return buffer.getvalue()
+
+
+NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, (2000, 2)).astype(np.float32)
+NAN = np.where(np.arange(4000)[:, None] == 7, np.float32("nan"), np.float32(0.1))
+BAD_FILES = {
+    "empty": (b"", "is empty"),
+    "text": (b"hello, this is no sound", "could not be read as audio"),
+    "header alone": (save(NOISE)[:30], "could not be read as audio|no samples"),
+    "no samples": (save(NOISE[:0]), "no samples"),
+    "nan": (save(NAN, subtype="FLOAT"), "NaN or infinite"),
+    "integers as floats": (save(NOISE * 60_000, subtype="FLOAT"), "divide by full scale"),
+    "cut flac": (save(NOISE, "FLAC")[:3000], "could not be read as audio|no samples"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_named(tmp_path, name):
+    content, message = BAD_FILES[name]
+    path = tmp_path / "bad.wav"
+    path.write_bytes(content)
+    with pytest.raises(WorkbenchError, match=message) as caught:
+        audio.read_wav(path)
+    assert "bad.wav" in str(caught.value) and "expected" in str(caught.value)
+
+
+def test_bad_paths_are_named(tmp_path):
+    with pytest.raises(WorkbenchError, match="does not exist"):
+        audio.read_wav(tmp_path / "none.wav")
+    with pytest.raises(WorkbenchError, match="is a folder"):
+        audio.read_wav(tmp_path)
+    with pytest.raises(WorkbenchError):
+        audio.read_wav("a\0b.wav")
+    with pytest.raises(WorkbenchError):
+        audio.read_wav("x" * 5000)
+    (tmp_path / "a.raw").write_bytes(b"1234")
+    with pytest.raises(WorkbenchError, match="could not be read"):
+        audio.read_wav(tmp_path / "a.raw")
+
+
+REAL = [
+    save(NOISE),
+    save(NOISE, subtype="FLOAT"),
+    save(NOISE, "FLAC"),
+    save(NOISE, "OGG"),
+    save(NOISE, "AIFF"),
+]
+
+
+@st.composite
+def broken_files(draw):
+    if draw(st.booleans()) and draw(st.booleans()):
+        return draw(st.binary(max_size=400))
+    content = bytearray(draw(st.sampled_from(REAL)))
+    for _ in range(draw(st.integers(0, 6))):
+        where = draw(st.integers(0, 120) | st.integers(0, len(content) - 1))
+        content[where] = draw(st.integers(0, 255))
+    return bytes(content[: draw(st.integers(0, len(content)) | st.just(len(content)))])
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(broken_files(), st.sampled_from([None, 24_000, 16_000]))
+def test_any_bytes_are_read_or_refused(tmp_path_factory, content, rate):
+    path = tmp_path_factory.getbasetemp() / "fuzz.wav"
+    path.write_bytes(content)
+    try:
+        wav, found = audio.read_wav(path, rate)
+    except WorkbenchError:
+        return
+    assert wav.ndim == 1 and len(wav) and wav.isfinite().all() and found == (rate or found)

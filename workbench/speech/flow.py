@@ -1,0 +1,227 @@
+"""Speech tokens to mel: conditioning, time grid, guidance, solver.
+
+`Flow.steps` is the ODE: a generator that yields every step. Facts: upstream
+`cosyvoice/flow/{flow,flow_matching}.py`; parameter names are upstream's.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from workbench.errors import WorkbenchError
+from workbench.speech.config import FlowConfig, Options
+from workbench.speech.dit import DiT
+from workbench.speech.exact import exact_float32
+
+
+class Condition(NamedTuple):
+    """What the estimator is told beside the state and the time."""
+
+    mu: Tensor  # (1, 80, T) from the tokens, prompt included
+    spks: Tensor  # (1, 80) projected speaker embedding
+    cond: Tensor  # (1, 80, T) the prompt's mel, zeros after it
+    prompt_frames: int
+
+
+class Velocity(NamedTuple):
+    """`guided = cond + cfg_rate * (cond - uncond)`, each (1, 80, T)."""
+
+    guided: Tensor
+    cond: Tensor
+    uncond: Tensor
+
+
+class FlowStep(NamedTuple):
+    """One step of the solver: `x_next = x + dt * velocity.guided`, from knot t to knot t + dt."""
+
+    index: int
+    t: Tensor  # ()
+    dt: Tensor  # ()
+    x: Tensor  # (1, 80, T) before the step
+    velocity: Velocity
+    x_next: Tensor
+
+
+class PreLookahead(nn.Module):
+    """Lets every token see the three after it."""
+
+    def __init__(self, channels: int, hidden: int, lookahead: int) -> None:
+        super().__init__()
+        self.lookahead = lookahead
+        self.conv1 = nn.Conv1d(channels, hidden, lookahead + 1)
+        self.conv2 = nn.Conv1d(hidden, channels, 3)
+
+    def forward(self, x: Tensor, finalize: bool) -> Tensor:  # (B, L, 80) -> (B, L or L - 3, 80)
+        h = x.transpose(1, 2)
+        if finalize:
+            h = F.pad(h, (0, self.lookahead))
+        else:  # the last tokens are context alone
+            x = x[:, : x.shape[1] - self.lookahead]
+        h = F.leaky_relu(self.conv1(h))  # slope 0.01, not the vocoder's 0.1
+        return self.conv2(F.pad(h, (2, 0))).transpose(1, 2) + x
+
+
+class Decoder(nn.Module):
+    """Holds the estimator under upstream's name."""
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.estimator = DiT(config.dit)
+
+
+def t_span(n_timesteps: int, scheduler: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the knots of the ODE from 0 (noise) to 1 (mel).
+
+    Parameters
+    ----------
+    n_timesteps : int
+        Steps between the knots.
+    scheduler : {"cosine", "linear"}
+        The cosine grid starts with steps 13 times shorter than it ends with (10 steps).
+
+    Returns
+    -------
+    Tensor (n_timesteps + 1,)
+    """
+    u = torch.linspace(0, 1, n_timesteps + 1, dtype=dtype)
+    return 1 - torch.cos(u * 0.5 * math.pi) if scheduler == "cosine" else u
+
+
+class Flow(nn.Module):
+    """Flow matching from noise to mel, conditioned on tokens, a prompt and a speaker.
+
+    Parameters
+    ----------
+    config : FlowConfig
+        Sizes.
+    """
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.input_embedding = nn.Embedding(config.vocab_size, config.output_size)
+        self.spk_embed_affine_layer = nn.Linear(config.spk_embed_dim, config.output_size)
+        self.pre_lookahead_layer = PreLookahead(
+            config.output_size, config.pre_lookahead_channels, config.pre_lookahead_len
+        )
+        self.decoder = Decoder(config)
+
+    @exact_float32()
+    def condition(
+        self,
+        token: Tensor,
+        prompt_token: Tensor,
+        prompt_mel: Tensor,
+        spk_embedding: Tensor,
+        finalize: bool = True,
+    ) -> Condition:
+        """Turn tokens, prompt and speaker into what the estimator is told.
+
+        Parameters
+        ----------
+        token, prompt_token : Tensor (L,), (P,)
+            Speech tokens of the target and of the prompt.
+        prompt_mel : Tensor (1, 80, T_prompt)
+            Log-mel of the prompt, two frames a token.
+        spk_embedding : Tensor (192,)
+            Not normalised; this does it.
+        finalize : bool
+            False: the last `pre_lookahead_len` tokens are context alone and give no frames.
+
+        Raises
+        ------
+        WorkbenchError
+            When a token is outside the vocabulary or nothing is left to render.
+        """
+        ids = torch.cat((prompt_token, token))
+        if len(ids) and int(ids.max()) >= self.config.vocab_size:
+            raise WorkbenchError(
+                f"speech token {int(ids.max())} found; this flow knows ids below {self.config.vocab_size}. "
+                "Was it made by the tokenizer of another checkpoint?"
+            )
+        if len(ids) <= (0 if finalize else self.config.pre_lookahead_len):
+            raise WorkbenchError(f"{len(ids)} speech tokens reached the flow; it needs at least one to render")
+        dtype = self.input_embedding.weight.dtype
+        embedded = self.input_embedding(ids.clamp(min=0))[None]  # (1, L, 80)
+        h = self.pre_lookahead_layer(embedded, finalize)
+        mu = h.repeat_interleave(self.config.token_mel_ratio, dim=1).transpose(1, 2)
+        prompt_frames = prompt_mel.shape[-1]
+        if prompt_frames >= mu.shape[-1]:
+            raise WorkbenchError(
+                f"the prompt has {prompt_frames} mel frames and the tokens make {mu.shape[-1]} in all, "
+                "so no frame is left for the target; align the prompt (2 frames a token) or add tokens"
+            )
+        cond = F.pad(prompt_mel.to(dtype), (0, mu.shape[-1] - prompt_frames))
+        spks = self.spk_embed_affine_layer(F.normalize(spk_embedding[None], dim=1).to(dtype))
+        return Condition(mu, spks, cond, prompt_frames)
+
+    @exact_float32()
+    def velocity(self, x: Tensor, t: Tensor, c: Condition, cfg_rate: float, streaming: bool) -> Velocity:
+        """Ask the estimator with and without its conditions, and guide.
+
+        The unconditional half has mu, spks and cond at zero; one batch of two, as upstream.
+        """
+        mu, spks, cond = (torch.cat((y, torch.zeros_like(y))) for y in (c.mu, c.spks, c.cond))
+        v = self.decoder.estimator(torch.cat((x, x)), None, mu, t.expand(2), spks, cond, streaming)
+        v_cond, v_uncond = v[:1], v[1:]
+        return Velocity((1.0 + cfg_rate) * v_cond - cfg_rate * v_uncond, v_cond, v_uncond)
+
+    def steps(
+        self, c: Condition, noise: Tensor, options: Options = Options(), streaming: bool = False
+    ) -> Iterator[FlowStep]:
+        """Solve the ODE, step by step.
+
+        Parameters
+        ----------
+        c : Condition
+            From `condition`.
+        noise : Tensor (1, 80, T)
+            The state at t = 0.
+        options : Options
+            n_timesteps, t_scheduler, solver, cfg_rate, temperature.
+        streaming : bool
+            Chunked attention in the estimator.
+
+        Yields
+        ------
+        FlowStep
+            The last one's `x_next` is the mel, prompt included.
+        """
+        x = noise.to(c.mu) * options.temperature
+        # Time stays float32 (float64 for the referee): its knots are 1e-3 apart and more.
+        knots = t_span(options.n_timesteps, options.t_scheduler, torch.promote_types(x.dtype, torch.float32))
+        knots = knots.to(x.device)
+        t, dt = knots[0], knots[1] - knots[0]
+
+        def ask(x: Tensor, t: Tensor) -> Velocity:
+            return self.velocity(x, t, c, options.cfg_rate, streaming)
+
+        for index in range(options.n_timesteps):
+            velocity = SOLVERS[options.solver](ask, x, t, dt)
+            x_next = x + dt.to(x.dtype) * velocity.guided
+            yield FlowStep(index, t, dt, x, velocity, x_next)
+            x, t = x_next, t + dt
+            if index + 2 < len(knots):
+                dt = knots[index + 2] - t  # against the accumulated time, as upstream
+
+
+def _euler(ask, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:
+    return ask(x, t)
+
+
+def _midpoint(ask, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:
+    half = dt / 2
+    return ask(x + half.to(x.dtype) * ask(x, t).guided, t + half)
+
+
+def _heun(ask, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:
+    first = ask(x, t)
+    second = ask(x + dt.to(x.dtype) * first.guided, t + dt)
+    return Velocity(*((a + b) / 2 for a, b in zip(first, second, strict=True)))
+
+
+SOLVERS = {"euler": _euler, "midpoint": _midpoint, "heun": _heun}

@@ -1,0 +1,101 @@
+"""Which file is what in a checkpoint folder, and how such a folder is written whole."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import WorkbenchError
+from workbench.speech.layout import YAML
+from workbench.speech.weights import first_line, read_weights
+
+STEMS = {"lm": "llm", "flow": "flow", "hift": "hift"}
+QWEN, CAMPPLUS, TOKENIZER = "CosyVoice-BlankEN", "campplus.onnx", "speech_tokenizer_v3.onnx"
+NOISE, SPK2INFO = "noise.safetensors", "spk2info.pt"
+LAYOUT = f"{YAML}, llm.pt, flow.pt, hift.pt (or .safetensors), {QWEN}/config.json"
+MAX_JSON = 1_000_000
+
+
+def find_weights(folder: Path, stem: str) -> Path:
+    """Return the weight file of a stem; safetensors before pt."""
+    for suffix in (".safetensors", ".pt"):
+        if (path := folder / f"{stem}{suffix}").is_file():
+            return path
+    raise WorkbenchError(f"{folder} has neither {stem}.safetensors nor {stem}.pt; expected {LAYOUT}")
+
+
+def qwen_folder(folder: Path) -> Path:
+    """Return the folder of the LM's configuration and of the text tokenizer."""
+    if (folder / QWEN / "config.json").is_file():
+        return folder / QWEN
+    for path in sorted(folder.iterdir()):
+        if (path / "config.json").is_file() and has_tokenizer(path):
+            return path
+    raise WorkbenchError(f"{folder} has no {QWEN}/config.json nor another Qwen2 folder; expected {LAYOUT}")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a text tokenizer, in either of the two forms."""
+    return any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read Qwen2's `config.json`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON + 1)
+        if len(data) > MAX_JSON:
+            raise ValueError("larger than 1 MB")
+        found = json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
+        raise WorkbenchError(
+            f"{path} is no readable JSON ({first_line(error)}); expected Qwen2's config"
+        ) from error
+    if not isinstance(found, dict):
+        raise WorkbenchError(f"{path} holds a {type(found).__name__}; expected Qwen2's config, an object")
+    return found
+
+
+def read_speakers(path: Path) -> dict[str, Any]:
+    """Read upstream's ready-made speakers, `spk2info.pt`."""
+    found = read_weights(path)
+    bad = [name for name, parts in found.items() if not isinstance(name, str) or not isinstance(parts, dict)]
+    if bad:
+        raise WorkbenchError(f"{path}: speaker {bad[0]!r} is no set of tensors; expected names with dicts")
+    return found
+
+
+@contextmanager
+def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """Give a draft folder that takes the place of `folder` in the end, or goes after an error.
+
+    Raises
+    ------
+    WorkbenchError
+        When `folder` holds something that may not be overwritten, or cannot be written.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        if not overwrite:
+            raise WorkbenchError(f"{folder} is not empty; pass overwrite=True or choose another folder")
+        if not (folder / YAML).is_file():
+            raise WorkbenchError(
+                f"{folder} holds no {YAML}, so it is no checkpoint to overwrite; choose another"
+            )
+    draft, old = (folder.with_name(f".{folder.name}.{kind}-{uuid.uuid4().hex}") for kind in ("draft", "old"))
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        if folder.is_dir():
+            os.replace(folder, old)
+        os.replace(draft, folder)
+    except OSError as error:
+        if old.is_dir() and not folder.exists():
+            os.replace(old, folder)
+        raise WorkbenchError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

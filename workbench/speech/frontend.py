@@ -1,0 +1,369 @@
+"""What enters the pipeline: text and a recording in, an `Utterance` of tokens and features out."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.speech.audio import (
+    WHISPER_RATE,
+    log_mel,
+    read_wav,
+    resample,
+    speaker_features,
+    whisper_log_mel,
+)
+from workbench.speech.config import Config
+from workbench.speech.text import END_OF_PROMPT, TextTokenizer, check_scripts, normalise, split
+
+MODES = ("zero-shot", "cross-lingual", "instruct")
+SYSTEM_PROMPT = "You are a helpful assistant."
+MIN_SECONDS, MAX_SECONDS = 0.5, 30.0
+MIN_RATE = 8_000  # Hz
+SILENCE = 1e-3  # peak, -60 dBFS
+
+
+class _Onnx:
+    """A single-output ONNX model whose inputs are known by position."""
+
+    def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu") -> None:
+        import onnxruntime
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise WorkbenchError(f"{self.path} does not exist; expected an ONNX model from the checkpoint")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = torch.get_num_threads()
+        providers = ["CPUExecutionProvider"]
+        if (
+            torch.device(device).type == "cuda"
+            and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        ):
+            providers.insert(0, "CUDAExecutionProvider")
+        try:
+            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=providers)
+        except Exception as error:  # onnxruntime has an exception class for each status, without a root
+            raise WorkbenchError(
+                f"{self.path} is not a readable ONNX model ({error}); copy it again"
+            ) from None
+
+    def _run(self, *inputs: Tensor) -> Tensor:
+        names = [found.name for found in self._session.get_inputs()]
+        if len(names) != len(inputs):
+            raise WorkbenchError(
+                f"{self.path} has inputs {names}; expected {len(inputs)}: is it another model?"
+            )
+        feed = {name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)}
+        try:
+            return torch.from_numpy(self._session.run(None, feed)[0]).flatten()
+        except Exception as error:
+            shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+            raise WorkbenchError(f"{self.path} refused inputs of shape {shapes} ({error})") from None
+
+
+class SpeechTokenizer(_Onnx):
+    """Recording to speech tokens, 25 per second, by a checkpoint's `speech_tokenizer_v3.onnx`."""
+
+    def __call__(self, wav16: Tensor) -> Tensor:
+        """Speech tokens of a recording.
+
+        Parameters
+        ----------
+        wav16 : Tensor (N,)
+            At 16 kHz, 30 s at most.
+
+        Returns
+        -------
+        Tensor (L,)
+            int64.
+        """
+        seconds = wav16.shape[-1] / WHISPER_RATE
+        if seconds > MAX_SECONDS:
+            raise WorkbenchError(f"{seconds:.1f} s of speech; the speech tokenizer takes {MAX_SECONDS:.0f} s")
+        features = whisper_log_mel(wav16.float())
+        return self._run(features, torch.tensor([features.shape[2]], dtype=torch.int32)).long()
+
+
+class SpeakerEncoder(_Onnx):
+    """Recording to a speaker embedding, by a checkpoint's `campplus.onnx`."""
+
+    def __call__(self, wav16: Tensor) -> Tensor:
+        """Speaker embedding `(192,)` of a recording `(N,)` at 16 kHz."""
+        return self._run(speaker_features(wav16.float())).float()
+
+
+def check_recording(wav: Tensor, sample_rate: int, name: str = "prompt") -> None:
+    """Refuse a recording that cannot serve as a prompt or as a source.
+
+    Parameters
+    ----------
+    wav : Tensor (N,)
+    sample_rate : int
+        Hz.
+    name : str
+        What the message calls it.
+    """
+    if wav.ndim != 1 or not len(wav):
+        raise WorkbenchError(f"{name} has shape {tuple(wav.shape)}; expected samples (N,) of one recording")
+    if sample_rate < MIN_RATE:
+        raise WorkbenchError(f"{name} has {sample_rate} samples a second; expected {MIN_RATE} Hz or more")
+    if not torch.isfinite(wav).all():
+        raise WorkbenchError(f"{name} holds NaN or infinite samples; expected numbers from -1 to 1")
+    seconds = len(wav) / sample_rate
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        raise WorkbenchError(
+            f"{name} lasts {seconds:.2f} s; expected {MIN_SECONDS} to {MAX_SECONDS:.0f} s: "
+            "3 to 10 s of clear speech work best"
+        )
+    if (peak := wav.abs().max().item()) < SILENCE:
+        raise WorkbenchError(
+            f"{name} is silent (peak {peak:.1e}); expected speech: was the right file recorded?"
+        )
+
+
+class _Tensors:
+    """Frozen dataclass of tensors."""
+
+    def to(self, device: str | torch.device) -> Any:
+        """Return a copy with every tensor on `device`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return replace(
+            self, **{k: v.to(device) for k, v in values.items() if isinstance(v, Tensor | _Tensors)}
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Prompt(_Tensors):
+    """A recording whose voice is to be imitated.
+
+    Parameters
+    ----------
+    speech_token : Tensor (L,)
+    mel : Tensor (1, M, 2L)
+        Natural-log mel, exactly two frames a token.
+    spk_embedding : Tensor (192,)
+    text : str
+        Its transcript, or empty.
+    sha256 : str
+        Of the float32 samples as given.
+    seconds : float
+        Its length as given.
+    """
+
+    speech_token: Tensor
+    mel: Tensor
+    spk_embedding: Tensor
+    text: str
+    sha256: str
+    seconds: float
+
+    def __repr__(self) -> str:
+        return f"Prompt({self.seconds:.2f} s, {len(self.speech_token)} tokens, {self.text!r:.60})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Utterance(_Tensors):
+    """What enters the pipeline for one segment of text.
+
+    Parameters
+    ----------
+    text : str
+    text_token : Tensor (L,)
+    prompt_text_token : Tensor (P,)
+        What the LM reads before the text.
+    lm_prompt_token : Tensor (S,)
+        Speech tokens the LM continues; empty unless zero-shot.
+    flow_prompt_token : Tensor (S,)
+    prompt_mel : Tensor (1, M, 2S)
+    spk_embedding : Tensor (192,)
+    mode : str
+        zero-shot, cross-lingual, instruct or conversion.
+    prompt : Prompt
+    source_token : Tensor (L,) or None
+        Conversion: the speech tokens to render, in place of the LM's.
+    """
+
+    text: str
+    text_token: Tensor
+    prompt_text_token: Tensor
+    lm_prompt_token: Tensor
+    flow_prompt_token: Tensor
+    prompt_mel: Tensor
+    spk_embedding: Tensor
+    mode: str
+    prompt: Prompt
+    source_token: Tensor | None = None
+
+    def __repr__(self) -> str:
+        source = "" if self.source_token is None else f", {len(self.source_token)} source tokens"
+        return f"Utterance({self.text!r:.60}, {self.mode}, {len(self.text_token)} text tokens{source})"
+
+
+class Frontend:
+    """Everything in front of the models.
+
+    Parameters
+    ----------
+    tokenizer : TextTokenizer
+    speech_tokenizer : callable
+        Recording `(N,)` at 16 kHz to tokens `(L,)`, as `SpeechTokenizer`.
+    speaker_encoder : callable
+        Recording `(N,)` at 16 kHz to an embedding, as `SpeakerEncoder`.
+    config : Config
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        speech_tokenizer: Callable[[Tensor], Tensor],
+        speaker_encoder: Callable[[Tensor], Tensor],
+        config: Config,
+    ) -> None:
+        if len(tokenizer) > config.lm.vocab_size:
+            raise WorkbenchError(
+                f"the tokenizer has {len(tokenizer)} ids but the LM only {config.lm.vocab_size}; "
+                "they are from different checkpoints"
+            )
+        self.tokenizer = tokenizer
+        self.speech_tokenizer = speech_tokenizer
+        self.speaker_encoder = speaker_encoder
+        self.config = config
+
+    def prompt(
+        self, source: str | os.PathLike | Tensor, text: str = "", sample_rate: int | None = None
+    ) -> Prompt:
+        """Prepare a recording whose voice is to be imitated.
+
+        Parameters
+        ----------
+        source : path or Tensor (N,) or (channels, N)
+        text : str
+            What is said in it; zero-shot needs it.
+        sample_rate : int, optional
+            Of a tensor, Hz. A file knows its own.
+        """
+        wav, rate = _recording(source, sample_rate, "prompt")
+        mel = log_mel(resample(wav, rate, self.config.mel.sample_rate), self.config.mel)
+        wav16 = resample(wav, rate, WHISPER_RATE)
+        token = self._speech_tokens(wav16)
+        ratio = self.config.flow.token_mel_ratio
+        n = min(mel.shape[2] // ratio, len(token))
+        digest = hashlib.sha256(wav.contiguous().numpy().tobytes()).hexdigest()
+        embedding = self.speaker_encoder(wav16).flatten()
+        width = self.config.flow.spk_embed_dim
+        if len(embedding) != width:
+            raise WorkbenchError(f"the speaker encoder gave {len(embedding)} numbers; expected {width}")
+        return Prompt(token[:n], mel[:, :, : ratio * n], embedding, text.strip(), digest, len(wav) / rate)
+
+    def utterance(
+        self, text: str, prompt: Prompt, mode: str = "zero-shot", instruct: str | None = None
+    ) -> Utterance:
+        """Prepare one segment of text, normalised but not split.
+
+        Parameters
+        ----------
+        text : str
+        prompt : Prompt
+        mode : {"zero-shot", "cross-lingual", "instruct"}
+            zero-shot continues the prompt and so needs its transcript; the others take only its
+            voice.
+        instruct : str, optional
+            How to speak, for the mode instruct.
+        """
+        return self._utterance(normalise(text), prompt, mode, instruct)
+
+    def utterances(
+        self, text: str, prompt: Prompt, mode: str = "zero-shot", instruct: str | None = None
+    ) -> list[Utterance]:
+        """Prepare a text of any length: normalised, split, one `Utterance` a segment."""
+        segments = split(normalise(text), self.tokenizer)
+        return [self._utterance(segment, prompt, mode, instruct) for segment in segments]
+
+    def conversion(
+        self, source: str | os.PathLike | Tensor, prompt: Prompt, sample_rate: int | None = None
+    ) -> Utterance:
+        """Prepare a recording to be said again in the prompt's voice; the LM is not asked."""
+        wav, rate = _recording(source, sample_rate, "source")
+        token = self._speech_tokens(resample(wav, rate, WHISPER_RATE))
+        return self._assemble("", "", "", prompt, "conversion", source_token=token)
+
+    def _utterance(self, text: str, prompt: Prompt, mode: str, instruct: str | None) -> Utterance:
+        if mode not in MODES:
+            raise WorkbenchError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
+        if (mode == "instruct") != bool(instruct and instruct.strip()):
+            raise WorkbenchError(f"mode is {mode} and instruct is {instruct!r}; expected both or neither")
+        scripts = getattr(self.config, "scripts", ())
+        check_scripts(text, scripts)
+        before, spoken = "", text
+        if mode == "zero-shot":
+            if not prompt.text:
+                raise WorkbenchError(
+                    "the prompt has no transcript, which zero-shot continues; "
+                    "pass prompt(..., text='what is said in it') or use mode='cross-lingual'"
+                )
+            check_scripts(prompt.text, scripts)
+            before = _after_system_prompt(prompt.text)
+        elif mode == "cross-lingual":
+            spoken = _after_system_prompt(text)
+        else:
+            order = instruct.strip()
+            before = order if END_OF_PROMPT in order else f"{SYSTEM_PROMPT} {order}{END_OF_PROMPT}"
+        return self._assemble(text, spoken, before, prompt, mode)
+
+    def _assemble(
+        self,
+        text: str,
+        spoken: str,
+        before: str,
+        prompt: Prompt,
+        mode: str,
+        source_token: Tensor | None = None,
+    ) -> Utterance:
+        token = prompt.speech_token
+        return Utterance(
+            text=text,
+            text_token=torch.tensor(self.tokenizer.encode(spoken), dtype=torch.long),
+            prompt_text_token=torch.tensor(self.tokenizer.encode(before), dtype=torch.long),
+            lm_prompt_token=token if mode == "zero-shot" else token[:0],
+            flow_prompt_token=token,
+            prompt_mel=prompt.mel,
+            spk_embedding=prompt.spk_embedding,
+            mode=mode,
+            prompt=prompt,
+            source_token=source_token,
+        )
+
+    def _speech_tokens(self, wav16: Tensor) -> Tensor:
+        token = self.speech_tokenizer(wav16)
+        size = self.config.flow.vocab_size
+        if not len(token) or not 0 <= int(token.min()) <= int(token.max()) < size:
+            raise WorkbenchError(
+                f"the speech tokenizer gave {len(token)} tokens outside 0..{size - 1} or none; "
+                "it is from another checkpoint"
+            )
+        return token
+
+
+def _after_system_prompt(text: str) -> str:
+    return text if END_OF_PROMPT in text else f"{SYSTEM_PROMPT}{END_OF_PROMPT}{text}"
+
+
+def _recording(source: str | os.PathLike | Tensor, sample_rate: int | None, name: str) -> tuple[Tensor, int]:
+    if isinstance(source, str | os.PathLike):
+        wav, sample_rate = read_wav(source)
+        name = f"{name} {source}"
+    elif sample_rate is None:
+        raise WorkbenchError(f"{name} is samples without a rate; pass sample_rate in Hz, or a path")
+    else:
+        wav = torch.as_tensor(source).detach().cpu().float()
+        if wav.ndim == 2 and len(wav) < wav.shape[1]:
+            wav = wav.mean(dim=0)
+    check_recording(wav, sample_rate, name)
+    return wav, sample_rate

@@ -1,0 +1,293 @@
+"""Mel to waveform: f0 -> harmonic source -> upsampling trunk -> inverse STFT.
+
+Each part can be run alone and in its own precision. Facts: upstream
+`cosyvoice/hifigan/{generator,f0_predictor}.py`; parameter names are upstream's.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from workbench.errors import WorkbenchError
+from workbench.speech.config import HiFTConfig
+from workbench.speech.exact import exact_float32
+
+F0_LOOKAHEAD = 3  # mel frames the f0 predictor sees to the right
+MIN_STREAM_FRAMES = 9  # fewer give no sample while more mel is to come
+
+
+class Vocoded(NamedTuple):
+    """Everything the vocoder made on the way."""
+
+    f0: Tensor  # (1, T) Hz
+    source: Tensor  # (1, 1, N) excitation
+    magnitude: Tensor  # (1, 9, 120 T + 1)
+    phase: Tensor  # (1, 9, 120 T + 1) rad, within +-1
+    wav: Tensor  # (1, N) within +-audio_limit
+
+
+class CausalConv1d(nn.Conv1d):
+    """Convolution that is padded on one side only: "left" sees the past, "right" the future."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, dilation: int = 1, side: str = "left") -> None:
+        super().__init__(n_in, n_out, kernel, dilation=dilation)
+        self.reach = (kernel - 1) * dilation
+        self.side = side
+
+    def forward(self, x: Tensor, padded: bool = False) -> Tensor:
+        """Convolve; `padded` says that x already carries its context."""
+        if not padded:
+            x = F.pad(x, (self.reach, 0) if self.side == "left" else (0, self.reach))
+        return super().forward(x)
+
+
+class Snake(nn.Module):
+    """x + sin(alpha x)^2 / alpha, one alpha a channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        alpha = self.alpha[None, :, None]
+        return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
+
+
+class ResBlock(nn.Module):
+    """Three residual pairs of causal convolutions, the first of each pair dilated."""
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+
+        def conv(dilation: int) -> nn.Module:
+            return weight_norm(CausalConv1d(channels, channels, kernel, dilation))
+
+        self.convs1 = nn.ModuleList(conv(d) for d in dilations)
+        self.convs2 = nn.ModuleList(conv(1) for _ in dilations)
+        self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
+        self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True)
+        for act1, conv1, act2, conv2 in layers:
+            x = x + conv2(act2(conv1(act1(x))))
+        return x
+
+
+class F0Predictor(nn.Module):
+    """Fundamental frequency from the mel. Upstream runs it in float64, and so do we by default."""
+
+    def __init__(self, config: HiFTConfig) -> None:
+        super().__init__()
+        width = config.f0_cond_channels
+        layers: list[nn.Module] = []
+        for i in range(5):
+            n_in, kernel, side = (config.in_channels, F0_LOOKAHEAD + 1, "right") if i == 0 else (width, 3, "left")
+            layers += [weight_norm(CausalConv1d(n_in, width, kernel, side=side)), nn.ELU()]
+        self.condnet = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width, 1)
+
+    def forward(self, mel: Tensor, finalize: bool = True) -> Tensor:  # (B, 80, T) -> (B, T or T - 3) Hz
+        h = self.condnet[0](mel, padded=not finalize)
+        h = self.condnet[1:](h)
+        return self.classifier(h.transpose(1, 2)).squeeze(-1).abs()
+
+
+class Source(nn.Module):
+    """Harmonic excitation: nine sines where voiced, noise everywhere."""
+
+    def __init__(self, config: HiFTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.l_linear = nn.Linear(config.nb_harmonics + 1, 1)
+
+    def forward(self, f0: Tensor, noise: Tensor) -> Tensor:
+        """Make the excitation.
+
+        Parameters
+        ----------
+        f0 : Tensor (B, T)
+            Hz.
+        noise : Tensor (1, at least 480 T, 9)
+            Uniform in [0, 1), so it has a mean: upstream draws torch.rand here, not randn.
+
+        Returns
+        -------
+        Tensor (B, 1, 480 T)
+
+        Notes
+        -----
+        The phase is a staircase, constant over each mel frame: upstream upsamples it by NEAREST.
+        The random initial phase it adds to the first sample never reaches the output.
+        """
+        c = self.config
+        hop = c.hop_length
+        harmonics = torch.arange(1, c.nb_harmonics + 2, device=f0.device, dtype=f0.dtype)
+        turns = (f0[..., None] * harmonics / c.sampling_rate) % 1  # (B, T, 9) per sample
+        # float64 sums on every device: a CPU sums float32 this way, a GPU would not.
+        phase = turns.cumsum(1, dtype=torch.float64).to(f0.dtype) * 2 * math.pi * hop
+        voiced = (f0 > c.nsf_voiced_threshold).to(f0.dtype)[..., None]
+        sine = c.nsf_alpha * torch.sin(phase) * voiced
+        level = voiced * c.nsf_sigma + (1 - voiced) * (c.nsf_alpha / 3)
+        sine, level = (y.repeat_interleave(hop, dim=1) for y in (sine, level))
+        excitation = sine + level * noise[:, : sine.shape[1]].to(sine)
+        return torch.tanh(self.l_linear(excitation)).transpose(1, 2)
+
+
+class HiFT(nn.Module):
+    """The vocoder.
+
+    Parameters
+    ----------
+    config : HiFTConfig
+        Sizes.
+    """
+
+    def __init__(self, config: HiFTConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        bins = c.istft_n_fft + 2  # real and imaginary parts of a one-sided spectrum
+        widths = [c.base_channels // 2 ** (i + 1) for i in range(len(c.upsample_rates))]
+        self.m_source = Source(c)
+        self.conv_pre = weight_norm(
+            CausalConv1d(c.in_channels, c.base_channels, c.conv_pre_look_right + 1, side="right")
+        )
+        self.ups, self.source_downs = nn.ModuleList(), nn.ModuleList()
+        self.source_resblocks, self.resblocks = nn.ModuleList(), nn.ModuleList()
+        for i, width in enumerate(widths):
+            self.ups.append(weight_norm(CausalConv1d(2 * width, width, c.upsample_kernel_sizes[i])))
+            stride = math.prod(c.upsample_rates[i + 1 :])
+            kernel = 1 if stride == 1 else 2 * stride
+            self.source_downs.append(nn.Conv1d(bins, width, kernel, stride))
+            self.source_resblocks.append(
+                ResBlock(width, c.source_resblock_kernel_sizes[i], c.source_resblock_dilation_sizes[i])
+            )
+            for kernel, dilations in zip(c.resblock_kernel_sizes, c.resblock_dilation_sizes, strict=True):
+                self.resblocks.append(ResBlock(width, kernel, dilations))
+        self.conv_post = weight_norm(CausalConv1d(widths[-1], bins, 7))
+        self.f0_predictor = F0Predictor(c)
+
+    def trunk(self, mel: Tensor, spectrum: Tensor, finalize: bool = True) -> Tensor:
+        """Upsample the mel under the excitation's spectrum, to log-magnitude and phase (B, 18, frames)."""
+        c = self.config
+        if finalize:
+            x = self.conv_pre(mel)
+        else:
+            spectrum = spectrum[..., : -c.conv_pre_look_right * math.prod(c.upsample_rates)]
+            x = self.conv_pre(mel, padded=True)
+        per_stage = len(c.resblock_kernel_sizes)
+        for i, rate in enumerate(c.upsample_rates):
+            x = F.leaky_relu(x, c.lrelu_slope).repeat_interleave(rate, dim=-1)
+            x = self.ups[i](x)
+            if i == len(c.upsample_rates) - 1:
+                x = F.pad(x, (1, 0), mode="reflect")
+            down = self.source_downs[i]
+            x = x + self.source_resblocks[i](down(F.pad(spectrum, (down.stride[0] - 1, 0))))
+            blocks = self.resblocks[i * per_stage : (i + 1) * per_stage]
+            x = sum(block(x) for block in blocks) / per_stage
+        return self.conv_post(F.leaky_relu(x))  # the default slope 0.01 here, not lrelu_slope
+
+    def head(self, x: Tensor, finalize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Magnitude, phase and waveform (B, N) from the trunk's output."""
+        c = self.config
+        log_magnitude, angle = x.chunk(2, dim=1)
+        magnitude = log_magnitude.exp().clamp(max=100.0)
+        phase = torch.sin(angle)  # bounds the phase to +-1 rad; leaving it out changes the sound
+        wav = self.istft(magnitude * phase.cos(), magnitude * phase.sin())
+        if not finalize:
+            wav = wav[..., : -c.hop_length]
+        return magnitude, phase, wav.clamp(-c.audio_limit, c.audio_limit)
+
+    def stft(self, source: Tensor) -> Tensor:
+        """(B, 1, N) -> (B, 18, N / 4 + 1): real parts, then imaginary. Any precision, any device."""
+        n = self.config.istft_n_fft
+        x = F.pad(source, (n // 2, n // 2), mode="reflect")
+        return F.conv1d(x, _windowed_dft(n, x.dtype, x.device), stride=self.config.istft_hop_len)
+
+    def istft(self, real: Tensor, imag: Tensor) -> Tensor:
+        """(B, 9, F), (B, 9, F) -> (B, 4 (F - 1)).
+
+        Written out as one transposed convolution because torch.istft knows no half precision on a
+        CPU and cannot be captured in a graph; n_fft is 16, so the DFT matrix is small and exact.
+        """
+        n, hop = self.config.istft_n_fft, self.config.istft_hop_len
+        mirrored = torch.full((n // 2 + 1, 1, 1), 2.0 / n, device=real.device, dtype=real.dtype)
+        mirrored[0] /= 2  # the bins at 0 and Nyquist have no mirror image
+        mirrored[-1] /= 2
+        basis = _windowed_dft(n, real.dtype, real.device) * torch.cat((mirrored, mirrored))
+        wav = F.conv_transpose1d(torch.cat((real, imag), dim=1), basis, stride=hop)
+        square = torch.hann_window(n, device=real.device, dtype=real.dtype).square()[None, None]
+        weight_sum = F.conv_transpose1d(torch.ones_like(real[:1, :1]), square, stride=hop)
+        inside = slice(n // 2, wav.shape[-1] - n // 2)
+        return (wav[..., inside] / weight_sum[..., inside]).squeeze(1)
+
+    @exact_float32()
+    def forward(
+        self,
+        mel: Tensor,
+        noise: Tensor,
+        finalize: bool = True,
+        source: Tensor | None = None,
+        head_dtype: torch.dtype | None = None,
+    ) -> Vocoded:
+        """Vocode in the precision each part's weights are in.
+
+        Parameters
+        ----------
+        mel : Tensor (1, 80, T)
+            Natural-log mel.
+        noise : Tensor (1, at least 480 T, 9)
+            Uniform excitation noise.
+        finalize : bool
+            False: more mel is to come, the last 8 frames are context; gives (T - 8) * 480 samples.
+        source : Tensor (1, 1, N), optional
+            Excitation to use instead of the one made from f0.
+        head_dtype : torch.dtype, optional
+            Precision of exp, sin and the inverse STFT, which have no weights; the trunk's by default.
+
+        Raises
+        ------
+        WorkbenchError
+            When the mel is empty, too short to stream or has NaN or Inf in it.
+        """
+        check_mel(mel, self.config, finalize)
+        f0_dtype = self.f0_predictor.classifier.weight.dtype
+        f0 = self.f0_predictor(mel.to(f0_dtype), finalize)
+        if source is None:
+            source = self.m_source(f0.to(self.m_source.l_linear.weight.dtype), noise)
+        if not finalize:
+            mel = mel[..., :-F0_LOOKAHEAD]
+        dtype = self.conv_post.bias.dtype
+        x = self.trunk(mel.to(dtype), self.stft(source.to(dtype)), finalize)
+        magnitude, phase, wav = self.head(x.to(head_dtype or dtype), finalize)
+        return Vocoded(f0, source, magnitude, phase, wav)
+
+
+def check_mel(mel: Tensor, config: HiFTConfig, finalize: bool) -> None:
+    """Raise a WorkbenchError for a mel that the vocoder cannot sound."""
+    if mel.ndim != 3 or mel.shape[1] != config.in_channels:
+        raise WorkbenchError(f"a mel of shape {tuple(mel.shape)} found; expected (1, {config.in_channels}, frames)")
+    least = 1 if finalize else MIN_STREAM_FRAMES
+    if mel.shape[-1] < least:
+        raise WorkbenchError(f"{mel.shape[-1]} mel frames found; expected at least {least}")
+    bad = ~mel.isfinite()
+    if bool(bad.any()):
+        _, m, t = (int(i) for i in bad.nonzero()[0])
+        raise WorkbenchError(
+            f"{int(bad.sum())} of {mel.numel()} mel values are NaN or Inf, the first at bin {m}, frame {t}; "
+            "look at the flow that made them (float16 overflows there first)"
+        )
+
+
+@lru_cache(maxsize=16)
+def _windowed_dft(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Rows of a one-sided DFT times a periodic Hann window: (n + 2, 1, n), real then imaginary."""
+    sample = torch.arange(n, dtype=torch.float64)
+    angle = 2 * math.pi * torch.arange(n // 2 + 1, dtype=torch.float64)[:, None] * sample / n
+    rows = torch.cat((angle.cos(), -angle.sin())) * torch.hann_window(n, dtype=torch.float64)
+    return rows[:, None].to(device, dtype)

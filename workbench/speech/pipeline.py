@@ -1,0 +1,307 @@
+"""The main path: `Pipeline.synthesise` = prepared text -> tokens -> mel -> waveform -> `Trace`.
+
+Each stage can also be run alone, from somebody else's tokens or mel.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.config import Options
+from workbench.speech.flow import Condition, FlowStep
+from workbench.speech.frontend import Frontend, Prompt, Utterance
+from workbench.speech.hift import Vocoded
+from workbench.speech.lm import LMStep
+from workbench.speech.sampling import Sampler, shorten_silences
+from workbench.trace.trace import Trace
+
+
+class Pipeline:
+    """A checkpoint, made to speak.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The voice.
+    device : str
+        "cpu", "cuda" or "cuda:1".
+    progress : bool
+        Show a progress bar on what takes longer than a second.
+
+    Raises
+    ------
+    WorkbenchError
+        When the device is not there.
+
+    Examples
+    --------
+    >>> pipe = Pipeline(Checkpoint.load("data/voices/tiny"))
+    >>> utt = pipe.prepare("Eight months to Mars.", prompt="data/prompts/kumo_0.flac")
+    >>> trace = pipe.synthesise(utt, seed=7)
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", progress: bool = True) -> None:
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.device = _device(device)
+        self.progress = progress
+        self._stages: dict[tuple[str, ...], nn.Module] = {}
+
+    def __repr__(self) -> str:
+        return f"Pipeline({self.checkpoint.name!r}, {self.device})"
+
+    # ---- the main path
+
+    def synthesise(self, utt: Utterance, seed: int | None = None, options: Options | None = None) -> Trace:
+        """Speak one prepared utterance.
+
+        Parameters
+        ----------
+        utt : Utterance
+            From `prepare`.
+        seed : int, optional
+            Seed of the sampler's draws; stands above `options.seed`.
+        options : Options, optional
+            The checkpoint's own by default.
+
+        Returns
+        -------
+        Trace
+            `lm/speech_token`, `flow/mel`, `hift/f0`, `hift/source` and `hift/wav`.
+
+        Raises
+        ------
+        WorkbenchError
+            When a stage cannot go on: no token came out, a mel has NaN in it, ...
+        """
+        options = self.options(options, seed)
+        token, lm_seconds = self._timed(lambda: self.speech_token(utt, options))
+        mel, flow_seconds = self._timed(lambda: self.mel(utt, token, options))
+        sound, hift_seconds = self._timed(lambda: self.vocode(mel, options))
+        return Trace(
+            {
+                "lm/speech_token": token,
+                "flow/mel": mel[0],
+                "hift/f0": sound.f0[0],
+                "hift/source": sound.source[0, 0],
+                "hift/wav": sound.wav[0],
+            },
+            {
+                "text": utt.text,
+                "mode": utt.mode,
+                "options": options,
+                "sample_rate": self.config.mel.sample_rate,
+                "device": str(self.device),
+                "timings": {"lm": lm_seconds, "flow": flow_seconds, "hift": hift_seconds},
+            },
+        )
+
+    def prepare(
+        self, text: str, prompt: Prompt | str | os.PathLike, mode: str = "zero-shot", instruct: str | None = None
+    ) -> Utterance:
+        """Turn a text and a prompt into what the models read.
+
+        Parameters
+        ----------
+        text : str
+            One segment; `prepare_all` splits longer ones.
+        prompt : Prompt, or path
+            A path's transcript is looked for in a `.txt` of the same name beside it.
+        mode : {"zero-shot", "cross-lingual", "instruct"}
+            See `Frontend.utterance`.
+        instruct : str, optional
+            How to speak, for the mode instruct.
+        """
+        return self.frontend.utterance(text, self.prompt(prompt), mode, instruct)
+
+    def prepare_all(
+        self, text: str, prompt: Prompt | str | os.PathLike, mode: str = "zero-shot", instruct: str | None = None
+    ) -> list[Utterance]:
+        """Like `prepare`, for a text of any length: one utterance a segment."""
+        return self.frontend.utterances(text, self.prompt(prompt), mode, instruct)
+
+    def prompt(self, source: Prompt | str | os.PathLike, text: str | None = None) -> Prompt:
+        """Prepare a recording to clone.
+
+        Parameters
+        ----------
+        source : Prompt, or path
+            A Prompt is returned as it is.
+        text : str, optional
+            Its transcript; by default what stands in the `.txt` of the same name, if there is one.
+        """
+        if isinstance(source, Prompt):
+            return source
+        beside = Path(source).with_suffix(".txt")
+        if text is None:
+            text = beside.read_text(encoding="utf-8") if beside.is_file() else ""
+        return self.frontend.prompt(source, text)
+
+    def convert(self, source: str | os.PathLike, prompt: Prompt | str | os.PathLike) -> Utterance:
+        """Prepare a recording to be said again in the prompt's voice (copy-synthesis: its own voice)."""
+        return self.frontend.conversion(source, self.prompt(prompt))
+
+    # ---- one stage at a time
+
+    def speech_token(self, utt: Utterance, options: Options | None = None) -> Tensor:
+        """Text to speech tokens (L,); for a voice conversion the source's own."""
+        options = self.options(options)
+        if utt.source_token is not None:
+            token = utt.source_token
+        else:
+            steps = self._bar(self.lm_steps(utt, options), "LM", " token")
+            kept = shorten_silences(
+                (step.token for step in steps), self.config.silent_tokens, options.max_silent_run
+            )
+            token = torch.tensor(list(kept), dtype=torch.long)
+        if not len(token):
+            raise WorkbenchError(
+                f"the LM ended {utt.text!r:.80} before the first token; "
+                "try another seed, mask_stop_ids=True, or a text of the voice's language"
+            )
+        return token
+
+    @torch.no_grad()
+    def lm_steps(self, utt: Utterance, options: Options | None = None) -> Iterator[LMStep]:
+        """Decode token by token; silences are not shortened yet."""
+        options = self.options(options)
+        sampler = Sampler(options, self.config.lm, self.config.silent_tokens)
+        lm = self.stage("lm", options.lm_dtype)
+        utt = utt.to(self.device)
+        yield from lm.steps(
+            utt.text_token, utt.prompt_text_token, utt.lm_prompt_token, sampler, options.max_tokens
+        )
+
+    @torch.no_grad()
+    def condition(
+        self, utt: Utterance, token: Tensor, options: Options | None = None, finalize: bool = True
+    ) -> Condition:
+        """What the flow's estimator is told for these speech tokens."""
+        utt, options = utt.to(self.device), self.options(options)
+        return self.stage("flow", options.flow_dtype).condition(
+            token.to(self.device), utt.flow_prompt_token, utt.prompt_mel, utt.spk_embedding, finalize
+        )
+
+    @torch.no_grad()
+    def flow_steps(
+        self, c: Condition, options: Options | None = None, streaming: bool = False
+    ) -> Iterator[FlowStep]:
+        """Solve the ODE step by step; the last step's `x_next` is the mel, prompt included."""
+        options = self.options(options)
+        flow = self.stage("flow", options.flow_dtype)
+        yield from flow.steps(c, self.noise(c.mu.shape[-1], options), options, streaming)
+
+    def mel(
+        self,
+        utt: Utterance,
+        token: Tensor,
+        options: Options | None = None,
+        finalize: bool = True,
+        streaming: bool = False,
+    ) -> Tensor:
+        """Speech tokens to the target's mel (1, 80, T), float32."""
+        options = self.options(options)
+        c = self.condition(utt, token, options, finalize)
+        for step in self._bar(self.flow_steps(c, options, streaming), "flow", " step", options.n_timesteps):
+            mel = step.x_next
+        mel = mel[..., c.prompt_frames :].float()
+        if options.speed != 1.0 and not streaming:
+            mel = F.interpolate(mel, size=max(1, int(mel.shape[-1] / options.speed)), mode="linear")
+        return mel
+
+    @torch.no_grad()
+    def vocode(self, mel: Tensor, options: Options | None = None, finalize: bool = True) -> Vocoded:
+        """Mel (1, 80, T) to sound."""
+        options = self.options(options)
+        hift = self.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
+        n = mel.shape[-1] * self.config.hift.hop_length
+        noise = self.checkpoint.noise.excitation(n).to(self.device)
+        sound = hift(mel.to(self.device), noise, finalize, head_dtype=getattr(torch, options.head_dtype))
+        return sound._replace(wav=sound.wav.float())
+
+    def noise(self, n_frames: int, options: Options | None = None) -> Tensor:
+        """Where the ODE starts, (1, 80, n_frames): upstream's fixed tensor, or one from `noise_seed`."""
+        seed = self.options(options).noise_seed
+        fixed = self._fixed_noise
+        if n_frames > fixed.shape[-1]:
+            raise WorkbenchError(
+                f"{n_frames} mel frames with the prompt are asked for; the noise reaches {fixed.shape[-1]} "
+                f"({fixed.shape[-1] / self.config.mel.frame_rate:.0f} s). Split the text: prepare_all does"
+            )
+        if seed is not None:
+            fixed = torch.randn(fixed.shape, generator=torch.Generator().manual_seed(seed))
+        return fixed[..., :n_frames].to(self.device)
+
+    # ---- what the stages stand on
+
+    @cached_property
+    def frontend(self) -> Frontend:
+        """Text and audio to tokens and embeddings, with this checkpoint's own models."""
+        return self.checkpoint.frontend()
+
+    @cached_property
+    def _fixed_noise(self) -> Tensor:
+        return self.checkpoint.noise.ode()
+
+    def options(self, options: Options | None, seed: int | None = None) -> Options:
+        """The given options, or the checkpoint's own; `seed` stands above both."""
+        options = options or self.checkpoint.options
+        return options if seed is None else options.but(seed=seed)
+
+    def stage(self, name: str, dtype: str, *parts: str) -> nn.Module:
+        """A model in some precision; built once and kept.
+
+        Parameters
+        ----------
+        name : {"lm", "flow", "hift"}
+        dtype : str
+            Of the whole model.
+        *parts : str
+            Of the vocoder's f0 predictor and source, where they differ.
+        """
+        key = (name, dtype, *parts)
+        if key not in self._stages:
+
+            def build(dtype: str) -> nn.Module:
+                return self.checkpoint.build(name, str(self.device), getattr(torch, dtype))
+
+            model = build(dtype)
+            for part, wanted in zip(("f0_predictor", "m_source"), parts, strict=False):
+                setattr(model, part, getattr(build(wanted), part))
+            self._stages[key] = model
+        return self._stages[key]
+
+    def _timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
+        start = time.perf_counter()
+        result = work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return result, time.perf_counter() - start
+
+    def _bar(self, steps: Iterator, name: str, unit: str, total: int | None = None) -> Iterator:
+        return tqdm(steps, name, total, leave=False, unit=unit, delay=1.0, disable=not self.progress)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise WorkbenchError(f"device is {name!r}; expected 'cpu' or 'cuda'") from error
+    if device.type not in ("cpu", "cuda"):
+        raise WorkbenchError(f"device is {name!r}; this workbench runs on 'cpu' and 'cuda'")
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise WorkbenchError(
+            f"device is {name!r} and torch sees {torch.cuda.device_count()} CUDA devices; "
+            "use device='cpu', or install a torch build and driver with CUDA"
+        )
+    return device

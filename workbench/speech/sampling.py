@@ -1,0 +1,124 @@
+"""Repetition-aware sampling of speech tokens, and its guards.
+
+Facts: upstream `cosyvoice/utils/common.py` (nucleus and repetition-aware sampling) and
+`cli/model.py` (silent tokens). The guards are the ones the case arrived at; all are off by default.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from workbench.speech.config import LMConfig, Options
+
+
+def nucleus(scores: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """Return the candidates of nucleus sampling.
+
+    Parameters
+    ----------
+    scores : Tensor (n,)
+        Log-probabilities or logits; -inf masks an id.
+    top_p : float
+        Entries are taken, likeliest first, while those before them sum to less than this.
+    top_k : int
+        And at most this many. One is always taken.
+
+    Returns
+    -------
+    ids : Tensor (c,)
+        Likeliest first; equal ones keep the order of their ids.
+    probs : Tensor (c,)
+        Not renormalised.
+    """
+    probs, ids = scores.softmax(dim=0).sort(descending=True, stable=True)
+    before = probs.cumsum(0) - probs
+    keep = max(1, min(top_k, int((before < top_p).sum())))
+    return ids[:keep], probs[:keep]
+
+
+def draw(probs: Tensor, generator: torch.Generator) -> int:
+    """Draw an index with probability proportional to `probs`.
+
+    The exponential race (`argmax(p / q)`, `q ~ Exp(1)`) is what torch.multinomial does on a CPU, so
+    a seed gives the same tokens as upstream's there, and the draws can be named and exported.
+    """
+    q = torch.empty(probs.shape, dtype=probs.dtype).exponential_(1, generator=generator)
+    return int((probs / q).argmax())
+
+
+class Sampler:
+    """Picks the next speech token; owns the random generator of one run.
+
+    Parameters
+    ----------
+    options : Options
+        top_p, top_k, win_size, tau_r, seed and the guards.
+    config : LMConfig
+        Which ids stop.
+    silent_tokens : iterable of int
+        Ids that sound like silence or breath.
+    """
+
+    def __init__(self, options: Options, config: LMConfig, silent_tokens: Iterable[int] = ()) -> None:
+        self.options = options
+        self.config = config
+        self.silent = frozenset(silent_tokens)
+        self.generator = torch.Generator().manual_seed(options.seed)
+
+    def __call__(self, scores: Tensor, history: Sequence[int], too_early: bool = False) -> int:
+        """Pick one id.
+
+        Parameters
+        ----------
+        scores : Tensor (n_ids,)
+            Log-probabilities; not modified.
+        history : sequence of int
+            Tokens generated so far, without the prompt's.
+        too_early : bool
+            The text is too long for speech to end already.
+
+        Returns
+        -------
+        int
+            The id; `speech_token_size` and above mean stop.
+        """
+        scores = scores.float().cpu().clone()
+        if too_early:
+            self._mask_stops(scores)
+        return self.repetition_aware(scores, history)
+
+    def repetition_aware(self, scores: Tensor, history: Sequence[int]) -> int:
+        """Draw from the nucleus; on a repeated pick mask it and draw again. Masks `scores` in place."""
+        o = self.options
+        ids, probs = nucleus(scores, o.top_p, o.top_k)
+        pick = int(ids[draw(probs, self.generator)])
+        recent = history[-o.win_size :] if o.win_size else ()
+        if pick in self.silent and not o.silent_tokens_repeat:
+            return pick
+        if sum(token == pick for token in recent) < o.win_size * o.tau_r:
+            return pick
+        scores[pick] = -torch.inf
+        if o.repetition_fallback == "top_k":
+            ids, probs = nucleus(scores, 1.0, o.top_k)
+            return int(ids[draw(probs, self.generator)])
+        return draw(scores.softmax(dim=0), self.generator)
+
+    def _mask_stops(self, scores: Tensor) -> None:
+        size = self.config.speech_token_size
+        if self.options.mask_stop_ids:
+            scores[size:] = -torch.inf
+        else:  # upstream masks sos, which is never drawn, and leaves eos: speech may end early
+            scores[size] = -torch.inf
+
+
+def shorten_silences(tokens: Iterable[int], silent: Iterable[int], max_run: int | None) -> Iterator[int]:
+    """Pass tokens on, without those beyond `max_run` silent ones in a row.
+
+    Upstream does this between LM and flow (`max_run` 5); the LM's own history keeps them all.
+    """
+    silent, run = frozenset(silent), 0
+    for token in tokens:
+        run = run + 1 if token in silent else 0
+        if max_run is None or run <= max_run:
+            yield token

@@ -1,0 +1,122 @@
+"""The main path in chunks, for speech that starts before the text is decoded to its end.
+
+All state is in `StreamState`. Three habits of upstream's driver (`cosyvoice/cli/model.py`) are choices here:
+
+- The hop grows 25, 50, 100 tokens within an utterance. Upstream keeps the grown hop on the model, so
+  that the next utterance is chunked differently from the first. Here every utterance starts afresh;
+  to hear upstream's second utterance, start it with `StreamState(hop=last_chunk.state.hop)`.
+- The last chunk is computed without the chunk mask, so its frames come from another flow pass than
+  the ones before it. `Options(stream_final_offline=False)` keeps the mask on.
+- Every chunk runs the flow over all tokens so far and the vocoder over all mel so far; there is no
+  cross-fade.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workbench.speech.config import Options
+from workbench.speech.frontend import Utterance
+from workbench.speech.pipeline import Pipeline
+from workbench.speech.sampling import shorten_silences
+
+GROWTH = 2  # each hop is this many times the one before
+LONGEST = 4  # and at most this many times the first
+
+
+@dataclass(frozen=True, eq=False)
+class StreamState:
+    """Where a stream stands.
+
+    Parameters
+    ----------
+    hop : int
+        Tokens the next chunk waits for, beside the look-ahead.
+    token_offset : int
+        Tokens already rendered.
+    mel : Tensor (1, 80, T) or None
+        All mel so far.
+    speech_offset : int
+        Samples already yielded.
+    """
+
+    hop: int
+    token_offset: int = 0
+    mel: Tensor | None = None
+    speech_offset: int = 0
+
+
+class Chunk(NamedTuple):
+    """One piece of sound."""
+
+    wav: Tensor  # (N,) new samples
+    n_token: int  # tokens the flow was given
+    state: StreamState  # after this chunk
+    final: bool
+
+
+def stream(
+    pipe: Pipeline, utt: Utterance, options: Options | None = None, state: StreamState | None = None
+) -> Iterator[Chunk]:
+    """Speak an utterance chunk by chunk while the LM still decodes.
+
+    Parameters
+    ----------
+    pipe : Pipeline
+    utt : Utterance
+        From `pipe.prepare` or `pipe.convert`.
+    options : Options, optional
+        The checkpoint's own by default. `speed` is for offline runs alone.
+    state : StreamState, optional
+        Where to start; a fresh one by default.
+
+    Yields
+    ------
+    Chunk
+        Joined, their `wav` are the whole utterance.
+    """
+    options = pipe.options(options)
+    first_hop = pipe.config.chunk_size
+    state = state or StreamState(hop=first_hop)
+    lookahead = pipe.config.flow.pre_lookahead_len
+    prompt = len(utt.flow_prompt_token)
+    # The prompt and the first chunk together fill whole chunks of the mask.
+    pad = math.ceil(prompt / state.hop) * state.hop - prompt
+    token: list[int] = []
+    for new in _tokens(pipe, utt, options):
+        token.append(new)
+        this_hop = state.hop + (pad if state.token_offset == 0 else 0)
+        while len(token) - state.token_offset >= this_hop + lookahead:
+            n = state.token_offset + this_hop + lookahead
+            state, wav = _render(pipe, utt, token[:n], options, state, final=False)
+            grown = min(LONGEST * first_hop, GROWTH * state.hop)
+            state = replace(state, token_offset=state.token_offset + this_hop, hop=grown)
+            yield Chunk(wav, n, state, final=False)
+            this_hop = state.hop
+    state, wav = _render(pipe, utt, token, options, state, final=True)
+    yield Chunk(wav, len(token), replace(state, token_offset=len(token)), final=True)
+
+
+def _tokens(pipe: Pipeline, utt: Utterance, options: Options) -> Iterator[int]:
+    if utt.source_token is not None:
+        return iter(utt.source_token.tolist())
+    tokens = (step.token for step in pipe.lm_steps(utt, options))
+    return shorten_silences(tokens, pipe.config.silent_tokens, options.max_silent_run)
+
+
+def _render(
+    pipe: Pipeline, utt: Utterance, token: list[int], options: Options, state: StreamState, final: bool
+) -> tuple[StreamState, Tensor]:
+    """Run flow and vocoder over everything so far; return what is new."""
+    streaming = not (final and options.stream_final_offline)
+    ids = torch.tensor(token, dtype=torch.long)
+    mel = pipe.mel(utt, ids, options, finalize=final, streaming=streaming)
+    mel = mel[..., state.token_offset * pipe.config.flow.token_mel_ratio :]
+    if state.mel is not None:
+        mel = torch.cat((state.mel, mel), dim=-1)
+    wav = pipe.vocode(mel, options, finalize=final).wav[0, state.speech_offset :].cpu()
+    return replace(state, mel=mel, speech_offset=state.speech_offset + len(wav)), wav

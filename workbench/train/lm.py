@@ -1,0 +1,181 @@
+"""Train the LM: `python -m workbench.train.lm DATA_DIR TOKENS BPE_DIR OUT_DIR --minutes 6`.
+
+Rows are what inference will see: instruction, a prompt's transcript, a text, then the prompt's speech
+tokens and the text's, of one speaker; a share of rows has no prompt, as cross-lingual and instruct
+modes have none. A few hours of speech are little for a language model, so there is BPE dropout, a new
+partner for every utterance in every epoch, dropout on each layer and noise on the tokens fed back.
+"""
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from workbench.speech.config import LMConfig
+from workbench.speech.lm import LM
+from workbench.train.bpe import encode, load
+from workbench.train.corpus import Corpus
+from workbench.train.loop import Averaged, Run
+
+INSTRUCTION = "You are a helpful assistant."
+IGNORE = -100
+
+
+def config(vocab_size: int, speech_token_size: int) -> LMConfig:
+    """Sizes of the bundled voice's LM."""
+    return LMConfig(
+        speech_token_size=speech_token_size,
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=768,
+        vocab_size=vocab_size,
+    )
+
+
+class Batches:
+    """Rows of text and speech ids, padded to a common length."""
+
+    def __init__(self, corpus: Corpus, tokens: Path, bpe: Path, end_of_prompt: int, dropout: float) -> None:
+        ids = torch.load(tokens, weights_only=True)
+        data, offsets, lengths = ids["data"].long(), ids["offsets"], corpus.mels("cpu").lengths // 2
+        self.speech = [data[int(o) : int(o) + int(n)].tolist() for o, n in zip(offsets, lengths, strict=False)]
+        self.texts, self.speakers = corpus.texts, corpus.speaker_ids.tolist()
+        self.train, self.valid = corpus.train.tolist(), corpus.valid.tolist()
+        self.tokenizers = {True: load(bpe, dropout=dropout), False: load(bpe, dropout=0.0)}
+        self.end_of_prompt = end_of_prompt
+        self.of_speaker: dict[int, list[int]] = {}
+        for i in self.train:
+            self.of_speaker.setdefault(self.speakers[i], []).append(i)
+
+    def row(self, i: int, training: bool, prompted: float) -> tuple[list[int], list[int]]:
+        """Text ids and speech ids of utterance i, after a prompt more often than not."""
+        tokenizer = self.tokenizers[training]
+        j = random.choice(self.of_speaker[self.speakers[i]])
+        head = [*encode(tokenizer, INSTRUCTION), self.end_of_prompt]
+        if random.random() < prompted:
+            # The transcript and the text meet without a space, as inference joins their ids.
+            text = encode(tokenizer, self.texts[j]) + encode(tokenizer, self.texts[i])
+            return head + text, self.speech[j] + self.speech[i]
+        return head + encode(tokenizer, self.texts[i]), self.speech[i]
+
+    def batch(self, indices: list[int], training: bool, length: int, prompted: float = 0.8) -> tuple[Tensor, ...]:
+        """Return ids, whether each is speech, and targets, all (B, length)."""
+        c = self.config
+        ids = torch.zeros(len(indices), length, dtype=torch.long)
+        is_speech = torch.ones(len(indices), length, dtype=torch.bool)
+        target = torch.full((len(indices), length), IGNORE)
+        for b, i in enumerate(indices):
+            text, speech = self.row(i, training, prompted)
+            if len(text) + len(speech) + 2 > length:
+                text, speech = self.row(i, training, 0.0)
+            text = text[: length - 2]
+            speech = speech[: length - 2 - len(text)]
+            n, end = len(text) + 1, len(text) + 2 + len(speech)
+            ids[b, :end] = torch.tensor([c.sos, *text, c.task_id, *speech])
+            is_speech[b, 1:n] = False
+            target[b, n:end] = torch.tensor([*speech, c.eos])
+        return ids, is_speech, target
+
+    config: LMConfig
+
+
+def loss_of(lm: LM, ids: Tensor, is_speech: Tensor, target: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and accuracy of the next speech token; `noise` is the share of inputs replaced."""
+    c = lm.config
+    if noise:
+        swap = (torch.rand(ids.shape, device=ids.device) < noise) & is_speech & (ids < c.speech_token_size)
+        ids = torch.where(swap, torch.randint_like(ids, c.speech_token_size), ids)
+    text = lm.qwen.embed_tokens(torch.where(is_speech, 0, ids))
+    x = torch.where(is_speech[..., None], lm.speech_embedding(ids), text)
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
+        logits = lm.llm_decoder(lm.qwen(x))
+    logits, wanted = logits.float().flatten(0, 1), target.flatten()
+    seen = wanted != IGNORE
+    accuracy = ((logits.argmax(-1) == wanted) & seen).sum() / seen.sum()
+    return F.cross_entropy(logits, wanted, ignore_index=IGNORE, label_smoothing=0.05), accuracy
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train until the budget is spent; the averaged weights are in `state.pt` under "averaged"."""
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batches = Batches(Corpus(args.data), args.tokens, args.bpe, args.end_of_prompt, args.bpe_dropout)
+    batches.config = config(args.vocab, args.speech_vocab)
+    lm = LM(batches.config).to(device)
+    for p in lm.parameters():
+        if p.ndim == 2:
+            torch.nn.init.normal_(p, std=0.02)
+    averaged = Averaged(lm, 0.998)
+    decay = [p for p in lm.parameters() if p.ndim == 2]
+    rest = [p for p in lm.parameters() if p.ndim != 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    opt = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+    run = Run(args.out, args.minutes, {"model": lm, "averaged": averaged, "opt": opt})
+    for layer in lm.qwen.layers:
+        for part in (layer.self_attn, layer.mlp):
+            part.register_forward_hook(lambda m, i, out: F.dropout(out, args.dropout, m.training))
+
+    best = torch.inf
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        nonlocal best
+        state = random.getstate()
+        random.seed(0)
+        batch = [x.to(device) for x in batches.batch(batches.valid, False, args.length, prompted=1.0)]
+        random.setstate(state)
+        loss, accuracy = loss_of(averaged.model.eval(), *batch, noise=0.0)
+        if float(loss) < best:
+            best = float(loss)
+            torch.save(averaged.model.state_dict(), args.out / "best.pt")
+        return {"valid": float(loss), "valid_acc": float(accuracy)}
+
+    order: list[int] = []
+    more = True
+    while more:
+        if len(order) < args.batch:
+            order = random.sample(batches.train, len(batches.train))
+        indices, order = order[: args.batch], order[args.batch :]
+        batch = [x.to(device, non_blocking=True) for x in batches.batch(indices, True, args.length)]
+        loss, accuracy = loss_of(lm.train(), *batch, noise=args.noise)
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0, foreach=True)
+        for group in opt.param_groups:
+            group["lr"] = run.rate(args.lr)
+        opt.step()
+        averaged.update(lm)
+        more = run.tick(
+            lambda loss=loss.detach(), acc=accuracy: {"loss": float(loss), "acc": float(acc), **validate()}, every=15
+        )
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("tokens", type=Path)
+    parser.add_argument("bpe", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--length", type=int, default=448)
+    parser.add_argument("--vocab", type=int, required=True, help="rows of the text embedding")
+    parser.add_argument("--speech-vocab", type=int, default=729)
+    parser.add_argument("--end-of-prompt", type=int, required=True, help="id of <|endofprompt|>")
+    parser.add_argument("--bpe-dropout", type=float, default=0.15)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--noise", type=float, default=0.05)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

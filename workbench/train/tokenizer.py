@@ -1,0 +1,242 @@
+"""The speech tokenizer: whisper log-mel at 100 Hz -> one of 3**6 ids every 40 ms.
+
+Supervised finite scalar quantisation, as in CosyVoice3 and much smaller: what survives the rounding
+must let one head spell the phonemes (CTC) and another, told the speaker, draw the mel.
+
+`python -m workbench.train.tokenizer DATA_DIR OUT_DIR --minutes 4` trains, measures and exports.
+"""
+
+import argparse
+import copy
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.train.corpus import Corpus
+from workbench.train.features import Features
+from workbench.train.fsq import RATIO, Encoder, Tokenizer, export
+from workbench.train.loop import Averaged, Run
+
+CTC_WEIGHT, MEL_WEIGHT, SPREAD_WEIGHT = 1.0, 2.0, 1.0
+
+
+class Task:
+    """The corpus on one device, its batches, losses and measurements."""
+
+    def __init__(self, corpus: Corpus, device: torch.device, rows: torch.Tensor | None = None):
+        self.corpus, self.device = corpus, device
+        self.heard, self.mels = corpus.whisper_mels(device), corpus.mels(device)
+        self.rows = corpus.train if rows is None else rows
+        phones = corpus.phones()
+        self.alphabet = sorted(set("".join(phones)))
+        number = {phone: i + 1 for i, phone in enumerate(self.alphabet)}
+        coded = [torch.tensor([number[p] for p in line], dtype=torch.uint8)[:, None] for line in phones]
+        counts = torch.tensor([0] + [len(line) for line in coded])
+        self.phones = Features(torch.cat(coded).to(device), counts.cumsum(0).to(device))
+        self.speakers = corpus.speaker_ids.to(device)
+        self.counts = self.heard.lengths.cpu()
+
+    def model(self) -> Tokenizer:
+        """Return a fresh model of the corpus's phonemes and speakers."""
+        return Tokenizer(len(self.alphabet), len(self.corpus.speaker_names)).to(self.device)
+
+    def batches(self, size: int, generator: torch.Generator):
+        """Yield row numbers for ever, utterances of like length together."""
+        while True:
+            noisy = self.counts[self.rows] * (1 + 0.1 * torch.rand(len(self.rows), generator=generator))
+            groups = self.rows[noisy.argsort()].split(size)
+            for group in torch.randperm(len(groups), generator=generator).tolist():
+                yield groups[group]
+
+    def batch(self, rows: torch.Tensor, augment: bool) -> dict[str, torch.Tensor]:
+        """Gather one batch; augmented, its level and its borders change and bands go missing."""
+        width = -(-int(self.counts[rows].max()) // 32) * 32
+        rows = rows.to(self.device)
+        shift = torch.randint(0, 3 if augment else 1, rows.shape, device=self.device)
+        feats, lengths = self.heard.batch(rows, width, 2 * shift)
+        mel, frames = self.mels.batch(rows, width // 2, shift)
+        phones, n_phones = self.phones.batch(rows)
+        if augment:
+            feats = _augment(feats)
+        return {
+            "feats": feats.transpose(1, 2), "lengths": lengths, "mel": mel, "frames": frames,
+            "phones": phones[..., 0].long(), "n_phones": n_phones, "speaker": self.speakers[rows],
+        }  # fmt: skip
+
+    def losses(self, model: Tokenizer, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the training losses and the logits."""
+        h, mask, logits, mel = model(batch["feats"], batch["lengths"], batch["speaker"])
+        n_tokens = mask.float().sum(dim=(1, 2)).long()
+        logp = logits.float().log_softmax(-1)
+        ctc = F.ctc_loss(
+            logp.transpose(0, 1), batch["phones"], 2 * n_tokens, batch["n_phones"], zero_infinity=True
+        )
+        real = torch.arange(mel.shape[1], device=self.device) < batch["frames"][:, None]
+        l1 = (mel.float() - batch["mel"]).abs().mean(-1)[real].mean()
+        used = h[mask[:, 0] > 0] / model.encoder.reach
+        centred = used - used.mean(0)
+        want = 0.45 * torch.eye(used.shape[1], device=self.device)
+        spread = (centred.T @ centred / len(used) - want).square().sum() + used.mean(0).square().sum()
+        total = CTC_WEIGHT * ctc + MEL_WEIGHT * l1 + SPREAD_WEIGHT * spread
+        return {"total": total, "ctc": ctc, "mel": l1, "spread": spread, "logp": logp, "tokens": n_tokens}
+
+    @torch.no_grad()
+    def measure(self, model: Tokenizer, rows: torch.Tensor) -> dict[str, float]:
+        """Measure phoneme error rate (greedy CTC) and mel L1 (natural log units) on some rows."""
+        model.eval()
+        batch = self.batch(rows, augment=False)
+        found = self.losses(model, batch)
+        wrong = total = 0
+        for i, path in enumerate(found["logp"].argmax(-1).cpu()):
+            path = path[: 2 * int(found["tokens"][i])].unique_consecutive()
+            truth = batch["phones"][i, : batch["n_phones"][i]].tolist()
+            wrong += _edits(path[path > 0].tolist(), truth)
+            total += len(truth)
+        return {"phone_error_rate": wrong / total, "mel_l1": found["mel"].item()}
+
+    @torch.no_grad()
+    def tokens(self, encoder: Encoder, size: int = 64) -> Features:
+        """Return the ids of every utterance, (tokens,) int16."""
+        order = self.counts.argsort().split(size)
+        found: list[torch.Tensor] = [torch.empty(0)] * len(self.counts)
+        for rows in order:
+            feats, lengths = self.heard.batch(rows.to(self.device))
+            ids = encoder.ids(feats.transpose(1, 2), lengths).short().cpu()
+            for row, line in zip(rows.tolist(), ids, strict=True):
+                found[row] = line[: -(-int(self.counts[row]) // RATIO)]
+        counts = torch.tensor([0] + [len(line) for line in found])
+        return Features(torch.cat(found), counts.cumsum(0))
+
+
+def _augment(feats: torch.Tensor) -> torch.Tensor:
+    """Change the level by up to 6 dB; hide one band and two moments of half the rows."""
+    size, width, bins = feats.shape
+
+    def draw(high: float) -> torch.Tensor:
+        return torch.rand(size, 1, 1, device=feats.device) * high
+
+    feats = feats + (draw(12.0) - 6.0) / 40 + 0.02 * torch.randn_like(feats)
+    step, band = torch.arange(width, device=feats.device), torch.arange(bins, device=feats.device)
+    hide = torch.zeros_like(feats, dtype=torch.bool)
+    for axis, at, longest in ((bins, band, 24), (width, step[:, None], 10), (width, step[:, None], 10)):
+        first, length = draw(axis), draw(longest)
+        hide |= (at >= first) & (at < first + length)
+    hide &= draw(1.0) < 0.5
+    return torch.where(hide, feats.mean(dim=(1, 2), keepdim=True), feats)
+
+
+def _edits(found: list[int], truth: list[int]) -> int:
+    row = list(range(len(truth) + 1))
+    for i, left in enumerate(found, 1):
+        before, row[0] = row[0], i
+        for j, right in enumerate(truth, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (left != right))
+    return row[-1]
+
+
+def perplexity(ids: torch.Tensor, n_ids: int) -> float:
+    """Return how many ids are in even use, the exponential of their entropy in nats."""
+    share = torch.bincount(ids.long(), minlength=n_ids).double() / len(ids)
+    return float(torch.special.entr(share).sum().exp())
+
+
+def train(task: Task, out: Path, minutes: float, seed: int, size: int = 96, lr: float = 1.5e-3) -> Tokenizer:
+    """Train for so many minutes, going on from `out/state.pt` where there is one.
+
+    Parameters
+    ----------
+    task : Task
+        What to learn from.
+    out : Path
+        Receives `state.pt` and `loss.csv`.
+    minutes : float
+        Budget, earlier parts of the same run included.
+    seed, size, lr
+        Seed, utterances in a batch, highest learning rate.
+
+    Returns
+    -------
+    Tokenizer
+        The average of the weights over the last steps.
+    """
+    torch.manual_seed(seed)
+    on_gpu = task.device.type == "cuda"
+    model = task.model()
+    average = Averaged(model)
+    adam = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.02, fused=on_gpu)
+    run = Run(out, minutes, {"model": model, "average": average, "adam": adam}, save_every=60)
+    average.updates = run.step
+    batches = task.batches(size, torch.Generator().manual_seed(seed + run.step))
+    while run.progress < 1:
+        for group in adam.param_groups:
+            group["lr"] = run.rate(lr, warmup=0.03)
+        model.train()
+        with torch.autocast(task.device.type, torch.bfloat16, enabled=on_gpu):
+            loss = task.losses(model, task.batch(next(batches), augment=True))
+        adam.zero_grad(set_to_none=True)
+        loss["total"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+        adam.step()
+        average.update(model)
+        run.tick(lambda loss=loss: {name: loss[name].item() for name in ("ctc", "mel", "spread")})
+    return average.model.eval()
+
+
+def restore(task: Task, out: Path) -> Tokenizer:
+    """Return the averaged weights of `out/state.pt`."""
+    if not (out / "state.pt").is_file():
+        raise WorkbenchError(f"no state.pt in {out}; train first, without --export")
+    average = Averaged(task.model())
+    average.load_state_dict(torch.load(out / "state.pt", map_location="cpu", weights_only=True)["average"])
+    return average.model.eval()
+
+
+def finish(task: Task, model: Tokenizer, out: Path) -> dict[str, float]:
+    """Measure, round the weights as the ONNX file stores them, export and tokenise the corpus."""
+    torch.backends.cudnn.allow_tf32 = False
+    result = task.measure(model, task.corpus.valid)
+    encoder = copy.deepcopy(model.encoder).eval()
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.copy_(weight.half())
+    tokens = task.tokens(encoder)
+    saved = {"data": tokens.data, "offsets": tokens.offsets, "levels": list(encoder.levels)}
+    torch.save(saved, out / "tokens.pt")
+    n_ids = math.prod(encoder.levels)
+    result |= {"perplexity": perplexity(tokens.data, n_ids), "ids_used": len(tokens.data.unique())}
+    result["repeats"] = (tokens.data[1:] == tokens.data[:-1]).float().mean().item()
+    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    export(encoder.cpu(), out / "speech_tokenizer_v3.onnx")
+    return result
+
+
+def main() -> None:
+    """Train the speech tokenizer, measure it on the held-back utterances and export it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--only", type=int, help="train on so many utterances, to see it overfit")
+    parser.add_argument("--export", action="store_true", help="only export what state.pt holds")
+    args = parser.parse_args()
+    corpus = Corpus(args.data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = Task(corpus, device, corpus.train[: args.only] if args.only else None)
+    if args.export:
+        model = restore(task, args.out)
+    else:
+        model = train(task, args.out, args.minutes, args.seed, args.batch)
+    if args.only:
+        print("seen", task.measure(model, task.rows[:60]), flush=True)
+    print(finish(task, model, args.out), flush=True)
+
+
+if __name__ == "__main__":
+    main()
