@@ -1,1 +1,26 @@
-"""An investigation workbench for CosyVoice3."""
+"""An investigation workbench for CosyVoice3.
+
+Load a checkpoint, make it speak, keep what happened on the way, find out where it went wrong. Read
+`workbench.speech.pipeline` first: the main path fits one screen.
+"""
+
+from workbench.errors import WorkbenchError
+from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.config import Config, Options
+from workbench.speech.frontend import Prompt, Utterance
+from workbench.speech.pipeline import Pipeline
+from workbench.speech.stream import StreamState, stream
+from workbench.trace.trace import Trace
+
+__all__ = [
+    "Checkpoint",
+    "Config",
+    "Options",
+    "Pipeline",
+    "Prompt",
+    "StreamState",
+    "Trace",
+    "Utterance",
+    "WorkbenchError",
+    "stream",
+]

@@ -5,9 +5,11 @@ A verb is a function that takes the parsed arguments and returns an exit code, a
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from workbench.errors import WorkbenchError
 
@@ -17,12 +19,71 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="workbench", description="Find out where CosyVoice3 went wrong.")
     verbs = top.add_subparsers(dest="verb", required=True)
 
+    verb = verbs.add_parser("speak", help="say texts in a prompt's voice and write wav files")
+    verb.add_argument("text", nargs="+", help="each is one numbered output; long ones are split")
+    verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder")
+    verb.add_argument("--prompt", default="data/prompts/kumo_0.flac", help="recording to clone")
+    verb.add_argument("--prompt-text", help="its transcript; default: the .txt beside it")
+    verb.add_argument("--mode", default="zero-shot", choices=("zero-shot", "cross-lingual", "instruct"))
+    verb.add_argument("--instruct", help="how to speak, for --mode instruct")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--device", default="cpu")
+    verb.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="any field of Options"
+    )
+    verb.add_argument("-o", "--out", default="output", help="folder")
+    verb.add_argument("--name", default="speech", help="files are NAME_text_segment.wav")
+    verb.set_defaults(run=speak)
+
     verb = verbs.add_parser("inspect", help="list the tensors of a checkpoint folder, also of a broken one")
     verb.add_argument("folder")
     verb.add_argument("--prefix", default="", help="stage and start of the key, such as flow.decoder")
     verb.set_defaults(run=inspect)
 
     return top
+
+
+def speak(args: argparse.Namespace) -> int:
+    """Speak every text, write one file a segment, print one row a file."""
+    import pandas as pd
+
+    from workbench.diagnose.measure import wave_stats
+    from workbench.speech.audio import write_wav
+    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.pipeline import Pipeline
+
+    voice = Checkpoint.load(args.voice)
+    options = voice.options.but(**options_of(args.option), seed=args.seed)
+    pipe = Pipeline(voice, args.device)
+    prompt = pipe.prompt(args.prompt, args.prompt_text)
+    texts = [pipe.prepare_all(text, prompt, args.mode, args.instruct) for text in args.text]
+    rows = []
+    for i, segments in enumerate(texts):
+        for j, utt in enumerate(segments):
+            trace = pipe.synthesise(utt, options=options)
+            path = Path(args.out) / f"{args.name}_{i}_{j}.wav"
+            write_wav(path, trace.wav, trace.sample_rate)
+            stats = wave_stats(trace.wav, trace.sample_rate, pipe.config.hift.audio_limit)
+            rows.append({"file": str(path), **stats, "rtf": trace.rtf, "text": utt.text})
+    table = pd.DataFrame(rows)
+    table["text"] = table["text"].str.slice(0, 48)
+    print(table.to_string(index=False, float_format="{:.4g}".format))
+    print("peak and rms are of full scale, silence is a share of the time, rtf is compute / audio seconds")
+    return 0
+
+
+def options_of(pairs: Sequence[str]) -> dict[str, object]:
+    """Read NAME=VALUE pairs; values are JSON where they parse as such, text otherwise."""
+    found: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise WorkbenchError(f"--option is {pair!r}; expected NAME=VALUE, such as n_timesteps=1")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def inspect(args: argparse.Namespace) -> int:

@@ -161,7 +161,9 @@ class Block(nn.Module):
         return x + gate_mlp * self.ff(modulate(x, shift_mlp, scale_mlp))
 
 
-def attention_mask(mask: Tensor | None, length: int, chunk: int | None, device: torch.device) -> Tensor | None:
+def attention_mask(
+    mask: Tensor | None, length: int, chunk: int | None, device: torch.device
+) -> Tensor | None:
     """Which frame (row) may look at which (column).
 
     Parameters

@@ -144,7 +144,9 @@ class Flow(nn.Module):
                 "Was it made by the tokenizer of another checkpoint?"
             )
         if len(ids) <= (0 if finalize else self.config.pre_lookahead_len):
-            raise WorkbenchError(f"{len(ids)} speech tokens reached the flow; it needs at least one to render")
+            raise WorkbenchError(
+                f"{len(ids)} speech tokens reached the flow; it needs at least one to render"
+            )
         dtype = self.input_embedding.weight.dtype
         embedded = self.input_embedding(ids.clamp(min=0))[None]  # (1, L, 80)
         h = self.pre_lookahead_layer(embedded, finalize)

@@ -87,7 +87,9 @@ class F0Predictor(nn.Module):
         width = config.f0_cond_channels
         layers: list[nn.Module] = []
         for i in range(5):
-            n_in, kernel, side = (config.in_channels, F0_LOOKAHEAD + 1, "right") if i == 0 else (width, 3, "left")
+            n_in, kernel, side = (
+                (config.in_channels, F0_LOOKAHEAD + 1, "right") if i == 0 else (width, 3, "left")
+            )
             layers += [weight_norm(CausalConv1d(n_in, width, kernel, side=side)), nn.ELU()]
         self.condnet = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, 1)
@@ -271,7 +273,9 @@ class HiFT(nn.Module):
 def check_mel(mel: Tensor, config: HiFTConfig, finalize: bool) -> None:
     """Raise a WorkbenchError for a mel that the vocoder cannot sound."""
     if mel.ndim != 3 or mel.shape[1] != config.in_channels:
-        raise WorkbenchError(f"a mel of shape {tuple(mel.shape)} found; expected (1, {config.in_channels}, frames)")
+        raise WorkbenchError(
+            f"a mel of shape {tuple(mel.shape)} found; expected (1, {config.in_channels}, frames)"
+        )
     least = 1 if finalize else MIN_STREAM_FRAMES
     if mel.shape[-1] < least:
         raise WorkbenchError(f"{mel.shape[-1]} mel frames found; expected at least {least}")

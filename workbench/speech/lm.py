@@ -189,14 +189,7 @@ class LM(nn.Module):
 
     def embed(self, text_token: Tensor, prompt_speech_token: Tensor) -> Tensor:
         """Embed `[sos] text [task] prompt_speech` as (1, L, D); `text_token` has the prompt's text first."""
-        size = self.config.vocab_size
-        if len(text_token) and int(text_token.max()) >= size:
-            raise WorkbenchError(f"text token {int(text_token.max())} found; this LM's vocabulary has {size} rows")
-        size = self.config.speech_token_size
-        if len(prompt_speech_token) and int(prompt_speech_token.max()) >= size:
-            raise WorkbenchError(
-                f"prompt speech token {int(prompt_speech_token.max())} found; this LM knows ids below {size}"
-            )
+        self._check(text_token, prompt_speech_token)
         sos, task = self._speech(self.config.sos), self._speech(self.config.task_id)
         text = self.qwen.embed_tokens(text_token)
         return torch.cat((sos, text, task, self.speech_embedding(prompt_speech_token)))[None]
@@ -278,9 +271,12 @@ class LM(nn.Module):
         """
         c = self.config
         n_text, n_speech = c.mix_ratio
+        self._check(prompt_text_token, prompt_speech_token)
         marks = (prompt_text_token == end_of_prompt).nonzero()
         if not len(marks):
-            raise WorkbenchError("the prompt text has no <|endofprompt|>; streamed text needs one to start after")
+            raise WorkbenchError(
+                "the prompt text has no <|endofprompt|>; streamed text needs one to start after"
+            )
         head = int(marks[0]) + 1
         cache, history = KVCache(c.num_hidden_layers), []
         text = self.qwen.embed_tokens(prompt_text_token[head:])
@@ -307,6 +303,7 @@ class LM(nn.Module):
                 pending = self._speech(token)
 
         for chunk in text_chunks:
+            self._check(chunk, prompt_speech_token)
             text = torch.cat((text, self.qwen.embed_tokens(chunk)))
             while len(speech) and len(text) >= n_text:
                 pending = torch.cat((pending, text[:n_text], speech[:n_speech]))
@@ -321,6 +318,18 @@ class LM(nn.Module):
         # After a turn `pending` still holds the last token, already in the cache: upstream feeds it twice.
         pending = torch.cat((pending, text, self._speech(c.task_id)))
         yield from turn(final=True)
+
+    def _check(self, text_token: Tensor, speech_token: Tensor) -> None:
+        c = self.config
+        for what, ids, size in (
+            ("text", text_token, c.vocab_size),
+            ("prompt speech", speech_token, c.speech_token_size),
+        ):
+            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+                raise WorkbenchError(
+                    f"{what} tokens {int(ids.min())}..{int(ids.max())} found; this LM knows 0..{size - 1}. "
+                    "Were they made by the tokenizer of another checkpoint?"
+                )
 
     def _speech(self, token: int) -> Tensor:  # (1, D)
         return self.speech_embedding.weight[token][None]

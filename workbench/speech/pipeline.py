@@ -107,7 +107,11 @@ class Pipeline:
         )
 
     def prepare(
-        self, text: str, prompt: Prompt | str | os.PathLike, mode: str = "zero-shot", instruct: str | None = None
+        self,
+        text: str,
+        prompt: Prompt | str | os.PathLike,
+        mode: str = "zero-shot",
+        instruct: str | None = None,
     ) -> Utterance:
         """Turn a text and a prompt into what the models read.
 
@@ -125,7 +129,11 @@ class Pipeline:
         return self.frontend.utterance(text, self.prompt(prompt), mode, instruct)
 
     def prepare_all(
-        self, text: str, prompt: Prompt | str | os.PathLike, mode: str = "zero-shot", instruct: str | None = None
+        self,
+        text: str,
+        prompt: Prompt | str | os.PathLike,
+        mode: str = "zero-shot",
+        instruct: str | None = None,
     ) -> list[Utterance]:
         """Like `prepare`, for a text of any length: one utterance a segment."""
         return self.frontend.utterances(text, self.prompt(prompt), mode, instruct)
@@ -299,7 +307,9 @@ def _device(name: str) -> torch.device:
         raise WorkbenchError(f"device is {name!r}; expected 'cpu' or 'cuda'") from error
     if device.type not in ("cpu", "cuda"):
         raise WorkbenchError(f"device is {name!r}; this workbench runs on 'cpu' and 'cuda'")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise WorkbenchError(
             f"device is {name!r} and torch sees {torch.cuda.device_count()} CUDA devices; "
             "use device='cpu', or install a torch build and driver with CUDA"

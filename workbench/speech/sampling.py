@@ -6,9 +6,11 @@ Facts: upstream `cosyvoice/utils/common.py` (nucleus and repetition-aware sampli
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.errors import WorkbenchError
 from workbench.speech.config import LMConfig, Options
 
 
@@ -32,7 +34,8 @@ def nucleus(scores: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
         Not renormalised.
     """
     probs, ids = scores.softmax(dim=0).sort(descending=True, stable=True)
-    before = probs.cumsum(0) - probs
+    # numpy adds float32 one by one, as upstream's loop does; torch.cumsum rounds otherwise at ties.
+    before = np.concatenate(([0.0], np.cumsum(probs.numpy())[:-1]))
     keep = max(1, min(top_k, int((before < top_p).sum())))
     return ids[:keep], probs[:keep]
 
@@ -84,6 +87,11 @@ class Sampler:
             The id; `speech_token_size` and above mean stop.
         """
         scores = scores.float().cpu().clone()
+        if bool(scores.isnan().any()):
+            raise WorkbenchError(
+                f"the LM's log-probabilities are NaN at token {len(history)}; float16 overflows so. "
+                "Try lm_dtype='bfloat16' or 'float32'"
+            )
         if too_early:
             self._mask_stops(scores)
         return self.repetition_aware(scores, history)

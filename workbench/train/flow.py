@@ -42,7 +42,9 @@ class Batches:
         for speaker in range(len(corpus.speaker_names)):
             mine = [int(i) for i in which if int(speaker_ids[i]) == speaker]
             n = [int(mels.lengths[i]) // 2 for i in mine]
-            self.token.append([data[int(offsets[i]) : int(offsets[i]) + k] for i, k in zip(mine, n, strict=True)])
+            self.token.append(
+                [data[int(offsets[i]) : int(offsets[i]) + k] for i, k in zip(mine, n, strict=True)]
+            )
             self.mel.append([mels[i][: 2 * k] for i, k in zip(mine, n, strict=True)])
             self.owner.append(torch.tensor(mine))
         weights = torch.tensor([float(sum(len(t) for t in ts)) for ts in self.token])
@@ -157,7 +159,7 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = run.rate(args.lr)
         opt.step()
         averaged.update(flow)
-        more = run.tick(lambda loss=loss.detach(): {"loss": float(loss), "valid": validate()})
+        more = run.tick(lambda now=loss: {"loss": now.item(), "valid": validate()})
 
 
 def main() -> None:
@@ -169,7 +171,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--frames", type=int, default=400, help="mel frames a row; every fourth batch has twice")
+    parser.add_argument(
+        "--frames", type=int, default=400, help="mel frames a row; every fourth batch has twice"
+    )
     parser.add_argument("--vocab", type=int, default=729)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--compile", action="store_true")

@@ -7,6 +7,7 @@ constant over each 20 ms frame, so the trunk learns the fine structure of the vo
 
 import argparse
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ class PeriodDiscriminator(nn.Module):
         self.period = period
         sizes = (1, width, 4 * width, 8 * width, 16 * width)
         self.convs = nn.ModuleList(
-            weight_norm(nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0))) for a, b in zip(sizes, sizes[1:], strict=False)
+            weight_norm(nn.Conv2d(a, b, (5, 1), (3, 1), (2, 0))) for a, b in pairwise(sizes)
         )
         self.convs.append(weight_norm(nn.Conv2d(sizes[-1], sizes[-1], (5, 1), 1, (2, 0))))
         self.post = weight_norm(nn.Conv2d(sizes[-1], 1, (3, 1), 1, (1, 0)))
@@ -52,7 +53,9 @@ class SpectrumDiscriminator(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         strides = (1, 2, 2, 2, 1)
         self.convs = nn.ModuleList(
-            weight_norm(nn.Conv2d(width if i else 1, width, (3, 9 if i < 4 else 3), (1, s), (1, 4 if i < 4 else 1)))
+            weight_norm(
+                nn.Conv2d(width if i else 1, width, (3, 9 if i < 4 else 3), (1, s), (1, 4 if i < 4 else 1))
+            )
             for i, s in enumerate(strides)
         )
         self.post = weight_norm(nn.Conv2d(width, 1, 3, 1, 1))
@@ -90,7 +93,13 @@ class MelDistance(nn.Module):
         self.windows = windows
         for n in windows:
             mels = torchaudio.functional.melscale_fbanks(
-                n // 2 + 1, 0.0, sample_rate / 2, max(8, n // 16), sample_rate, norm="slaney", mel_scale="slaney"
+                n // 2 + 1,
+                0.0,
+                sample_rate / 2,
+                max(8, n // 16),
+                sample_rate,
+                norm="slaney",
+                mel_scale="slaney",
             )
             self.register_buffer(f"mels{n}", mels, persistent=False)
             self.register_buffer(f"window{n}", torch.hann_window(n), persistent=False)
@@ -125,7 +134,10 @@ def estimate_f0(wav: Tensor, config: HiFTConfig, low: float = 65.0, high: float 
     corr = torch.fft.irfft(power)[..., : longest + 2]
     square = frames.square().cumsum(-1)
     lags = torch.arange(longest + 2, device=wav.device)
-    head, tail = square[..., width - 1 - lags], square[..., -1:] - square[..., lags] + frames.square()[..., :1]
+    head, tail = (
+        square[..., width - 1 - lags],
+        square[..., -1:] - square[..., lags] + frames.square()[..., :1],
+    )
     ratio = corr / (head * tail).clamp(min=1e-8).sqrt()
     region = ratio[..., shortest : longest + 1]
     # The shortest lag nearly as good as the best: the best alone falls an octave low too often.
@@ -208,7 +220,9 @@ def train(data: Path, out: Path, args: argparse.Namespace) -> None:
         torch.optim.AdamW(m.parameters(), lr=rates[k], betas=(0.8, 0.99), capturable=on_gpu, fused=on_gpu)
         for k, m in (("g", model), ("d", judges))
     )
-    run = Run(out, args.minutes, {"model": model, "judges": judges, "averaged": averaged, "g": opt_g, "d": opt_d})
+    run = Run(
+        out, args.minutes, {"model": model, "judges": judges, "averaged": averaged, "g": opt_g, "d": opt_d}
+    )
     for opt, name in ((opt_g, "g"), (opt_d, "d")):
         for group in opt.param_groups:
             group["lr"] = rates[name]
@@ -280,7 +294,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=40, help="mel frames a crop")
     parser.add_argument("--width", type=int, default=32, help="channels of the discriminators' first layers")
     parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--imitate", type=float, default=0.08, help="share of the time before the judges join")
+    parser.add_argument(
+        "--imitate", type=float, default=0.08, help="share of the time before the judges join"
+    )
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--graph", action="store_true")

@@ -43,38 +43,50 @@ class Batches:
     def __init__(self, corpus: Corpus, tokens: Path, bpe: Path, end_of_prompt: int, dropout: float) -> None:
         ids = torch.load(tokens, weights_only=True)
         data, offsets, lengths = ids["data"].long(), ids["offsets"], corpus.mels("cpu").lengths // 2
-        self.speech = [data[int(o) : int(o) + int(n)].tolist() for o, n in zip(offsets, lengths, strict=False)]
+        self.speech = [
+            data[int(o) : int(o) + int(n)].tolist() for o, n in zip(offsets, lengths, strict=False)
+        ]
         self.texts, self.speakers = corpus.texts, corpus.speaker_ids.tolist()
-        self.train, self.valid = corpus.train.tolist(), corpus.valid.tolist()
+        self.train = corpus.train.tolist()
+        self.valid = corpus.valid.tolist()
         self.tokenizers = {True: load(bpe, dropout=dropout), False: load(bpe, dropout=0.0)}
         self.end_of_prompt = end_of_prompt
         self.of_speaker: dict[int, list[int]] = {}
         for i in self.train:
             self.of_speaker.setdefault(self.speakers[i], []).append(i)
 
-    def row(self, i: int, training: bool, prompted: float) -> tuple[list[int], list[int]]:
-        """Text ids and speech ids of utterance i, after a prompt more often than not."""
-        tokenizer = self.tokenizers[training]
-        j = random.choice(self.of_speaker[self.speakers[i]])
-        head = [*encode(tokenizer, INSTRUCTION), self.end_of_prompt]
-        if random.random() < prompted:
-            # The transcript and the text meet without a space, as inference joins their ids.
-            text = encode(tokenizer, self.texts[j]) + encode(tokenizer, self.texts[i])
-            return head + text, self.speech[j] + self.speech[i]
-        return head + encode(tokenizer, self.texts[i]), self.speech[i]
+    def row(self, i: int, training: bool, before: int) -> tuple[list[int], list[int]]:
+        """Text ids and speech ids of utterance i, after so many others of its speaker.
 
-    def batch(self, indices: list[int], training: bool, length: int, prompted: float = 0.8) -> tuple[Tensor, ...]:
-        """Return ids, whether each is speech, and targets, all (B, length)."""
+        The transcripts meet as inference joins them: sentences of one prompt by a space, prompt and
+        text without one.
+        """
+        tokenizer = self.tokenizers[training]
+        others = random.sample(self.of_speaker[self.speakers[i]], before)
+        text = [*encode(tokenizer, INSTRUCTION), self.end_of_prompt]
+        if others:
+            text += encode(tokenizer, " ".join(self.texts[j] for j in others))
+        text += encode(tokenizer, self.texts[i])
+        return text, [token for j in (*others, i) for token in self.speech[j]]
+
+    def batch(self, indices: list[int], training: bool, length: int, before: int | None = None) -> tuple:
+        """Return ids, whether each is speech, and targets, all (B, length).
+
+        Parameters
+        ----------
+        before : int, optional
+            Utterances in front of each; none: drawn from 0 to 4.
+        """
         c = self.config
         ids = torch.zeros(len(indices), length, dtype=torch.long)
         is_speech = torch.ones(len(indices), length, dtype=torch.bool)
         target = torch.full((len(indices), length), IGNORE)
         for b, i in enumerate(indices):
-            text, speech = self.row(i, training, prompted)
-            if len(text) + len(speech) + 2 > length:
-                text, speech = self.row(i, training, 0.0)
-            text = text[: length - 2]
-            speech = speech[: length - 2 - len(text)]
+            n_before = random.choices((0, 1, 2, 3, 4), (2, 3, 3, 2, 1))[0] if before is None else before
+            text, speech = self.row(i, training, n_before)
+            while len(text) + len(speech) + 2 > length:
+                n_before -= 1
+                text, speech = self.row(i, training, n_before)
             n, end = len(text) + 1, len(text) + 2 + len(speech)
             ids[b, :end] = torch.tensor([c.sos, *text, c.task_id, *speech])
             is_speech[b, 1:n] = False
@@ -128,7 +140,7 @@ def train(args: argparse.Namespace) -> None:
         nonlocal best
         state = random.getstate()
         random.seed(0)
-        batch = [x.to(device) for x in batches.batch(batches.valid, False, args.length, prompted=1.0)]
+        batch = [x.to(device) for x in batches.batch(batches.valid, False, args.length, before=2)]
         random.setstate(state)
         loss, accuracy = loss_of(averaged.model.eval(), *batch, noise=0.0)
         if float(loss) < best:
@@ -151,9 +163,8 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = run.rate(args.lr)
         opt.step()
         averaged.update(lm)
-        more = run.tick(
-            lambda loss=loss.detach(), acc=accuracy: {"loss": float(loss), "acc": float(acc), **validate()}, every=15
-        )
+        now = {"loss": loss, "acc": accuracy}
+        more = run.tick(lambda now=now: {k: v.item() for k, v in now.items()} | validate(), every=15)
 
 
 def main() -> None:
@@ -165,7 +176,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--length", type=int, default=448)
+    parser.add_argument("--length", type=int, default=576)
     parser.add_argument("--vocab", type=int, required=True, help="rows of the text embedding")
     parser.add_argument("--speech-vocab", type=int, default=729)
     parser.add_argument("--end-of-prompt", type=int, required=True, help="id of <|endofprompt|>")

@@ -1,0 +1,34 @@
+# Two commands for a newcomer: make demo, make test.
+PYTHON ?= python3
+BIN := .venv/bin
+SENTENCES := "Hello! I am an AI voice assistant." \
+  "Eight months to Mars. Counter-orbital slingshot around, fourteen months to Saturn."
+
+.PHONY: demo test lint lab clean
+
+demo: .venv/installed
+	$(BIN)/workbench speak $(SENTENCES) --name voice_clone --out output
+	@echo
+	@echo "Listen to output/voice_clone_0_0.wav and output/voice_clone_1_0.wav."
+	@echo "The case's first mistake is one option away:"
+	@echo "  $(BIN)/workbench speak 'Hello!' --option n_timesteps=1 --name one_step"
+	@echo "Then 'make lab' and notebooks/00-start-here.ipynb."
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: .venv/installed
+	$(BIN)/python -m ipykernel install --prefix .venv --name python3 --display-name "Workbench"
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv output

@@ -1,0 +1,96 @@
+"""Put the trained stages together: `python -m workbench.train.assemble DATA_DIR RUNS_DIR VOICE_DIR`.
+
+RUNS_DIR holds the stages' folders: `tok`, `spk`, `bpe`, `flow`, `hift`, `lm`. VOICE_DIR gets the
+layout of the released checkpoint, weights in float16, which the one loader opens.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.config import Config, Options
+from workbench.speech.template import config_to_yaml, qwen_config
+from workbench.train import flow, hift, lm
+from workbench.train.corpus import Corpus
+
+# What reads well with 729 speech tokens: a repeated one is common there, see the model card.
+OPTIONS = Options()
+SILENCE = -9.0  # mean natural-log mel below which a token is silence
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Return the averaged weights of a stage in float16, from `state.pt` or an exported file."""
+    exported = folder / "averaged.safetensors"
+    if exported.exists():
+        found = load_file(exported)
+    else:
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["averaged"]
+        found = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    keep = ("rotary_embed.inv_freq",)  # rounding it would turn the angles
+    return {k: v if k.endswith(keep) else v.half() for k, v in found.items() if torch.is_tensor(v)}
+
+
+def silent_tokens(corpus: Corpus, tokens: Path) -> tuple[int, ...]:
+    """Return the ids whose frames are silence on average."""
+    mels, ids = corpus.mels("cpu"), torch.load(tokens, weights_only=True)
+    level = torch.zeros(729, dtype=torch.float64)
+    count = torch.zeros(729, dtype=torch.float64)
+    for i in range(len(corpus)):
+        n = int(mels.lengths[i]) // 2
+        token = ids["data"][int(ids["offsets"][i]) :][:n].long()
+        frame = mels[i][: 2 * n].float().mean(1).view(n, 2).mean(1).double()
+        level.index_add_(0, token, frame)
+        count.index_add_(0, token, torch.ones(n, dtype=torch.float64))
+    mean = level / count.clamp(min=1)
+    return tuple(((mean < SILENCE) & (count >= 20)).nonzero()[:, 0].tolist())
+
+
+def assemble(data: Path, runs: Path, voice: Path) -> Checkpoint:
+    """Write the voice and open it again, as a user would."""
+    n_text = len(json.loads((runs / "bpe" / "vocab.json").read_text())) + 3 + 278
+    ids = torch.load(runs / "tok" / "tokens.pt", weights_only=True)
+    n_speech = 1
+    for level in ids["levels"]:
+        n_speech *= level
+    config = Config(
+        lm=lm.config(n_text, n_speech),
+        flow=flow.config(n_speech),
+        hift=hift.CONFIG,
+        silent_tokens=silent_tokens(Corpus(data), runs / "tok" / "tokens.pt"),
+        scripts=("LATIN",),
+    )
+    with tempfile.TemporaryDirectory() as draft:
+        folder = Path(draft)
+        (folder / "cosyvoice3.yaml").write_text(config_to_yaml(config, OPTIONS), encoding="utf-8")
+        tokenizer = folder / "CosyVoice-BlankEN"
+        shutil.copytree(runs / "bpe", tokenizer)
+        (tokenizer / "config.json").write_text(json.dumps(qwen_config(config), indent=2) + "\n")
+        for stage, stem in (("lm", "llm"), ("flow", "flow"), ("hift", "hift")):
+            save_file(weights(runs / stage), folder / f"{stem}.safetensors")
+        shutil.copy(runs / "tok" / "speech_tokenizer_v3.onnx", folder)
+        shutil.copy(runs / "spk" / "campplus.onnx", folder)
+        opened = Checkpoint.load(folder)
+        replace(opened, name=voice.name).save(voice, overwrite=True, noise_seconds=0.0)
+    return Checkpoint.load(voice)
+
+
+def main() -> None:
+    """Parse the command line and assemble."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("voice", type=Path)
+    args = parser.parse_args()
+    print(assemble(args.data, args.runs, args.voice))
+
+
+if __name__ == "__main__":
+    main()
