@@ -6,6 +6,7 @@ layout of the released checkpoint, weights in float16, which the one loader open
 
 import argparse
 import json
+import math
 import shutil
 import tempfile
 from dataclasses import replace
@@ -21,7 +22,6 @@ from workbench.speech.template import config_to_yaml, qwen_config
 from workbench.train import flow, hift, lm
 from workbench.train.corpus import Corpus
 
-# What reads well with 729 speech tokens: a repeated one is common there, see the model card.
 OPTIONS = Options()
 SILENCE = -9.0  # mean natural-log mel below which a token is silence
 
@@ -41,8 +41,8 @@ def weights(folder: Path) -> dict[str, Tensor]:
 def silent_tokens(corpus: Corpus, tokens: Path) -> tuple[int, ...]:
     """Return the ids whose frames are silence on average."""
     mels, ids = corpus.mels("cpu"), torch.load(tokens, weights_only=True)
-    level = torch.zeros(729, dtype=torch.float64)
-    count = torch.zeros(729, dtype=torch.float64)
+    n_ids = math.prod(ids["levels"])
+    level, count = torch.zeros(2, n_ids, dtype=torch.float64)
     for i in range(len(corpus)):
         n = int(mels.lengths[i]) // 2
         token = ids["data"][int(ids["offsets"][i]) :][:n].long()
@@ -57,9 +57,7 @@ def assemble(data: Path, runs: Path, voice: Path) -> Checkpoint:
     """Write the voice and open it again, as a user would."""
     n_text = len(json.loads((runs / "bpe" / "vocab.json").read_text())) + 3 + 278
     ids = torch.load(runs / "tok" / "tokens.pt", weights_only=True)
-    n_speech = 1
-    for level in ids["levels"]:
-        n_speech *= level
+    n_speech = math.prod(ids["levels"])
     config = Config(
         lm=lm.config(n_text, n_speech),
         flow=flow.config(n_speech),

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from workbench.errors import WorkbenchError
 from workbench.speech.audio import log_mel, read_wav, write_wav
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Options
@@ -37,7 +38,15 @@ def render(pipe: Pipeline, heldout: Path, out: Path, which: str, options: Option
     """Write one set of audio and return what was counted on the way."""
     prompts = {}
     texts = {row["id"]: row["text"] for row in rows(heldout / "prompts.tsv")}
-    count = {"compute_s": 0.0, "audio_s": 0.0, "non_finite": 0, "clamped": 0, "samples": 0, "at_limit": 0}
+    count = {
+        "compute_s": 0.0,
+        "audio_s": 0.0,
+        "non_finite": 0,
+        "clamped": 0,
+        "samples": 0,
+        "at_limit": 0,
+        "failed": 0,
+    }
     for row in tqdm(rows(heldout / "heldout.tsv")[:limit], which):
         name = f"{row['speaker']}_0"
         teacher = heldout / "teachers" / f"{row['id']}.flac"
@@ -52,7 +61,12 @@ def render(pipe: Pipeline, heldout: Path, out: Path, which: str, options: Option
                 utt = pipe.prepare(row["text"], prompts[name])
             else:
                 utt = pipe.convert(teacher, prompts[name])
-            trace = pipe.synthesise(utt, options=options)
+            try:
+                trace = pipe.synthesise(utt, options=options)
+            except WorkbenchError as error:  # the judge then has nothing to hear: it counts as failed
+                print(row["id"], error, flush=True)
+                count["failed"] += 1
+                continue
             wav = trace.wav
             limit_tokens = int(pipe.config.lm.max_token_text_ratio * len(utt.text_token))
             count["at_limit"] += which == "text" and len(trace["lm/speech_token"]) >= limit_tokens

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from workbench.speech.config import DiTConfig, FlowConfig
 from workbench.speech.flow import Flow
 from workbench.train.corpus import Corpus
-from workbench.train.loop import Averaged, Run
+from workbench.train.loop import Averaged, Run, warm_start
 
 UNCONDITIONAL = 0.2  # share of rows without any condition
 UNPROMPTED = 0.3  # share of rows without a prompt
@@ -25,7 +25,7 @@ UNPROMPTED = 0.3  # share of rows without a prompt
 
 def config(vocab_size: int) -> FlowConfig:
     """Sizes of the bundled voice's flow."""
-    dit = DiTConfig(dim=256, depth=6, heads=4)
+    dit = DiTConfig(dim=256, depth=5, heads=4)
     return FlowConfig(vocab_size=vocab_size, pre_lookahead_channels=256, dit=dit)
 
 
@@ -36,6 +36,7 @@ class Batches:
         self.device = device
         mels, ids = corpus.mels(device), torch.load(tokens, weights_only=True)
         data, offsets = ids["data"].to(device).long(), ids["offsets"]
+        self.vocab_size = math.prod(ids["levels"])
         self.embedding = torch.load(embeddings, weights_only=True)["data"].to(device)
         self.token, self.mel, self.owner = [], [], []  # one long stream a speaker
         speaker_ids = corpus.speaker_ids
@@ -125,11 +126,12 @@ def train(args: argparse.Namespace) -> None:
     corpus = Corpus(args.data)
     batches = Batches(corpus, corpus.train, args.tokens, args.embeddings, device)
     held_back = Batches(corpus, corpus.valid, args.tokens, args.embeddings, device).shuffled(100).draw(64)
-    flow = Flow(config(args.vocab)).to(device)
+    flow = Flow(config(batches.vocab_size)).to(device)
     with torch.no_grad():  # start as the identity: gates, shifts, scales and the output at zero
         for name, p in flow.decoder.estimator.named_parameters():
             if "attn_norm" in name or "norm_out" in name or "proj_out" in name:
                 p.zero_()
+    warm_start(flow, args.init)
     averaged = Averaged(flow, 0.9995)
     opt = torch.optim.AdamW(flow.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     run = Run(args.out, args.minutes, {"model": flow, "averaged": averaged, "opt": opt})
@@ -174,9 +176,9 @@ def main() -> None:
     parser.add_argument(
         "--frames", type=int, default=400, help="mel frames a row; every fourth batch has twice"
     )
-    parser.add_argument("--vocab", type=int, default=729)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--init", type=Path, help="exported weights to begin from")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 

@@ -14,7 +14,7 @@ from torch import nn
 from workbench.errors import WorkbenchError
 from workbench.train.export import export_onnx
 
-LEVELS = (3,) * 6
+LEVELS = (3,) * 5
 RATIO = 4  # whisper frames per token
 
 
@@ -155,10 +155,16 @@ class Tokenizer(nn.Module):
         self.draw = Spread(len(levels), 256, 5, 80, 0.0, n_speakers)
         nn.init.constant_(self.draw.leave.bias, -5.0)
 
-    def forward(self, feats: torch.Tensor, lengths: torch.Tensor, speaker: torch.Tensor):
-        """Return (features before rounding, mask, phoneme logits, mel), the last two at 50 Hz."""
+    def forward(self, feats: torch.Tensor, lengths: torch.Tensor, speaker: torch.Tensor, noise: float = 0.0):
+        """Return (features before rounding, mask, phoneme logits, mel), the last two at 50 Hz.
+
+        `noise` shakes the features before they are rounded, so that what must survive moves away from
+        the thresholds and an id does not flip at every frame.
+        """
         h, mask = self.encoder(feats, lengths)
-        q = quantise(h)
+        reach = self.encoder.reach
+        q = quantise(h + noise * reach * torch.randn_like(h)) if noise else quantise(h)
+        q = torch.maximum(torch.minimum(q, reach), -reach)
         return h, mask, self.spell(q, mask), self.draw(q, mask, speaker)
 
 

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from workbench.speech.config import HiFTConfig
 from workbench.speech.hift import HiFT
 from workbench.train.corpus import Corpus
-from workbench.train.loop import Averaged, Captured, Run
+from workbench.train.loop import Averaged, Captured, Run, warm_start
 
 CONFIG = HiFTConfig(base_channels=256, f0_cond_channels=192)
 CONTEXT = 8  # mel frames of right context a streamed vocoder call leaves without samples
@@ -41,7 +41,7 @@ class PeriodDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:  # (B, N)
         x = F.pad(x, (0, -x.shape[-1] % self.period)).unflatten(-1, (-1, self.period))[:, None]
-        return _features(x, self.convs, self.post)
+        return _features(x.contiguous(memory_format=torch.channels_last), self.convs, self.post)
 
 
 class SpectrumDiscriminator(nn.Module):
@@ -62,7 +62,8 @@ class SpectrumDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         spectrum = torch.stft(x.float(), self.n_fft, self.n_fft // 4, window=self.window, return_complex=True)
-        return _features(spectrum.abs().transpose(1, 2)[:, None], self.convs, self.post)
+        image = spectrum.abs().transpose(1, 2)[:, None].contiguous(memory_format=torch.channels_last)
+        return _features(image, self.convs, self.post)
 
 
 def _features(x: Tensor, convs: nn.ModuleList, post: nn.Module) -> list[Tensor]:
@@ -211,7 +212,9 @@ def train(data: Path, out: Path, args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = True
     precision = {"bfloat16": torch.bfloat16, "float32": torch.float32}[args.precision]
     batches = Batches(Corpus(data), device, args.batch, args.frames)
-    model, judges = HiFT(CONFIG).to(device), Discriminators(args.width).to(device)
+    model = HiFT(CONFIG).to(device)
+    judges = Discriminators(args.width).to(device, memory_format=torch.channels_last)
+    warm_start(model, args.init)
     distance = MelDistance(CONFIG.sampling_rate).to(device)
     averaged = Averaged(model, 0.999)
     on_gpu = device == "cuda"
@@ -300,6 +303,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--graph", action="store_true")
+    parser.add_argument("--init", type=Path, help="exported weights to begin from")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     train(args.data, args.out, args)

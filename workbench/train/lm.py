@@ -3,10 +3,12 @@
 Rows are what inference will see: instruction, a prompt's transcript, a text, then the prompt's speech
 tokens and the text's, of one speaker; a share of rows has no prompt, as cross-lingual and instruct
 modes have none. A few hours of speech are little for a language model, so there is BPE dropout, a new
-partner for every utterance in every epoch, dropout on each layer and noise on the tokens fed back.
+partner for every utterance in every epoch, dropout on each layer, noise on the tokens fed back, and
+at first many sentences that are put together from segments (`units.py`).
 """
 
 import argparse
+import math
 import random
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from torch.nn import functional as F
 
 from workbench.speech.config import LMConfig
 from workbench.speech.lm import LM
+from workbench.speech.text import TextTokenizer
 from workbench.train.bpe import encode, load
 from workbench.train.corpus import Corpus
-from workbench.train.loop import Averaged, Run
+from workbench.train.loop import Averaged, Run, warm_start
+from workbench.train.units import Units, read_sentences
 
 INSTRUCTION = "You are a helpful assistant."
 IGNORE = -100
@@ -29,7 +33,7 @@ def config(vocab_size: int, speech_token_size: int) -> LMConfig:
     return LMConfig(
         speech_token_size=speech_token_size,
         hidden_size=256,
-        num_hidden_layers=6,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=768,
@@ -40,42 +44,77 @@ def config(vocab_size: int, speech_token_size: int) -> LMConfig:
 class Batches:
     """Rows of text and speech ids, padded to a common length."""
 
-    def __init__(self, corpus: Corpus, tokens: Path, bpe: Path, end_of_prompt: int, dropout: float) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokens: Path,
+        bpe: Path,
+        dropout: float,
+        sentences: Path | None = None,
+    ) -> None:
         ids = torch.load(tokens, weights_only=True)
         data, offsets, lengths = ids["data"].long(), ids["offsets"], corpus.mels("cpu").lengths // 2
         self.speech = [
             data[int(o) : int(o) + int(n)].tolist() for o, n in zip(offsets, lengths, strict=False)
         ]
+        self.speech_token_size = math.prod(ids["levels"])
         self.texts, self.speakers = corpus.texts, corpus.speaker_ids.tolist()
         self.train = corpus.train.tolist()
         self.valid = corpus.valid.tolist()
         self.tokenizers = {True: load(bpe, dropout=dropout), False: load(bpe, dropout=0.0)}
-        self.end_of_prompt = end_of_prompt
-        self.of_speaker: dict[int, list[int]] = {}
-        for i in self.train:
-            self.of_speaker.setdefault(self.speakers[i], []).append(i)
+        # The one that inference loads knows the special tokens behind the BPE's own.
+        known = TextTokenizer.load(bpe)
+        self.vocab_size, self.end_of_prompt = len(known), known.end_of_prompt
+        self.sentences = read_sentences(sentences) if sentences else []
+        self.units = Units(corpus, tokens) if sentences else None
+        # Partners of held-back utterances are held back too: a memorised prompt would flatter the loss.
+        self.of_speaker: dict[bool, dict[int, list[int]]] = {True: {}, False: {}}
+        for training, mine in ((True, self.train), (False, self.valid)):
+            for i in mine:
+                self.of_speaker[training].setdefault(self.speakers[i], []).append(i)
 
-    def row(self, i: int, training: bool, before: int) -> tuple[list[int], list[int]]:
+    def row(self, i: int, training: bool, before: int, invented: float) -> tuple[list[int], list[int]]:
         """Text ids and speech ids of utterance i, after so many others of its speaker.
 
         The transcripts meet as inference joins them: sentences of one prompt by a space, prompt and
-        text without one.
+        text without one. `invented` is the share of sentences nobody has read, see `Units`.
         """
         tokenizer = self.tokenizers[training]
-        others = random.sample(self.of_speaker[self.speakers[i]], before)
+        partners = [j for j in self.of_speaker[training][self.speakers[i]] if j != i]
+        chosen = [*random.sample(partners, min(before, len(partners))), i]
+        said = [
+            self.invent(self.speakers[i]) if random.random() < invented else (self.texts[j], self.speech[j])
+            for j in chosen
+        ]
+        prompt = " ".join(text for text, _ in said[:-1])
         text = [*encode(tokenizer, INSTRUCTION), self.end_of_prompt]
-        if others:
-            text += encode(tokenizer, " ".join(self.texts[j] for j in others))
-        text += encode(tokenizer, self.texts[i])
-        return text, [token for j in (*others, i) for token in self.speech[j]]
+        text += (encode(tokenizer, prompt) if prompt else []) + encode(tokenizer, said[-1][0])
+        return text, [token for _, tokens in said for token in tokens]
 
-    def batch(self, indices: list[int], training: bool, length: int, before: int | None = None) -> tuple:
+    def invent(self, speaker: int) -> tuple[str, list[int]]:
+        """A sentence nobody has read, with tokens put together from read ones."""
+        while True:
+            text, phones = random.choice(self.sentences)
+            tokens = self.units.say(phones, speaker)
+            if tokens:
+                return text, tokens
+
+    def batch(
+        self,
+        indices: list[int],
+        training: bool,
+        length: int,
+        before: int | None = None,
+        invented: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return ids, whether each is speech, and targets, all (B, length).
 
         Parameters
         ----------
         before : int, optional
             Utterances in front of each; none: drawn from 0 to 4.
+        invented : float
+            Share of sentences put together from segments.
         """
         c = self.config
         ids = torch.zeros(len(indices), length, dtype=torch.long)
@@ -83,10 +122,10 @@ class Batches:
         target = torch.full((len(indices), length), IGNORE)
         for b, i in enumerate(indices):
             n_before = random.choices((0, 1, 2, 3, 4), (2, 3, 3, 2, 1))[0] if before is None else before
-            text, speech = self.row(i, training, n_before)
+            text, speech = self.row(i, training, n_before, invented)
             while len(text) + len(speech) + 2 > length:
                 n_before -= 1
-                text, speech = self.row(i, training, n_before)
+                text, speech = self.row(i, training, n_before, invented)
             n, end = len(text) + 1, len(text) + 2 + len(speech)
             ids[b, :end] = torch.tensor([c.sos, *text, c.task_id, *speech])
             is_speech[b, 1:n] = False
@@ -117,12 +156,13 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batches = Batches(Corpus(args.data), args.tokens, args.bpe, args.end_of_prompt, args.bpe_dropout)
-    batches.config = config(args.vocab, args.speech_vocab)
+    batches = Batches(Corpus(args.data), args.tokens, args.bpe, args.bpe_dropout, args.sentences)
+    batches.config = config(batches.vocab_size, batches.speech_token_size)
     lm = LM(batches.config).to(device)
     for p in lm.parameters():
         if p.ndim == 2:
             torch.nn.init.normal_(p, std=0.02)
+    warm_start(lm, args.init)
     averaged = Averaged(lm, 0.998)
     decay = [p for p in lm.parameters() if p.ndim == 2]
     rest = [p for p in lm.parameters() if p.ndim != 2]
@@ -154,7 +194,9 @@ def train(args: argparse.Namespace) -> None:
         if len(order) < args.batch:
             order = random.sample(batches.train, len(batches.train))
         indices, order = order[: args.batch], order[args.batch :]
-        batch = [x.to(device, non_blocking=True) for x in batches.batch(indices, True, args.length)]
+        invented = args.invented * max(0.0, 1 - run.progress / 0.75) if args.sentences else 0.0
+        batch = batches.batch(indices, True, args.length, invented=invented)
+        batch = [x.to(device, non_blocking=True) for x in batch]
         loss, accuracy = loss_of(lm.train(), *batch, noise=args.noise)
         opt.zero_grad(set_to_none=True)
         loss.backward()
@@ -177,13 +219,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--length", type=int, default=576)
-    parser.add_argument("--vocab", type=int, required=True, help="rows of the text embedding")
-    parser.add_argument("--speech-vocab", type=int, default=729)
-    parser.add_argument("--end-of-prompt", type=int, required=True, help="id of <|endofprompt|>")
+    parser.add_argument("--sentences", type=Path, help="text and phonemes from workbench.train.units")
+    parser.add_argument("--invented", type=float, default=0.8, help="their share at the start")
     parser.add_argument("--bpe-dropout", type=float, default=0.15)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--noise", type=float, default=0.05)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--init", type=Path, help="exported weights to begin from")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 

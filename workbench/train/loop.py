@@ -13,7 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+
+def warm_start(model: nn.Module, weights: Path | None) -> None:
+    """Begin from exported weights where their names and shapes fit; the rest stays fresh."""
+    if weights is None:
+        return
+    own = model.state_dict()
+    found = {k: v.float() for k, v in load_file(weights).items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(own | found)
+    print(f"{len(found)} of {len(own)} tensors from {weights}", flush=True)
 
 
 class Run:

@@ -21,8 +21,12 @@ from workbench.train.corpus import Corpus
 from workbench.train.features import Features
 from workbench.train.fsq import RATIO, Encoder, Tokenizer, export
 from workbench.train.loop import Averaged, Run
+from workbench.train.units import align
 
-CTC_WEIGHT, MEL_WEIGHT, SPREAD_WEIGHT = 1.0, 2.0, 1.0
+# The LM has to predict every bit that is kept: phonemes first, as much of the mel as places them in
+# time, ids that last, and just enough spread to keep the dimensions from collapsing.
+CTC_WEIGHT, MEL_WEIGHT, SMOOTH_WEIGHT, SPREAD_WEIGHT = 1.0, 0.4, 0.1, 0.03
+NOISE = 0.25  # of each dimension's reach
 
 
 class Task:
@@ -68,9 +72,11 @@ class Task:
             "phones": phones[..., 0].long(), "n_phones": n_phones, "speaker": self.speakers[rows],
         }  # fmt: skip
 
-    def losses(self, model: Tokenizer, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def losses(
+        self, model: Tokenizer, batch: dict[str, torch.Tensor], noise: float = 0.0
+    ) -> dict[str, torch.Tensor]:
         """Return the training losses and the logits."""
-        h, mask, logits, mel = model(batch["feats"], batch["lengths"], batch["speaker"])
+        h, mask, logits, mel = model(batch["feats"], batch["lengths"], batch["speaker"], noise)
         n_tokens = mask.float().sum(dim=(1, 2)).long()
         logp = logits.float().log_softmax(-1)
         ctc = F.ctc_loss(
@@ -78,12 +84,15 @@ class Task:
         )
         real = torch.arange(mel.shape[1], device=self.device) < batch["frames"][:, None]
         l1 = (mel.float() - batch["mel"]).abs().mean(-1)[real].mean()
-        used = h[mask[:, 0] > 0] / model.encoder.reach
+        scaled, both = h / model.encoder.reach, mask[:, 0, 1:] * mask[:, 0, :-1]
+        smooth = ((scaled[:, 1:] - scaled[:, :-1]).abs().mean(-1) * both).sum() / both.sum()
+        used = scaled[mask[:, 0] > 0]
         centred = used - used.mean(0)
         want = 0.45 * torch.eye(used.shape[1], device=self.device)
         spread = (centred.T @ centred / len(used) - want).square().sum() + used.mean(0).square().sum()
-        total = CTC_WEIGHT * ctc + MEL_WEIGHT * l1 + SPREAD_WEIGHT * spread
-        return {"total": total, "ctc": ctc, "mel": l1, "spread": spread, "logp": logp, "tokens": n_tokens}
+        total = CTC_WEIGHT * ctc + MEL_WEIGHT * l1 + SMOOTH_WEIGHT * smooth + SPREAD_WEIGHT * spread
+        parts = {"total": total, "ctc": ctc, "mel": l1, "smooth": smooth, "spread": spread}
+        return parts | {"logp": logp, "tokens": n_tokens}
 
     @torch.no_grad()
     def measure(self, model: Tokenizer, rows: torch.Tensor) -> dict[str, float]:
@@ -109,6 +118,20 @@ class Task:
             ids = encoder.ids(feats.transpose(1, 2), lengths).short().cpu()
             for row, line in zip(rows.tolist(), ids, strict=True):
                 found[row] = line[: -(-int(self.counts[row]) // RATIO)]
+        counts = torch.tensor([0] + [len(line) for line in found])
+        return Features(torch.cat(found), counts.cumsum(0))
+
+    @torch.no_grad()
+    def ends(self, model: Tokenizer, tokens: Features, size: int = 64) -> Features:
+        """Return where each phoneme of every utterance ends, in tokens, int16."""
+        model.eval()
+        found: list[torch.Tensor] = [torch.empty(0)] * len(self.counts)
+        for rows in self.counts.argsort().split(size):
+            batch = self.batch(rows, augment=False)
+            logp = self.losses(model, batch)["logp"].cpu()
+            for k, row in enumerate(rows.tolist()):
+                phones, n = batch["phones"][k, : batch["n_phones"][k]].cpu(), int(tokens.lengths[row])
+                found[row] = align(logp[k, : 2 * n], phones, n).short()
         counts = torch.tensor([0] + [len(line) for line in found])
         return Features(torch.cat(found), counts.cumsum(0))
 
@@ -177,7 +200,7 @@ def train(task: Task, out: Path, minutes: float, seed: int, size: int = 96, lr: 
             group["lr"] = run.rate(lr, warmup=0.03)
         model.train()
         with torch.autocast(task.device.type, torch.bfloat16, enabled=on_gpu):
-            loss = task.losses(model, task.batch(next(batches), augment=True))
+            loss = task.losses(model, task.batch(next(batches), augment=True), NOISE)
         adam.zero_grad(set_to_none=True)
         loss["total"].backward()
         nn.utils.clip_grad_norm_(model.parameters(), 2.0)
@@ -205,7 +228,9 @@ def finish(task: Task, model: Tokenizer, out: Path) -> dict[str, float]:
         for weight in encoder.parameters():
             weight.copy_(weight.half())
     tokens = task.tokens(encoder)
+    ends = task.ends(model, tokens)
     saved = {"data": tokens.data, "offsets": tokens.offsets, "levels": list(encoder.levels)}
+    saved |= {"ends": ends.data, "ends_offsets": ends.offsets}
     torch.save(saved, out / "tokens.pt")
     n_ids = math.prod(encoder.levels)
     result |= {"perplexity": perplexity(tokens.data, n_ids), "ids_used": len(tokens.data.unique())}
