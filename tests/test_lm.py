@@ -321,14 +321,31 @@ def test_default_sizes_are_the_released_ones():
 
 
 def test_text_token_outside_the_vocabulary(lm_model, prompt_speech):
-    with pytest.raises(WorkbenchError, match=r"text token 512 found.*512 rows"):
+    with pytest.raises(WorkbenchError, match=r"text tokens 3\.\.512 found.*0\.\.511"):
         lm_model.embed(torch.tensor([3, 512]), prompt_speech)
 
 
 @pytest.mark.parametrize("token", [729, 5000])
 def test_prompt_token_outside_the_codebook(lm_model, text, token):
-    with pytest.raises(WorkbenchError, match=rf"prompt speech token {token} found.*below 729"):
+    with pytest.raises(WorkbenchError, match=rf"prompt speech tokens 0\.\.{token} found.*0\.\.728"):
         lm_model.embed(text, torch.tensor([0, token]))
+
+
+def test_negative_ids(lm_model, text, prompt_speech):
+    with pytest.raises(WorkbenchError, match=r"text tokens -1\.\.3 found"):
+        lm_model.embed(torch.tensor([3, -1]), prompt_speech)
+    with pytest.raises(WorkbenchError, match=r"prompt speech tokens -2\.\.0 found"):
+        lm_model.embed(text, torch.tensor([0, -2]))
+
+
+def test_streamed_text_is_checked_too(lm_model, prompt_text, prompt_speech):
+    def run(chunk, speech):
+        return list(lm_model.steps_bistream([chunk], prompt_text, speech, forced([1], 730), 511))
+
+    with pytest.raises(WorkbenchError, match="text tokens"):
+        run(torch.tensor([600]), prompt_speech)
+    with pytest.raises(WorkbenchError, match="prompt speech tokens"):
+        run(torch.tensor([3]), torch.tensor([729]))
 
 
 def test_empty_text_gives_no_tokens(lm_model):

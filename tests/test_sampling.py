@@ -306,3 +306,20 @@ def test_silences_pass_as_they_come():
 
     kept = shorten_silences(source(), SILENT_TOKENS, 5)
     assert next(kept) == 5 and given_out == [5]
+
+
+@pytest.mark.parametrize("scores", [torch.full((8,), float("nan")), torch.tensor([0.0, float("nan"), 1.0])])
+def test_nan_is_not_token_zero(scores):
+    with pytest.raises(WorkbenchError, match="NaN at token 2"):
+        Sampler(Options(), LMConfig(speech_token_size=2))(scores, [1, 1])
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.7, 0.8, 0.9])
+@pytest.mark.parametrize("n", [3, 10, 25, 50, 100])
+def test_ties_at_the_edge_are_counted_as_upstream_does(n, top_p):
+    """Upstream adds float32 one by one; where equal scores meet top_p, another order keeps another id."""
+    ids, probs = nucleus(torch.zeros(n), top_p, n)
+    total, expected = torch.zeros(()), 0
+    while bool(total < top_p) and expected < n:
+        total, expected = total + probs[0], expected + 1
+    assert len(ids) == expected

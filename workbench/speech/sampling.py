@@ -35,8 +35,8 @@ def nucleus(scores: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
     """
     probs, ids = scores.softmax(dim=0).sort(descending=True, stable=True)
     # numpy adds float32 one by one, as upstream's loop does; torch.cumsum rounds otherwise at ties.
-    before = np.concatenate(([0.0], np.cumsum(probs.numpy())[:-1]))
-    keep = max(1, min(top_k, int((before < top_p).sum())))
+    before = np.concatenate((np.zeros(1, np.float32), np.cumsum(probs.numpy())[:-1]))
+    keep = max(1, min(top_k, int((before < np.float32(top_p)).sum())))
     return ids[:keep], probs[:keep]
 
 

@@ -22,7 +22,8 @@ from workbench.speech.template import config_to_yaml, qwen_config
 from workbench.train import flow, hift, lm
 from workbench.train.corpus import Corpus
 
-OPTIONS = Options()
+# An LM of this size may draw a stop before it has begun; upstream's mask misses that id.
+OPTIONS = Options(mask_stop_ids=True)
 SILENCE = -9.0  # mean natural-log mel below which a token is silence
 
 
@@ -76,7 +77,11 @@ def assemble(data: Path, runs: Path, voice: Path) -> Checkpoint:
         shutil.copy(runs / "tok" / "speech_tokenizer_v3.onnx", folder)
         shutil.copy(runs / "spk" / "campplus.onnx", folder)
         opened = Checkpoint.load(folder)
-        replace(opened, name=voice.name).save(voice, overwrite=True, noise_seconds=0.0)
+        card = voice / "README.md"
+        kept = card.read_text(encoding="utf-8") if card.exists() else None
+        replace(opened, name=voice.name).save(voice, overwrite=voice.exists(), noise_seconds=0.0)
+        if kept is not None:
+            card.write_text(kept, encoding="utf-8")
     return Checkpoint.load(voice)
 
 

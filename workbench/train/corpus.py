@@ -113,6 +113,11 @@ def phonemise(texts: list[str]) -> list[str]:
 def _phonemise(text: str) -> str:
     command = ["espeak-ng", "-q", "--ipa", "-v", "en-us", "--", text]
     ipa = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return fold_ipa(ipa)
+
+
+def fold_ipa(ipa: str) -> str:
+    """Write espeak-ng's IPA with one letter a sound, without stress, length and spaces."""
     for many, one in _PHONES.items():
         ipa = ipa.replace(many, one)
     return ipa.translate(_SILENT)

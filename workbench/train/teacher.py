@@ -48,7 +48,7 @@ def write_table(
     chunk : int, optional
         Sentences that share one espeak-ng call.
     """
-    from workbench.train.corpus import _PHONES, _SILENT  # needs torch; speaking does not
+    from workbench.train.corpus import fold_ipa  # needs torch; speaking does not
 
     texts = random.Random(seed).sample(texts, len(texts))
     rows = []
@@ -58,9 +58,7 @@ def write_table(
             speaker = speakers[len(rows) % len(speakers)]
             name = f"{speaker}_x{len(rows):06d}"
             speed = random.Random(f"{seed} {name}").uniform(SLOWEST, FASTEST)
-            for many, one in _PHONES.items():
-                ipa = ipa.replace(many, one)
-            rows.append((name, speaker, text, f"{speed:.3f}", spelt, ipa.translate(_SILENT)))
+            rows.append((name, speaker, text, f"{speed:.3f}", spelt, fold_ipa(ipa)))
     _write_tsv(path, FIELDS, rows)
 
 

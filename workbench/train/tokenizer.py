@@ -32,12 +32,24 @@ NOISE = 0.25  # of each dimension's reach
 class Task:
     """The corpus on one device, its batches, losses and measurements."""
 
-    def __init__(self, corpus: Corpus, device: torch.device, rows: torch.Tensor | None = None):
+    def __init__(
+        self,
+        corpus: Corpus,
+        device: torch.device,
+        rows: torch.Tensor | None = None,
+        alphabet: list[str] | None = None,
+    ):
         self.corpus, self.device = corpus, device
         self.heard, self.mels = corpus.whisper_mels(device), corpus.mels(device)
         self.rows = corpus.train if rows is None else rows
         phones = corpus.phones()
-        self.alphabet = sorted(set("".join(phones)))
+        used = sorted(set("".join(phones)))
+        self.alphabet = alphabet or used
+        if not set(used) <= set(self.alphabet):
+            unknown = "".join(sorted(set(used) - set(self.alphabet)))
+            raise WorkbenchError(
+                f"the model spells without {unknown!r}, which this corpus has; train it on both"
+            )
         number = {phone: i + 1 for i, phone in enumerate(self.alphabet)}
         coded = [torch.tensor([number[p] for p in line], dtype=torch.uint8)[:, None] for line in phones]
         counts = torch.tensor([0] + [len(line) for line in coded])
@@ -189,6 +201,8 @@ def train(task: Task, out: Path, minutes: float, seed: int, size: int = 96, lr: 
     """
     torch.manual_seed(seed)
     on_gpu = task.device.type == "cuda"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "alphabet.txt").write_text("".join(task.alphabet), encoding="utf-8")
     model = task.model()
     average = Averaged(model)
     adam = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.02, fused=on_gpu)
@@ -208,6 +222,12 @@ def train(task: Task, out: Path, minutes: float, seed: int, size: int = 96, lr: 
         average.update(model)
         run.tick(lambda loss=loss: {name: loss[name].item() for name in ("ctc", "mel", "spread")})
     return average.model.eval()
+
+
+def saved_alphabet(out: Path) -> list[str] | None:
+    """Return the phonemes that the model in `out` was trained with; none before it is."""
+    path = out / "alphabet.txt"
+    return list(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def restore(task: Task, out: Path) -> Tokenizer:
@@ -253,7 +273,8 @@ def main() -> None:
     args = parser.parse_args()
     corpus = Corpus(args.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = Task(corpus, device, corpus.train[: args.only] if args.only else None)
+    rows = corpus.train[: args.only] if args.only else None
+    task = Task(corpus, device, rows, saved_alphabet(args.out))
     if args.export:
         model = restore(task, args.out)
     else:
