@@ -13,6 +13,7 @@ import torchaudio
 from workbench.errors import WorkbenchError
 from workbench.train import bpe, corpus, fsq, speaker, tokenizer
 from workbench.train.features import Features
+from workbench.train.loop import Averaged
 
 SENTENCES = ["The sun has been rising before six.", "I'd asked for 2 hot drinks; really?", "Who created it?"]
 
@@ -214,3 +215,18 @@ def test_a_few_steps_of_each_training(small, tmp_path):
     assert saved["data"].shape == (12, 192)
     assert saved["centroids"].shape == (2, 192)
     assert 0 <= result["train_accuracy"] <= 1
+
+
+def test_a_resumed_average_goes_on(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    average = Averaged(model)
+    for _ in range(500):
+        average.update(model)
+    torch.save(average.state_dict(), tmp_path / "state.pt")
+    again = Averaged(torch.nn.Linear(2, 1))
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    again.update(model)
+    moved = (again.model.weight - average.model.weight).mean()
+    assert 0 < moved < 0.05  # a fresh average would have taken nine tenths of the step

@@ -110,6 +110,13 @@ class Averaged(nn.Module):
         super().__init__()
         self.model, self.decay, self.updates = copy.deepcopy(model).requires_grad_(False), decay, 0
 
+    def get_extra_state(self) -> int:
+        """Updates so far: a resumed average must not warm up again and forget what it holds."""
+        return self.updates
+
+    def set_extra_state(self, state: int) -> None:
+        self.updates = state
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take one step towards the model's weights."""

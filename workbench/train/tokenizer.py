@@ -207,7 +207,6 @@ def train(task: Task, out: Path, minutes: float, seed: int, size: int = 96, lr: 
     average = Averaged(model)
     adam = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.02, fused=on_gpu)
     run = Run(out, minutes, {"model": model, "average": average, "adam": adam}, save_every=60)
-    average.updates = run.step
     batches = task.batches(size, torch.Generator().manual_seed(seed + run.step))
     while run.progress < 1:
         for group in adam.param_groups:
