@@ -163,21 +163,21 @@ class Pipeline:
 
     def speech_token(self, utt: Utterance, options: Options | None = None) -> Tensor:
         """Text to speech tokens (L,); for a voice conversion the source's own."""
-        options = self.options(options)
-        if utt.source_token is not None:
-            token = utt.source_token
-        else:
-            steps = self._bar(self.lm_steps(utt, options), "LM", " token")
-            kept = shorten_silences(
-                (step.token for step in steps), self.config.silent_tokens, options.max_silent_run
-            )
-            token = torch.tensor(list(kept), dtype=torch.long)
+        token = torch.tensor(list(self._bar(self.tokens(utt, options), "LM", " token")), dtype=torch.long)
         if not len(token):
             raise WorkbenchError(
                 f"the LM ended {utt.text!r:.80} before the first token; "
                 "try another seed, mask_stop_ids=True, or a text of the voice's language"
             )
         return token
+
+    def tokens(self, utt: Utterance, options: Options | None = None) -> Iterator[int]:
+        """Speech tokens as they come, long silences shortened; for a voice conversion the source's own."""
+        options = self.options(options)
+        if utt.source_token is not None:
+            return iter(utt.source_token.tolist())
+        said = (step.token for step in self.lm_steps(utt, options))
+        return shorten_silences(said, self.config.silent_tokens, options.max_silent_run)
 
     @torch.no_grad()
     def lm_steps(self, utt: Utterance, options: Options | None = None) -> Iterator[LMStep]:
@@ -279,13 +279,12 @@ class Pipeline:
         """
         key = (name, dtype, *parts)
         if key not in self._stages:
-
-            def build(dtype: str) -> nn.Module:
-                return self.checkpoint.build(name, str(self.device), getattr(torch, dtype))
-
-            model = build(dtype)
-            for part, wanted in zip(("f0_predictor", "m_source"), parts, strict=False):
-                setattr(model, part, getattr(build(wanted), part))
+            # Built wide where parts differ, so that rounding the trunk does not round them first.
+            widest = torch.float64 if parts else getattr(torch, dtype)
+            model = self.checkpoint.build(name, str(self.device), widest)
+            wanted = dict(zip(("f0_predictor", "m_source"), parts, strict=False))
+            for part, module in model.named_children():
+                module.to(getattr(torch, wanted.get(part, dtype)))
             self._stages[key] = model
         return self._stages[key]
 

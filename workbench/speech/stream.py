@@ -22,7 +22,6 @@ from torch import Tensor
 from workbench.speech.config import Options
 from workbench.speech.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.sampling import shorten_silences
 
 GROWTH = 2  # each hop is this many times the one before
 LONGEST = 4  # and at most this many times the first
@@ -87,7 +86,7 @@ def stream(
     # The prompt and the first chunk together fill whole chunks of the mask.
     pad = math.ceil(prompt / state.hop) * state.hop - prompt
     token: list[int] = []
-    for new in _tokens(pipe, utt, options):
+    for new in pipe.tokens(utt, options):
         token.append(new)
         this_hop = state.hop + (pad if state.token_offset == 0 else 0)
         while len(token) - state.token_offset >= this_hop + lookahead:
@@ -99,13 +98,6 @@ def stream(
             this_hop = state.hop
     state, wav = _render(pipe, utt, token, options, state, final=True)
     yield Chunk(wav, len(token), replace(state, token_offset=len(token)), final=True)
-
-
-def _tokens(pipe: Pipeline, utt: Utterance, options: Options) -> Iterator[int]:
-    if utt.source_token is not None:
-        return iter(utt.source_token.tolist())
-    tokens = (step.token for step in pipe.lm_steps(utt, options))
-    return shorten_silences(tokens, pipe.config.silent_tokens, options.max_silent_run)
 
 
 def _render(
