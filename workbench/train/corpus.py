@@ -5,7 +5,6 @@ SHARD_DIR; `Corpus(DATA_DIR)` reads the result back.
 """
 
 import argparse
-import csv
 import hashlib
 import io
 import os
@@ -21,6 +20,7 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.train.features import SAMPLE_RATE, Features, extract, kaldi_fbanks, log_mels, whisper_log_mels
+from workbench.train.table import read_rows, write_rows
 
 FIELDS = ("id", "speaker", "text", "start", "length")
 N_VALID = 60
@@ -44,7 +44,7 @@ class Corpus:
         self.root = Path(root)
         if not (self.root / "index.tsv").is_file():
             raise WorkbenchError(f"no index.tsv in {self.root}; run `python -m workbench.train.corpus` first")
-        rows = _read_tsv(self.root / "index.tsv")
+        rows = read_rows(self.root / "index.tsv")
         self.ids, self.speakers, self.texts = ([row[key] for row in rows] for key in FIELDS[:3])
         self.starts = np.array([int(row["start"]) for row in rows], dtype=np.int64)
         self.lengths = np.array([int(row["length"]) for row in rows], dtype=np.int64)
@@ -69,7 +69,7 @@ class Corpus:
         path = self.root / "phones.tsv"
         if not path.is_file():
             raise WorkbenchError(f"no phones.tsv in {self.root}; install espeak-ng and rebuild the corpus")
-        phones = {row["id"]: row["phones"] for row in _read_tsv(path)}
+        phones = {row["id"]: row["phones"] for row in read_rows(path)}
         return [phones[name] for name in self.ids]
 
     def mels(self, device: str | torch.device = "cpu") -> Features:
@@ -137,7 +137,7 @@ def build(shards: str | Path, out: str | Path, workers: int | None = None) -> Co
         Processes that decode; 0 decodes in this one.
     """
     shards, out = Path(shards), Path(out)
-    rows = {row["id"]: row for row in _read_tsv(shards / "manifest.tsv")}
+    rows = {row["id"]: row for row in read_rows(shards / "manifest.tsv")}
     encoded = {}
     for shard in sorted(shards.glob("opus_*.tar")):
         with tarfile.open(shard) as tar:
@@ -154,17 +154,14 @@ def build(shards: str | Path, out: str | Path, workers: int | None = None) -> Co
             wavs = list(pool.map(_decode, inputs, chunksize=64))
     lengths = [len(wav) for wav in wavs]
     np.save(out / "wav24.npy", np.concatenate(wavs))
-    with (out / "index.tsv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, **_TSV)
-        writer.writerow(FIELDS)
-        for name, length, end in zip(names, lengths, np.cumsum(lengths), strict=True):
-            writer.writerow([name, rows[name]["speaker"], rows[name]["text"], end - length, length])
+    spans = zip(names, lengths, np.cumsum(lengths), strict=True)
+    index = ((n, rows[n]["speaker"], rows[n]["text"], end - length, length) for n, length, end in spans)
+    write_rows(out / "index.tsv", FIELDS, index)
     if (shards / "phones.tsv").is_file():
         shutil.copyfile(shards / "phones.tsv", out / "phones.tsv")
     elif shutil.which("espeak-ng"):
         phones = phonemise([rows[name]["text"] for name in names])
-        lines = [f"{name}\t{text}\n" for name, text in zip(names, phones, strict=True)]
-        (out / "phones.tsv").write_text("id\tphones\n" + "".join(lines), encoding="utf-8")
+        write_rows(out / "phones.tsv", ("id", "phones"), zip(names, phones, strict=True))
     return Corpus(out)
 
 
@@ -175,16 +172,6 @@ def _decode(data: bytes) -> np.ndarray:
     if rate != SAMPLE_RATE:
         raise WorkbenchError(f"an utterance is at {rate} Hz; expected {SAMPLE_RATE} Hz")
     return wav[:, 0]
-
-
-_TSV = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "lineterminator": "\n", "quotechar": None}
-
-
-def _read_tsv(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise WorkbenchError(f"no {path.name} in {path.parent}")
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, **_TSV))
 
 
 def main() -> None:

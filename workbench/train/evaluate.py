@@ -9,7 +9,6 @@ lands in `OUT_DIR/figures.json`.
 """
 
 import argparse
-import csv
 import json
 import shlex
 import subprocess
@@ -24,20 +23,15 @@ from workbench.speech.audio import log_mel, read_wav, write_wav
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline
+from workbench.train.table import read_rows
 
 SETS = ("text", "copy", "vocoder")
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    """Read a tab-separated table."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def render(pipe: Pipeline, heldout: Path, out: Path, which: str, options: Options, limit: int | None) -> dict:
     """Write one set of audio and return what was counted on the way."""
     prompts = {}
-    texts = {row["id"]: row["text"] for row in rows(heldout / "prompts.tsv")}
+    texts = {row["id"]: row["text"] for row in read_rows(heldout / "prompts.tsv")}
     count = {
         "compute_s": 0.0,
         "audio_s": 0.0,
@@ -47,7 +41,7 @@ def render(pipe: Pipeline, heldout: Path, out: Path, which: str, options: Option
         "at_limit": 0,
         "failed": 0,
     }
-    for row in tqdm(rows(heldout / "heldout.tsv")[:limit], which):
+    for row in tqdm(read_rows(heldout / "heldout.tsv")[:limit], which):
         name = f"{row['speaker']}_0"
         teacher = heldout / "teachers" / f"{row['id']}.flac"
         if name not in prompts:

@@ -7,7 +7,6 @@ WordNet's licence wants its notice kept: see `workbench.train.wordnet`.
 """
 
 import argparse
-import csv
 import heapq
 import random
 import re
@@ -16,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
+from workbench.train.table import read_rows
 from workbench.train.templates import PHRASES, TEMPLATES, fill
 from workbench.train.wordnet import definition, entries, examples, frequent_nouns, installed
 
@@ -146,9 +146,9 @@ def read_texts(path: Path) -> list[str]:
     """Read sentences, one a line, or the column `text` of a .tsv."""
     if not path.is_file():
         raise WorkbenchError(f"no {path.name} in {path.parent}; --exclude takes files of sentences")
+    if path.suffix == ".tsv":
+        return [row["text"] for row in read_rows(path)]
     with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".tsv":
-            return [row["text"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
         return [line.strip() for line in file if line.strip()]
 
 

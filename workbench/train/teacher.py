@@ -8,7 +8,6 @@ shards that `workbench.train.corpus` reads.
 """
 
 import argparse
-import csv
 import io
 import os
 import random
@@ -19,13 +18,13 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.train.kokoro import SAMPLE_RATE, SPEAKERS, Kokoro, assemble, encode, phonemes
+from workbench.train.table import read_rows, write_rows
 
 SHARD_BYTES = 14_800_000
 SLOWEST, FASTEST = 0.92, 1.08
 MAIN_SPEAKERS = ("kumo", "gongitsune", "alpha", "kumo_alpha")
 FIELDS = ("id", "speaker", "text", "speed", "phonemes", "phones")
 MANIFEST = ("id", "speaker", "text", "seconds", "wer", "shard")
-_TSV = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "lineterminator": "\n", "quotechar": None}
 _teacher: Kokoro | None = None
 
 
@@ -59,7 +58,7 @@ def write_table(
             name = f"{speaker}_x{len(rows):06d}"
             speed = random.Random(f"{seed} {name}").uniform(SLOWEST, FASTEST)
             rows.append((name, speaker, text, f"{speed:.3f}", spelt, fold_ipa(ipa)))
-    _write_tsv(path, FIELDS, rows)
+    write_rows(path, FIELDS, rows)
 
 
 def speak(
@@ -172,25 +171,16 @@ def pack(rows: list[dict[str, str]], out: Path, shards: Path, first: int = 0) ->
                 manifest.append(
                     (row["id"], row["speaker"], row["text"], f"{seconds:.3f}", "", f"{number:02d}")
                 )
-    _write_tsv(shards / "manifest.tsv", MANIFEST, manifest)
-    _write_tsv(shards / "phones.tsv", ("id", "phones"), [(row["id"], row["phones"]) for row in rows])
+    write_rows(shards / "manifest.tsv", MANIFEST, manifest)
+    write_rows(shards / "phones.tsv", ("id", "phones"), [(row["id"], row["phones"]) for row in rows])
     return total / 3600
-
-
-def _write_tsv(path: Path, fields: tuple[str, ...], rows: list[tuple]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, **_TSV).writerows([fields, *rows])
-    os.replace(partial, path)
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Return the rows of a table written by `write_table`."""
     if not path.is_file():
         raise WorkbenchError(f"no {path.name} in {path.parent}; write it with --phonemes where espeak-ng is")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, **_TSV))
+    rows = read_rows(path)
     if rows and set(FIELDS) - rows[0].keys():
         raise WorkbenchError(f"{path} has the columns {', '.join(rows[0])}; expected {', '.join(FIELDS)}")
     return rows

@@ -9,7 +9,6 @@ nobody's; the share of such rows falls to none before training ends.
 """
 
 import argparse
-import csv
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -19,6 +18,8 @@ import torchaudio
 from torch import Tensor
 
 from workbench.train.corpus import Corpus, phonemise
+from workbench.train.sentences import read_texts
+from workbench.train.table import read_rows, write_rows
 
 LONGEST = 7  # tokens, 280 ms; a longer segment holds a pause, which belongs to its sentence
 EDGE = "|"  # neighbour of the first and last phoneme
@@ -97,9 +98,7 @@ class Units:
 
 def read_sentences(path: Path) -> list[tuple[str, str]]:
     """Read (text, phonemes) pairs."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return [(row["text"], row["phones"]) for row in rows]
+    return [(row["text"], row["phones"]) for row in read_rows(path)]
 
 
 def main() -> None:
@@ -108,9 +107,8 @@ def main() -> None:
     parser.add_argument("sentences", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    texts = [line.strip() for line in args.sentences.read_text(encoding="utf-8").splitlines() if line.strip()]
-    lines = (f"{text}\t{phones}\n" for text, phones in zip(texts, phonemise(texts), strict=True))
-    args.out.write_text("text\tphones\n" + "".join(lines), encoding="utf-8")
+    texts = read_texts(args.sentences)
+    write_rows(args.out, ("text", "phones"), zip(texts, phonemise(texts), strict=True))
 
 
 if __name__ == "__main__":
