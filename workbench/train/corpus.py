@@ -27,7 +27,19 @@ N_VALID = 60
 _CHUNK = 4_000_000  # samples turned into features at once
 
 # espeak-ng writes one sound in several letters; stress and length are left to the mel.
-_PHONES = {"aɪ": "I", "aʊ": "W", "dʒ": "ʤ", "eɪ": "A", "tʃ": "ʧ", "ɔɪ": "Y", "oʊ": "O", "ɜː": "ɜ", "ɚ": "əɹ"}
+_PHONES = {
+    "r": "ɹ",
+    "x": "k",
+    "aɪ": "I",
+    "aʊ": "W",
+    "dʒ": "ʤ",
+    "eɪ": "A",
+    "tʃ": "ʧ",
+    "ɔɪ": "Y",
+    "oʊ": "O",
+    "ɜː": "ɜ",
+    "ɚ": "əɹ",
+}
 _SILENT = {ord(mark): None for mark in "ˈˌː\u0361\u0329\u0303ʲ- \n"}
 
 

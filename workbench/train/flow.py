@@ -7,6 +7,7 @@ all (classifier-free guidance), and half the batches see through the streaming m
 """
 
 import argparse
+import functools
 import math
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from workbench.speech.config import DiTConfig, FlowConfig
 from workbench.speech.flow import Flow
 from workbench.train.corpus import Corpus
-from workbench.train.loop import Averaged, Run, warm_start
+from workbench.train.loop import Averaged, Captured, Run, warm_start
 
 UNCONDITIONAL = 0.2  # share of rows without any condition
 UNPROMPTED = 0.3  # share of rows without a prompt
@@ -47,7 +48,7 @@ class Batches:
                 [data[int(offsets[i]) : int(offsets[i]) + k] for i, k in zip(mine, n, strict=True)]
             )
             self.mel.append([mels[i][: 2 * k] for i, k in zip(mine, n, strict=True)])
-            self.owner.append(torch.tensor(mine))
+            self.owner.append(torch.tensor(mine, dtype=torch.int64))
         weights = torch.tensor([float(sum(len(t) for t in ts)) for ts in self.token])
         self.weights = weights.sqrt()  # rare speakers a little more often than their share
 
@@ -74,18 +75,20 @@ class Rows:
         starts = same.nonzero()[:, 0]
         weight = batches.weights.to(device)[self.speaker[starts]]
         count = torch.bincount(self.speaker[starts], minlength=len(batches.weights)).clamp(min=1)
-        self.starts, self.weight = starts, (weight / count[self.speaker[starts]]).cpu()
-        self.owners = batches.owner
+        self.starts, self.weight = starts, weight / count[self.speaker[starts]]
+        self.counts = torch.tensor([len(o) for o in batches.owner], device=device)
+        self.owners = torch.nn.utils.rnn.pad_sequence(batches.owner, batch_first=True).to(device)
         self.embedding = batches.embedding
 
     def draw(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return tokens (n, L), mels (n, 80, 2 L) and speaker embeddings (n, 192)."""
-        pick = self.starts[torch.multinomial(self.weight, n, replacement=True).to(self.starts.device)]
+        pick = self.starts[torch.multinomial(self.weight, n, replacement=True)]
         rows = pick[:, None] + torch.arange(self.length, device=pick.device)
         frames = 2 * pick[:, None] + torch.arange(2 * self.length, device=pick.device)
-        speakers = self.speaker[pick].tolist()
-        who = torch.stack([self.owners[s][torch.randint(len(self.owners[s]), ())] for s in speakers])
-        return self.token[rows], self.mel[frames].float().transpose(1, 2), self.embedding[who.to(pick.device)]
+        speaker = self.speaker[pick]
+        nth = (torch.rand(n, device=pick.device) * self.counts[speaker]).long()
+        who = self.owners[speaker, nth]
+        return self.token[rows], self.mel[frames].float().transpose(1, 2), self.embedding[who]
 
 
 def loss_of(flow: Flow, token: Tensor, mel: Tensor, embedding: Tensor, streaming: bool) -> Tensor:
@@ -133,8 +136,13 @@ def train(args: argparse.Namespace) -> None:
                 p.zero_()
     warm_start(flow, args.init)
     averaged = Averaged(flow, 0.9995)
-    opt = torch.optim.AdamW(flow.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    on_gpu, rate = device == "cuda", torch.tensor(args.lr, device=device)
+    opt = torch.optim.AdamW(
+        flow.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, capturable=on_gpu
+    )
     run = Run(args.out, args.minutes, {"model": flow, "averaged": averaged, "opt": opt})
+    for group in opt.param_groups:
+        group["lr"] = rate
 
     @torch.no_grad()
     def validate() -> float:  # the same noise and times at every call
@@ -142,26 +150,37 @@ def train(args: argparse.Namespace) -> None:
             torch.manual_seed(1)
             return float(loss_of(averaged.model, *held_back, streaming=False))
 
-    estimator = flow.decoder.estimator
     if args.compile:
-        estimator.forward = torch.compile(estimator.forward)
-    short, long = args.frames // 2, args.frames  # tokens
-    rows = {length: batches.shuffled(length) for length in (short, long)}
-    more = True
-    while more:
-        step = run.step
-        length, batch = (long, max(1, args.batch // 2)) if step % 4 == 3 else (short, args.batch)
-        if step % 500 == 499:
-            rows = {length: batches.shuffled(length) for length in rows}
-        loss = loss_of(flow, *rows[length].draw(batch), streaming=(step // 4) % 2 == 1)
+        flow.decoder.estimator.forward = torch.compile(flow.decoder.estimator.forward)
+    sizes = {args.frames // 2: args.batch, args.frames: max(1, args.batch // 2)}  # tokens: rows
+    rows = {length: batches.shuffled(length) for length in sizes}
+    held = {length: rows[length].draw(n) for length, n in sizes.items()}  # where a graph reads its batch
+
+    def descend(length: int, streaming: bool) -> dict[str, Tensor]:
+        loss = loss_of(flow, *held[length], streaming=streaming)
         opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0, foreach=True)
-        for group in opt.param_groups:
-            group["lr"] = run.rate(args.lr)
         opt.step()
+        return {"loss": loss.detach()}
+
+    steps = {
+        (length, streaming): Captured(functools.partial(descend, length, streaming), on_gpu and args.graph)
+        for length in sizes
+        for streaming in (False, True)
+    }
+    more = True
+    while more:
+        if run.step % 500 == 499:
+            rows = {length: batches.shuffled(length) for length in rows}
+        short, long = sizes
+        length = long if run.step % 4 == 3 else short
+        for buffer, x in zip(held[length], rows[length].draw(sizes[length]), strict=True):
+            buffer.copy_(x)
+        rate.fill_(run.rate(args.lr))
+        now = steps[length, (run.step // 4) % 2 == 1]()
         averaged.update(flow)
-        more = run.tick(lambda now=loss: {"loss": now.item(), "valid": validate()})
+        more = run.tick(lambda now=now: {"loss": now["loss"].item(), "valid": validate()})
 
 
 def main() -> None:
@@ -178,6 +197,7 @@ def main() -> None:
     )
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--graph", action="store_true", help="replay steps as CUDA graphs")
     parser.add_argument("--init", type=Path, help="exported weights to begin from")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())

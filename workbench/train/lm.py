@@ -9,19 +9,23 @@ at first many sentences that are put together from segments (`units.py`).
 
 import argparse
 import math
+import multiprocessing
 import random
+from collections.abc import Iterator
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from workbench.speech.config import LMConfig
 from workbench.speech.lm import LM
 from workbench.speech.text import TextTokenizer
 from workbench.train.bpe import encode, load
 from workbench.train.corpus import Corpus
-from workbench.train.loop import Averaged, Run, warm_start
+from workbench.train.loop import Averaged, Captured, Run, warm_start
 from workbench.train.units import Units, read_sentences
 
 INSTRUCTION = "You are a helpful assistant."
@@ -33,10 +37,10 @@ def config(vocab_size: int, speech_token_size: int) -> LMConfig:
     return LMConfig(
         speech_token_size=speech_token_size,
         hidden_size=256,
-        num_hidden_layers=4,
+        num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=2,
-        intermediate_size=768,
+        intermediate_size=576,
         vocab_size=vocab_size,
     )
 
@@ -112,7 +116,7 @@ class Batches:
         Parameters
         ----------
         before : int, optional
-            Utterances in front of each; none: drawn from 0 to 4.
+            Utterances in front of each; none: drawn from 0 to 6.
         invented : float
             Share of sentences put together from segments.
         """
@@ -121,7 +125,7 @@ class Batches:
         is_speech = torch.ones(len(indices), length, dtype=torch.bool)
         target = torch.full((len(indices), length), IGNORE)
         for b, i in enumerate(indices):
-            n_before = random.choices((0, 1, 2, 3, 4), (2, 3, 3, 2, 1))[0] if before is None else before
+            n_before = random.choices(range(7), (2, 3, 3, 3, 2, 2, 2))[0] if before is None else before
             text, speech = self.row(i, training, n_before, invented)
             while len(text) + len(speech) + 2 > length:
                 n_before -= 1
@@ -133,6 +137,23 @@ class Batches:
         return ids, is_speech, target
 
     config: LMConfig
+
+
+class Draws(IterableDataset):
+    """Training batches without end, drawn by the loader's workers: spelling and cutting take a CPU's time."""
+
+    def __init__(self, batches: Batches, args: argparse.Namespace, invented: Synchronized) -> None:
+        self.batches, self.args, self.invented = batches, args, invented
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        worker = get_worker_info()
+        random.seed(f"{self.args.seed} {worker.id if worker else 0}")
+        order: list[int] = []
+        while True:
+            if len(order) < self.args.batch:
+                order = random.sample(self.batches.train, len(self.batches.train))
+            indices, order = order[: self.args.batch], order[self.args.batch :]
+            yield self.batches.batch(indices, True, self.args.length, invented=self.invented.value)
 
 
 def loss_of(lm: LM, ids: Tensor, is_speech: Tensor, target: Tensor, noise: float) -> tuple[Tensor, Tensor]:
@@ -167,8 +188,12 @@ def train(args: argparse.Namespace) -> None:
     decay = [p for p in lm.parameters() if p.ndim == 2]
     rest = [p for p in lm.parameters() if p.ndim != 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    opt = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+    rate = torch.tensor(args.lr, device=device)
+    opt = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), capturable=device == "cuda")
     run = Run(args.out, args.minutes, {"model": lm, "averaged": averaged, "opt": opt})
+    for group in opt.param_groups:
+        group["lr"] = rate
+    lm.train()
     for layer in lm.qwen.layers:
         for part in (layer.self_attn, layer.mlp):
             part.register_forward_hook(lambda m, i, out: F.dropout(out, args.dropout, m.training))
@@ -188,25 +213,37 @@ def train(args: argparse.Namespace) -> None:
             torch.save(averaged.model.state_dict(), args.out / "best.pt")
         return {"valid": float(loss), "valid_acc": float(accuracy)}
 
-    order: list[int] = []
-    more = True
-    while more:
-        if len(order) < args.batch:
-            order = random.sample(batches.train, len(batches.train))
-        indices, order = order[: args.batch], order[args.batch :]
-        invented = args.invented * max(0.0, 1 - run.progress / 0.75) if args.sentences else 0.0
-        batch = batches.batch(indices, True, args.length, invented=invented)
-        batch = [x.to(device, non_blocking=True) for x in batch]
-        loss, accuracy = loss_of(lm.train(), *batch, noise=args.noise)
+    on_gpu = device == "cuda"
+    invented = multiprocessing.Value("d", args.invented if args.sentences else 0.0)
+    drawn = DataLoader(
+        Draws(batches, args, invented),
+        batch_size=None,
+        num_workers=args.workers,
+        pin_memory=on_gpu,
+        prefetch_factor=4 if args.workers else None,
+        multiprocessing_context="fork" if args.workers else None,
+    )
+    held = [torch.zeros_like(x, device=device) for x in next(iter(Draws(batches, args, invented)))]
+
+    def descend() -> dict[str, Tensor]:
+        loss, accuracy = loss_of(lm, *held, noise=args.noise)
         opt.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0, foreach=True)
-        for group in opt.param_groups:
-            group["lr"] = run.rate(args.lr)
         opt.step()
+        return {"loss": loss.detach(), "acc": accuracy}
+
+    step = Captured(descend, on_gpu and args.graph)
+    for batch in drawn:
+        for buffer, x in zip(held, batch, strict=True):
+            buffer.copy_(x, non_blocking=True)
+        rate.fill_(run.rate(args.lr))
+        now = step()
         averaged.update(lm)
-        now = {"loss": loss, "acc": accuracy}
-        more = run.tick(lambda now=now: {k: v.item() for k, v in now.items()} | validate(), every=15)
+        if args.sentences:
+            invented.value = args.invented * max(0.0, 1 - run.progress / args.until)
+        if not run.tick(lambda now=now: {k: v.item() for k, v in now.items()} | validate(), every=15):
+            break
 
 
 def main() -> None:
@@ -221,10 +258,13 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=576)
     parser.add_argument("--sentences", type=Path, help="text and phonemes from workbench.train.units")
     parser.add_argument("--invented", type=float, default=0.8, help="their share at the start")
+    parser.add_argument("--until", type=float, default=0.75, help="share of the time they take to fade out")
+    parser.add_argument("--workers", type=int, default=4, help="processes that draw batches")
     parser.add_argument("--bpe-dropout", type=float, default=0.15)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--noise", type=float, default=0.05)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--graph", action="store_true", help="replay steps as one CUDA graph")
     parser.add_argument("--init", type=Path, help="exported weights to begin from")
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())

@@ -1,8 +1,8 @@
-"""Speech tokens for sentences nobody has read: segments of read ones, chosen phoneme by phoneme.
+"""Speech tokens for sentences nobody has read: the longest stretches that somebody did read.
 
 A few hours of speech hold too few sentences to teach an LM how English is spelled. Sentences cost
-nothing, so the LM also sees rows whose tokens are put together from the corpus: each phoneme takes a
-segment that the same speaker said between the same neighbours. The joints are rough and the melody is
+nothing, so the LM also sees rows whose tokens are put together from the corpus: stretch by stretch,
+what the same speaker said between the same neighbours. The joints are rough and the melody is
 nobody's; the share of such rows falls to none before training ends.
 
 `python -m workbench.train.units SENTENCES.txt OUT.tsv` writes sentences with their phonemes.
@@ -10,7 +10,7 @@ nobody's; the share of such rows falls to none before training ends.
 
 import argparse
 import random
-from collections import defaultdict
+from bisect import bisect_left
 from pathlib import Path
 
 import torch
@@ -23,6 +23,10 @@ from workbench.train.table import read_rows, write_rows
 
 LONGEST = 7  # tokens, 280 ms; a longer segment holds a pause, which belongs to its sentence
 EDGE = "|"  # neighbour of the first and last phoneme
+BARRIER = "\0"  # in place of a phoneme that is not to be used
+LAST = "\U0010ffff"  # sorts behind every phoneme
+LONE = ((0, 1, 1), (1, 1, 0), (0, 1, 0))  # one phoneme, where both neighbours were never seen
+REACH = 10  # phonemes a stretch is looked up by, both neighbours included
 
 
 def align(logp: Tensor, phones: Tensor, n_tokens: int) -> Tensor:
@@ -54,7 +58,7 @@ def align(logp: Tensor, phones: Tensor, n_tokens: int) -> Tensor:
 
 
 class Units:
-    """Segments of the training utterances by phoneme and neighbours.
+    """Stretches of the training utterances by their phonemes, one sorted list of suffixes a speaker.
 
     Parameters
     ----------
@@ -66,34 +70,44 @@ class Units:
 
     def __init__(self, corpus: Corpus, tokens: Path) -> None:
         saved = torch.load(tokens, weights_only=True)
-        data, offsets = saved["data"].tolist(), saved["offsets"].tolist()
+        self.tokens, offsets = saved["data"].tolist(), saved["offsets"].tolist()
         ends, ends_offsets = saved["ends"].tolist(), saved["ends_offsets"].tolist()
         phones, speakers = corpus.phones(), corpus.speaker_ids.tolist()
-        self.segments: dict[tuple, list[tuple[int, ...]]] = defaultdict(list)
+        self.said = [""] * len(corpus.speaker_names)
+        # The first token of each letter of `said`.
+        self.borders: list[list[int]] = [[] for _ in corpus.speaker_names]
         for i in corpus.train.tolist():
-            said, at = EDGE + phones[i] + EDGE, 0
-            for p in range(len(phones[i])):
-                end = ends[ends_offsets[i] + p]
-                segment = tuple(data[offsets[i] + at : offsets[i] + end])
-                at = end
-                if len(segment) <= LONGEST:
-                    left, phone, right = said[p : p + 3]
-                    for key in ((left, phone, right), (phone, right), (left, phone), (phone,)):
-                        self.segments[(speakers[i], *key)].append(segment)
+            first, at = offsets[i], ends_offsets[i]
+            border = [first, first, *(first + end for end in ends[at : at + len(phones[i])])]
+            spelt = [
+                phone if b - a <= LONGEST else BARRIER
+                for phone, a, b in zip(phones[i], border[1:-1], border[2:], strict=True)
+            ]
+            self.said[speakers[i]] += EDGE + "".join(spelt) + EDGE
+            self.borders[speakers[i]] += border
+        self.order = [sorted((said[k : k + REACH], k) for k in range(len(said))) for said in self.said]
 
     def say(self, phones: str, speaker: int) -> list[int]:
         """Return tokens that sound like these phonemes; none where a phoneme was never said."""
-        said, tokens = EDGE + phones + EDGE, []
-        for p in range(len(phones)):
-            left, phone, right = said[p : p + 3]
-            for key in ((left, phone, right), (phone, right), (left, phone), (phone,)):
-                found = self.segments.get((speaker, *key))
-                if found:
-                    tokens += random.choice(found)
+        said, tokens, p = EDGE + phones + EDGE, [], 1
+        while p <= len(phones):
+            longest = min(random.randint(2, REACH - 2), len(phones) + 1 - p)
+            for left, n, right in (*((1, n, 1) for n in range(longest, 0, -1)), *LONE):
+                place = self.find(said[p - left : p + n + right], speaker)
+                if place is not None:
                     break
             else:
                 return []
+            first, last = (self.borders[speaker][place + left + k] for k in (0, n))
+            tokens += self.tokens[first:last]
+            p += n
         return tokens
+
+    def find(self, phones: str, speaker: int) -> int | None:
+        """Return one place, drawn at random, where the speaker said just this; none if nowhere."""
+        order = self.order[speaker]
+        low, high = bisect_left(order, (phones,)), bisect_left(order, (phones + LAST,))
+        return order[random.randrange(low, high)][1] if low < high else None
 
 
 def read_sentences(path: Path) -> list[tuple[str, str]]:
