@@ -163,7 +163,8 @@ def loss_of(lm: LM, ids: Tensor, is_speech: Tensor, target: Tensor, noise: float
         swap = (torch.rand(ids.shape, device=ids.device) < noise) & is_speech & (ids < c.speech_token_size)
         ids = torch.where(swap, torch.randint_like(ids, c.speech_token_size), ids)
     text = lm.qwen.embed_tokens(torch.where(is_speech, 0, ids))
-    x = torch.where(is_speech[..., None], lm.speech_embedding(ids), text)
+    speech = lm.speech_embedding(torch.where(is_speech, ids, 0))
+    x = torch.where(is_speech[..., None], speech, text)
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
         logits = lm.llm_decoder(lm.qwen(x))
     logits, wanted = logits.float().flatten(0, 1), target.flatten()

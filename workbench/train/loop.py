@@ -42,7 +42,7 @@ class Run:
         Seconds between saved states.
     """
 
-    def __init__(self, folder: Path, minutes: float, parts: dict, save_every: float = 120) -> None:
+    def __init__(self, folder: Path, minutes: float, parts: dict, save_every: float = 40) -> None:
         self.folder, self.seconds, self.parts, self.save_every = folder, 60 * minutes, parts, save_every
         folder.mkdir(parents=True, exist_ok=True)
         self.step, self.spent = 0, 0.0
