@@ -28,10 +28,12 @@ SILENCE = -9.0  # mean natural-log mel below which a token is silence
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    """Return the averaged weights of a stage in float16, from `state.pt` or an exported file."""
-    exported = folder / "averaged.safetensors"
+    """Return a stage's averaged weights in float16: exported, where they did best, or the last."""
+    exported, best = folder / "averaged.safetensors", folder / "best.pt"
     if exported.exists():
         found = load_file(exported)
+    elif best.exists():
+        found = torch.load(best, map_location="cpu", weights_only=True)
     else:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)["averaged"]
         found = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}

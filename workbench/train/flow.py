@@ -122,7 +122,7 @@ def loss_of(flow: Flow, token: Tensor, mel: Tensor, embedding: Tensor, streaming
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train until the budget is spent; the averaged weights are in `state.pt` under "averaged"."""
+    """Train until the budget is spent; `best.pt` holds the averaged weights where they did best."""
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -138,17 +138,24 @@ def train(args: argparse.Namespace) -> None:
     averaged = Averaged(flow, 0.9995)
     on_gpu, rate = device == "cuda", torch.tensor(args.lr, device=device)
     opt = torch.optim.AdamW(
-        flow.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, capturable=on_gpu
+        flow.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, capturable=on_gpu
     )
     run = Run(args.out, args.minutes, {"model": flow, "averaged": averaged, "opt": opt})
     for group in opt.param_groups:
         group["lr"] = rate
 
+    best = torch.inf
+
     @torch.no_grad()
     def validate() -> float:  # the same noise and times at every call
-        with torch.random.fork_rng(devices=[device] if device == "cuda" else []):
+        nonlocal best
+        with torch.random.fork_rng(devices=[device] if on_gpu else []):
             torch.manual_seed(1)
-            return float(loss_of(averaged.model, *held_back, streaming=False))
+            loss = float(loss_of(averaged.model, *held_back, streaming=False))
+        if loss < best:
+            best = loss
+            torch.save(averaged.model.state_dict(), args.out / "best.pt")
+        return loss
 
     if args.compile:
         flow.decoder.estimator.forward = torch.compile(flow.decoder.estimator.forward)
@@ -195,7 +202,7 @@ def main() -> None:
     parser.add_argument(
         "--frames", type=int, default=400, help="mel frames a row; every fourth batch has twice"
     )
-    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--graph", action="store_true", help="replay steps as CUDA graphs")
     parser.add_argument("--init", type=Path, help="exported weights to begin from")

@@ -3,8 +3,8 @@
 Rows are what inference will see: instruction, a prompt's transcript, a text, then the prompt's speech
 tokens and the text's, of one speaker; a share of rows has no prompt, as cross-lingual and instruct
 modes have none. A few hours of speech are little for a language model, so there is BPE dropout, a new
-partner for every utterance in every epoch, dropout on each layer, noise on the tokens fed back, and
-at first many sentences that are put together from segments (`units.py`).
+partner for every utterance in every epoch, versions of its tokens, dropout on each layer, noise on the
+tokens fed back, and many sentences that are put together from segments (`units.py`).
 """
 
 import argparse
@@ -57,10 +57,9 @@ class Batches:
         sentences: Path | None = None,
     ) -> None:
         ids = torch.load(tokens, weights_only=True)
-        data, offsets, lengths = ids["data"].long(), ids["offsets"], corpus.mels("cpu").lengths // 2
-        self.speech = [
-            data[int(o) : int(o) + int(n)].tolist() for o, n in zip(offsets, lengths, strict=False)
-        ]
+        lengths = (corpus.mels("cpu").lengths // 2).tolist()
+        self.speech = _lines(ids, lengths)
+        self.versions = [self.speech, *(_lines(version) for version in ids["versions"])]
         self.speech_token_size = math.prod(ids["levels"])
         self.texts, self.speakers = corpus.texts, corpus.speaker_ids.tolist()
         self.train = corpus.train.tolist()
@@ -87,7 +86,9 @@ class Batches:
         partners = [j for j in self.of_speaker[training][self.speakers[i]] if j != i]
         chosen = [*random.sample(partners, min(before, len(partners))), i]
         said = [
-            self.invent(self.speakers[i]) if random.random() < invented else (self.texts[j], self.speech[j])
+            self.invent(self.speakers[i])
+            if random.random() < invented
+            else (self.texts[j], random.choice(self.versions)[j] if training else self.speech[j])
             for j in chosen
         ]
         prompt = " ".join(text for text, _ in said[:-1])
@@ -139,6 +140,13 @@ class Batches:
     config: LMConfig
 
 
+def _lines(ids: dict[str, Tensor], lengths: list[int] | None = None) -> list[list[int]]:
+    """Cut tokens into utterances, each of its own length or the one given."""
+    data, offsets = ids["data"].tolist(), ids["offsets"].tolist()
+    ends = offsets[1:] if lengths is None else [o + n for o, n in zip(offsets, lengths, strict=False)]
+    return [data[start:end] for start, end in zip(offsets, ends, strict=False)]
+
+
 class Draws(IterableDataset):
     """Training batches without end, drawn by the loader's workers: spelling and cutting take a CPU's time."""
 
@@ -174,7 +182,7 @@ def loss_of(lm: LM, ids: Tensor, is_speech: Tensor, target: Tensor, noise: float
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train until the budget is spent; the averaged weights are in `state.pt` under "averaged"."""
+    """Train until the budget is spent; `best.pt` holds the averaged weights where they did best."""
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -215,12 +223,12 @@ def train(args: argparse.Namespace) -> None:
         return {"valid": float(loss), "valid_acc": float(accuracy)}
 
     on_gpu = device == "cuda"
-    invented = multiprocessing.Value("d", args.invented if args.sentences else 0.0)
+    first, last = args.invented
+    invented = multiprocessing.Value("d", first if args.sentences else 0.0)
     drawn = DataLoader(
         Draws(batches, args, invented),
         batch_size=None,
         num_workers=args.workers,
-        pin_memory=on_gpu,
         prefetch_factor=4 if args.workers else None,
         multiprocessing_context="fork" if args.workers else None,
     )
@@ -242,7 +250,7 @@ def train(args: argparse.Namespace) -> None:
         now = step()
         averaged.update(lm)
         if args.sentences:
-            invented.value = args.invented * max(0.0, 1 - run.progress / args.until)
+            invented.value = first + (last - first) * run.progress
         if not run.tick(lambda now=now: {k: v.item() for k, v in now.items()} | validate(), every=15):
             break
 
@@ -258,8 +266,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--length", type=int, default=576)
     parser.add_argument("--sentences", type=Path, help="text and phonemes from workbench.train.units")
-    parser.add_argument("--invented", type=float, default=0.8, help="their share at the start")
-    parser.add_argument("--until", type=float, default=0.75, help="share of the time they take to fade out")
+    parser.add_argument(
+        "--invented", type=float, nargs=2, default=(0.8, 0.35), help="their share at the start and at the end"
+    )
     parser.add_argument("--workers", type=int, default=4, help="processes that draw batches")
     parser.add_argument("--bpe-dropout", type=float, default=0.15)
     parser.add_argument("--dropout", type=float, default=0.1)

@@ -159,7 +159,8 @@ class Captured:
             torch.cuda.current_stream().wait_stream(side)
             return out
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Other threads (a loader, a logger) may talk to the GPU meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.out = self.step()
         self.graph.replay()
         return self.out

@@ -1,4 +1,4 @@
-"""The speech tokenizer: whisper log-mel at 100 Hz -> one of 3**6 ids every 40 ms.
+"""The speech tokenizer: whisper log-mel at 100 Hz -> one of 3**5 ids every 40 ms.
 
 Supervised finite scalar quantisation, as in CosyVoice3 and much smaller: what survives the rounding
 must let one head spell the phonemes (CTC) and another, told the speaker, draw the mel.
@@ -26,6 +26,7 @@ from workbench.train.units import align
 # The LM has to predict every bit that is kept: phonemes first, as much of the mel as places them in
 # time, ids that last, and just enough spread to keep the dimensions from collapsing.
 CTC_WEIGHT, MEL_WEIGHT, SMOOTH_WEIGHT, SPREAD_WEIGHT = 1.0, 0.4, 0.1, 0.03
+SHORTEST, LONGEST = 0.9, 1.1  # of an utterance's further versions
 NOISE = 0.25  # of each dimension's reach
 
 
@@ -121,15 +122,35 @@ class Task:
         return {"phone_error_rate": wrong / total, "mel_l1": found["mel"].item()}
 
     @torch.no_grad()
-    def tokens(self, encoder: Encoder, size: int = 64) -> Features:
-        """Return the ids of every utterance, (tokens,) int16."""
+    def tokens(self, encoder: Encoder, stretch: float | None = None, size: int = 64) -> Features:
+        """Return the ids of every utterance, (tokens,) int16.
+
+        Parameters
+        ----------
+        encoder : Encoder
+            Of the trained tokenizer.
+        stretch : float, optional
+            Hear every utterance so many times longer, from up to 30 ms later, at another level: another
+            version of the same sentence for the LM to learn from. None hears it as it is.
+        size : int
+            Utterances in a batch.
+        """
         order = self.counts.argsort().split(size)
         found: list[torch.Tensor] = [torch.empty(0)] * len(self.counts)
         for rows in order:
-            feats, lengths = self.heard.batch(rows.to(self.device))
+            rows_here = rows.to(self.device)
+            if stretch is None:
+                feats, lengths = self.heard.batch(rows_here)
+                lasting = -(-lengths // RATIO)
+            else:
+                shift = torch.randint(0, RATIO, rows_here.shape, device=self.device)
+                feats, lengths = self.heard.batch(rows_here, starts=shift)
+                feats = F.interpolate(_louder(feats).transpose(1, 2), scale_factor=stretch, mode="linear")
+                feats, lengths = feats.transpose(1, 2), (lengths * stretch).long()
+                lasting = lengths // RATIO
             ids = encoder.ids(feats.transpose(1, 2), lengths).short().cpu()
-            for row, line in zip(rows.tolist(), ids, strict=True):
-                found[row] = line[: -(-int(self.counts[row]) // RATIO)]
+            for row, line, n in zip(rows.tolist(), ids, lasting.tolist(), strict=True):
+                found[row] = line[:n]
         counts = torch.tensor([0] + [len(line) for line in found])
         return Features(torch.cat(found), counts.cumsum(0))
 
@@ -151,11 +172,11 @@ class Task:
 def _augment(feats: torch.Tensor) -> torch.Tensor:
     """Change the level by up to 6 dB; hide one band and two moments of half the rows."""
     size, width, bins = feats.shape
+    feats = _louder(feats)
 
     def draw(high: float) -> torch.Tensor:
         return torch.rand(size, 1, 1, device=feats.device) * high
 
-    feats = feats + (draw(12.0) - 6.0) / 40 + 0.02 * torch.randn_like(feats)
     step, band = torch.arange(width, device=feats.device), torch.arange(bins, device=feats.device)
     hide = torch.zeros_like(feats, dtype=torch.bool)
     for axis, at, longest in ((bins, band, 24), (width, step[:, None], 10), (width, step[:, None], 10)):
@@ -163,6 +184,12 @@ def _augment(feats: torch.Tensor) -> torch.Tensor:
         hide |= (at >= first) & (at < first + length)
     hide &= draw(1.0) < 0.5
     return torch.where(hide, feats.mean(dim=(1, 2), keepdim=True), feats)
+
+
+def _louder(feats: torch.Tensor) -> torch.Tensor:
+    """Change the level by up to 6 dB and add a little noise."""
+    level = torch.rand(len(feats), 1, 1, device=feats.device) * 12.0 - 6.0
+    return feats + level / 40 + 0.02 * torch.randn_like(feats)
 
 
 def _edits(found: list[int], truth: list[int]) -> int:
@@ -238,7 +265,7 @@ def restore(task: Task, out: Path) -> Tokenizer:
     return average.model.eval()
 
 
-def finish(task: Task, model: Tokenizer, out: Path) -> dict[str, float]:
+def finish(task: Task, model: Tokenizer, out: Path, versions: int = 0) -> dict[str, float]:
     """Measure, round the weights as the ONNX file stores them, export and tokenise the corpus."""
     torch.backends.cudnn.allow_tf32 = False
     result = task.measure(model, task.corpus.valid)
@@ -250,6 +277,11 @@ def finish(task: Task, model: Tokenizer, out: Path) -> dict[str, float]:
     ends = task.ends(model, tokens)
     saved = {"data": tokens.data, "offsets": tokens.offsets, "levels": list(encoder.levels)}
     saved |= {"ends": ends.data, "ends_offsets": ends.offsets}
+    saved["versions"] = [
+        {"data": heard.data, "offsets": heard.offsets}
+        for stretch in torch.linspace(SHORTEST, LONGEST, versions).tolist()
+        for heard in [task.tokens(encoder, stretch)]
+    ]
     torch.save(saved, out / "tokens.pt")
     n_ids = math.prod(encoder.levels)
     result |= {"perplexity": perplexity(tokens.data, n_ids), "ids_used": len(tokens.data.unique())}
@@ -268,6 +300,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--only", type=int, help="train on so many utterances, to see it overfit")
+    parser.add_argument("--versions", type=int, default=9, help="further versions of the corpus, for the LM")
     parser.add_argument("--export", action="store_true", help="only export what state.pt holds")
     args = parser.parse_args()
     corpus = Corpus(args.data)
@@ -280,7 +313,7 @@ def main() -> None:
         model = train(task, args.out, args.minutes, args.seed, args.batch)
     if args.only:
         print("seen", task.measure(model, task.rows[:60]), flush=True)
-    print(finish(task, model, args.out), flush=True)
+    print(finish(task, model, args.out, args.versions), flush=True)
 
 
 if __name__ == "__main__":

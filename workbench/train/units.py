@@ -3,7 +3,7 @@
 A few hours of speech hold too few sentences to teach an LM how English is spelled. Sentences cost
 nothing, so the LM also sees rows whose tokens are put together from the corpus: stretch by stretch,
 what the same speaker said between the same neighbours. The joints are rough and the melody is
-nobody's; the share of such rows falls to none before training ends.
+nobody's, so the share of such rows falls while training goes on.
 
 `python -m workbench.train.units SENTENCES.txt OUT.tsv` writes sentences with their phonemes.
 """
