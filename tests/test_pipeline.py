@@ -130,7 +130,8 @@ def test_voice_speaks(pipe, prompt):
     assert trace.wav.isfinite().all() and trace.wav.abs().max() > 0.05
     assert len(trace.wav) == 480 * trace["flow/mel"].shape[1] == 960 * len(trace["lm/speech_token"])
     assert trace.rtf > 0 and "Mars" in repr(trace)
-    assert set(trace) == {"lm/speech_token", "flow/mel", "hift/f0", "hift/source", "hift/wav"}
+    doors = {"lm/speech_token", "flow/mel", "hift/f0", "hift/source", "hift/wav"}
+    assert {name for name in trace if not name.startswith("in/")} == doors
     with pytest.raises(KeyError, match="was not recorded"):
         trace["flow/x"]
 

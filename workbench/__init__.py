@@ -10,17 +10,23 @@ from workbench.speech.config import Config, Options
 from workbench.speech.frontend import Prompt, Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.stream import StreamState, stream
+from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
 from workbench.trace.trace import Trace
 
 __all__ = [
+    "EVERYTHING",
+    "NOTHING",
+    "SUMMARY",
     "Checkpoint",
     "Config",
     "Options",
     "Pipeline",
     "Prompt",
+    "Save",
     "StreamState",
     "Trace",
     "Utterance",
     "WorkbenchError",
     "stream",
+    "taps",
 ]

@@ -173,7 +173,12 @@ class Flow(nn.Module):
         return Velocity((1.0 + cfg_rate) * v_cond - cfg_rate * v_uncond, v_cond, v_uncond)
 
     def steps(
-        self, c: Condition, noise: Tensor, options: Options = Options(), streaming: bool = False
+        self,
+        c: Condition,
+        noise: Tensor,
+        options: Options = Options(),
+        streaming: bool = False,
+        start: int = 0,
     ) -> Iterator[FlowStep]:
         """Solve the ODE, step by step.
 
@@ -182,18 +187,20 @@ class Flow(nn.Module):
         c : Condition
             From `condition`.
         noise : Tensor (1, 80, T)
-            The state at t = 0.
+            The state at t = 0; with `start`, the state at that knot.
         options : Options
             n_timesteps, t_scheduler, solver, cfg_rate, temperature.
         streaming : bool
             Chunked attention in the estimator.
+        start : int
+            First step to take; those before it are left out.
 
         Yields
         ------
         FlowStep
             The last one's `x_next` is the mel, prompt included.
         """
-        x = noise.to(c.mu) * options.temperature
+        x = noise.to(c.mu) * (1.0 if start else options.temperature)
         # Time stays float32 (float64 for the referee): its knots are 1e-3 apart and more.
         knots = t_span(options.n_timesteps, options.t_scheduler, torch.promote_types(x.dtype, torch.float32))
         knots = knots.to(x.device)
@@ -203,10 +210,12 @@ class Flow(nn.Module):
             return self.velocity(x, t, c, options.cfg_rate, streaming)
 
         for index in range(options.n_timesteps):
-            velocity = SOLVERS[options.solver](ask, x, t, dt)
-            x_next = x + dt.to(x.dtype) * velocity.guided
-            yield FlowStep(index, t, dt, x, velocity, x_next)
-            x, t = x_next, t + dt
+            if index >= start:
+                velocity = SOLVERS[options.solver](ask, x, t, dt)
+                x_next = x + dt.to(x.dtype) * velocity.guided
+                yield FlowStep(index, t, dt, x, velocity, x_next)
+                x = x_next
+            t = t + dt
             if index + 2 < len(knots):
                 dt = knots[index + 2] - t  # against the accumulated time, as upstream
 

@@ -1,14 +1,12 @@
-"""The main path: `Pipeline.synthesise` = prepared text -> tokens -> mel -> waveform -> `Trace`.
+"""A checkpoint, made to speak: `Pipeline` holds the stages, `run.py` the path through them.
 
 Each stage can also be run alone, from somebody else's tokens or mel.
 """
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +17,12 @@ from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.flow import Condition, FlowStep
-from workbench.speech.frontend import Frontend, Prompt, Utterance
+from workbench.speech.frontend import Frontend, Prompt, Utterance, utterance_of
 from workbench.speech.hift import Vocoded
 from workbench.speech.lm import LMStep
+from workbench.speech.run import recorded_draws, run
 from workbench.speech.sampling import Sampler, shorten_silences
+from workbench.trace.record import NOTHING, Recorder, Save
 from workbench.trace.trace import Trace
 
 
@@ -62,7 +62,14 @@ class Pipeline:
 
     # ---- the main path
 
-    def synthesise(self, utt: Utterance, seed: int | None = None, options: Options | None = None) -> Trace:
+    def synthesise(
+        self,
+        utt: Utterance,
+        seed: int | None = None,
+        options: Options | None = None,
+        save: Save | str | Iterable[str] = NOTHING,
+        stop_after: str = "hift",
+    ) -> Trace:
         """Speak one prepared utterance.
 
         Parameters
@@ -73,38 +80,56 @@ class Pipeline:
             Seed of the sampler's draws; stands above `options.seed`.
         options : Options, optional
             The checkpoint's own by default.
+        save : Save or globs
+            What to keep beside what the stages hand to each other: NOTHING, SUMMARY (statistics of every
+            step), EVERYTHING, or globs of field names such as "flow/velocity*".
+        stop_after : str
+            "lm", "flow", "hift", or a step of the ODE such as "flow/step/3", counted from 0.
 
         Returns
         -------
         Trace
-            `lm/speech_token`, `flow/mel`, `hift/f0`, `hift/source` and `hift/wav`.
+            At least `in/*`, `lm/speech_token`, `flow/mel`, `hift/f0`, `hift/source` and `hift/wav`.
 
         Raises
         ------
         WorkbenchError
             When a stage cannot go on: no token came out, a mel has NaN in it, ...
         """
-        options = self.options(options, seed)
-        token, lm_seconds = self._timed(lambda: self.speech_token(utt, options))
-        mel, flow_seconds = self._timed(lambda: self.mel(utt, token, options))
-        sound, hift_seconds = self._timed(lambda: self.vocode(mel, options))
-        return Trace(
-            {
-                "lm/speech_token": token,
-                "flow/mel": mel[0],
-                "hift/f0": sound.f0[0],
-                "hift/source": sound.source[0, 0],
-                "hift/wav": sound.wav[0],
-            },
-            {
-                "text": utt.text,
-                "mode": utt.mode,
-                "options": options,
-                "sample_rate": self.config.mel.sample_rate,
-                "device": str(self.device),
-                "timings": {"lm": lm_seconds, "flow": flow_seconds, "hift": hift_seconds},
-            },
-        )
+        return run(self, utt, self.options(options, seed), save, stop_after=stop_after)
+
+    def replay(
+        self,
+        trace: Trace,
+        stage: str = "lm",
+        options: Options | None = None,
+        save: Save | str | Iterable[str] = NOTHING,
+        stop_after: str = "hift",
+    ) -> Trace:
+        """Make a recorded run again, from any stage on; from the first, bit for bit on the same device.
+
+        Parameters
+        ----------
+        trace : Trace
+            Holds what the stage is given: `in/*` for all but the vocoder, `lm/speech_token` for the flow,
+            `flow/x` for one of its steps, `flow/mel` for the vocoder.
+        stage : str
+            Where to begin: "lm", "flow", "flow/step/3" or "hift".
+        options : Options, optional
+            The trace's own by default.
+        save, stop_after
+            As in `synthesise`. A run that begins inside the ODE records from there; `attrs["first_step"]`
+            says so.
+
+        Raises
+        ------
+        WorkbenchError
+            When the trace does not hold what the stage is given.
+        """
+        if options is None:
+            options = self.checkpoint.options.but(**trace.attrs.get("options", {}))
+        utt = None if stage == "hift" else utterance_of(trace)
+        return run(self, utt, options, save, stage, stop_after, trace)
 
     def prepare(
         self,
@@ -161,9 +186,12 @@ class Pipeline:
 
     # ---- one stage at a time
 
-    def speech_token(self, utt: Utterance, options: Options | None = None) -> Tensor:
+    def speech_token(
+        self, utt: Utterance, options: Options | None = None, record: Recorder | None = None
+    ) -> Tensor:
         """Text to speech tokens (L,); for a voice conversion the source's own."""
-        token = torch.tensor(list(self._bar(self.tokens(utt, options), "LM", " token")), dtype=torch.long)
+        drawn = self.bar(self.tokens(utt, options, record), "LM", " token")
+        token = torch.tensor(list(drawn), dtype=torch.long)
         if not len(token):
             raise WorkbenchError(
                 f"the LM ended {utt.text!r:.80} before the first token; "
@@ -171,12 +199,14 @@ class Pipeline:
             )
         return token
 
-    def tokens(self, utt: Utterance, options: Options | None = None) -> Iterator[int]:
+    def tokens(
+        self, utt: Utterance, options: Options | None = None, record: Recorder | None = None
+    ) -> Iterator[int]:
         """Speech tokens as they come, long silences shortened; for a voice conversion the source's own."""
         options = self.options(options)
         if utt.source_token is not None:
             return iter(utt.source_token.tolist())
-        said = (step.token for step in self.lm_steps(utt, options))
+        said = (step.token for step in recorded_draws(self.lm_steps(utt, options), record))
         return shorten_silences(said, self.config.silent_tokens, options.max_silent_run)
 
     @torch.no_grad()
@@ -202,12 +232,21 @@ class Pipeline:
 
     @torch.no_grad()
     def flow_steps(
-        self, c: Condition, options: Options | None = None, streaming: bool = False
+        self,
+        c: Condition,
+        options: Options | None = None,
+        streaming: bool = False,
+        start: int = 0,
+        x: Tensor | None = None,
     ) -> Iterator[FlowStep]:
-        """Solve the ODE step by step; the last step's `x_next` is the mel, prompt included."""
+        """Solve the ODE step by step; the last step's `x_next` is the mel, prompt included.
+
+        `start` and the state `x` (1, 80, T) there leave out the steps before.
+        """
         options = self.options(options)
         flow = self.stage("flow", options.flow_dtype)
-        yield from flow.steps(c, self.noise(c.mu.shape[-1], options), options, streaming)
+        x = self.noise(c.mu.shape[-1], options) if x is None else x.to(self.device)
+        yield from flow.steps(c, x, options, streaming, start)
 
     def mel(
         self,
@@ -220,11 +259,16 @@ class Pipeline:
         """Speech tokens to the target's mel (1, 80, T), float32."""
         options = self.options(options)
         c = self.condition(utt, token, options, finalize)
-        for step in self._bar(self.flow_steps(c, options, streaming), "flow", " step", options.n_timesteps):
+        steps = self.flow_steps(c, options, streaming)
+        for step in self.bar(steps, "flow", " step", options.n_timesteps):
             mel = step.x_next
+        return self.target(mel, c, 1.0 if streaming else options.speed)
+
+    def target(self, mel: Tensor, c: Condition, speed: float) -> Tensor:
+        """Cut the prompt off, (1, 80, T) float32, and play it faster or slower."""
         mel = mel[..., c.prompt_frames :].float()
-        if options.speed != 1.0 and not streaming:
-            mel = F.interpolate(mel, size=max(1, int(mel.shape[-1] / options.speed)), mode="linear")
+        if speed != 1.0:
+            mel = F.interpolate(mel, size=max(1, int(mel.shape[-1] / speed)), mode="linear")
         return mel
 
     @torch.no_grad()
@@ -288,14 +332,8 @@ class Pipeline:
             self._stages[key] = model
         return self._stages[key]
 
-    def _timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
-        start = time.perf_counter()
-        result = work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return result, time.perf_counter() - start
-
-    def _bar(self, steps: Iterator, name: str, unit: str, total: int | None = None) -> Iterator:
+    def bar(self, steps: Iterator, name: str, unit: str, total: int | None = None) -> Iterator:
+        """Show how far a loop is, once it has taken a second."""
         return tqdm(steps, name, total, leave=False, unit=unit, delay=1.0, disable=not self.progress)
 
 

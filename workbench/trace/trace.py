@@ -1,9 +1,23 @@
 """What a run leaves behind: fields by name, and what they came from."""
 
+import json
+import os
 from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.trace.record import summarise
+from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, VERSION, dims_of
+
+KEY = "workbench_trace"  # the one attribute of the file
 
 
 class Trace(Mapping[str, Tensor]):
@@ -12,15 +26,25 @@ class Trace(Mapping[str, Tensor]):
     Parameters
     ----------
     data : mapping of str to Tensor
-        Fields such as `lm/speech_token` (token), `flow/mel` (mel, frame), `hift/f0` (frame),
-        `hift/source` (sample) and `hift/wav` (sample). A waveform holds the target alone.
+        Fields of `workbench.trace.schema.FIELDS`, without batch dimension, and their `.stats`.
     attrs : mapping of str to Any
-        Options, seed, text, sample rate, seconds spent in each stage and the like.
+        What JSON can hold: options, text, sample rate, seconds spent in each stage and the like.
+
+    Raises
+    ------
+    WorkbenchError
+        When a field is not in the schema, or has another number of dimensions.
     """
 
     def __init__(self, data: Mapping[str, Tensor], attrs: Mapping[str, Any]) -> None:
         self.data = {name: value.detach().cpu() for name, value in data.items()}
         self.attrs = dict(attrs)
+        for name, value in self.data.items():
+            dims = dims_of(name)
+            if dims is None:
+                raise WorkbenchError(f"{name!r} is no field of a trace; expected one of {', '.join(FIELDS)}")
+            if value.ndim != len(dims):
+                raise WorkbenchError(f"{name} has shape {tuple(value.shape)}; expected ({', '.join(dims)})")
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.data:
@@ -32,6 +56,8 @@ class Trace(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.data)
+
+    # ---- what is asked most
 
     @property
     def wav(self) -> Tensor:
@@ -45,13 +71,170 @@ class Trace(Mapping[str, Tensor]):
 
     @property
     def seconds(self) -> float:
-        """Length of the sound."""
-        return len(self.wav) / self.sample_rate
+        """Length of the sound; 0 for a run that was stopped before it."""
+        return len(self.data.get("hift/wav", ())) / self.sample_rate
 
     @property
     def rtf(self) -> float:
         """Compute seconds per second of sound; lower is faster."""
         return sum(self.attrs["timings"].values()) / max(self.seconds, 1e-9)
 
+    @property
+    def prompt_frames(self) -> int:
+        """Where in `frame` the target begins."""
+        return self.attrs.get("prompt_frames", 0)
+
+    # ---- looking at parts
+
+    def dims(self, name: str) -> tuple[str, ...]:
+        """Names of a field's dimensions, such as ("knot", "mel", "frame")."""
+        self[name]
+        return dims_of(name)
+
+    def select(self, name: str, region: str | None = None, **where: int | slice) -> Tensor:
+        """Return part of a field by the names of its dimensions.
+
+        Parameters
+        ----------
+        name : str
+            Such as "flow/x".
+        region : {"prompt", "target"}, optional
+            Frames of the prompt, or those after it.
+        **where : int or slice
+            Index along a dimension: `knot=3`, `mel=slice(0, 20)`. A number drops the dimension.
+
+        Raises
+        ------
+        WorkbenchError
+            When the field has no such dimension or region, or the index is outside.
+        """
+        value, dims = self[name], self.dims(name)
+        if region is not None:
+            if region not in REGIONS or "frame" not in dims:
+                raise WorkbenchError(
+                    f"region is {region!r} of {name} ({', '.join(dims)}); expected prompt or target, of a "
+                    "field with frames"
+                )
+            cut = self.prompt_frames
+            value = value[..., :cut] if region == "prompt" else value[..., cut:]
+        for dim in where:
+            if dim not in dims:
+                raise WorkbenchError(f"{name} has no dimension {dim!r}; it has {', '.join(dims)}")
+        try:
+            return value[tuple(where.get(dim, slice(None)) for dim in dims)]
+        except IndexError as error:
+            raise WorkbenchError(
+                f"{name} is {tuple(value.shape)} along {', '.join(dims)}: {error}"
+            ) from error
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a field: dimensions, shape, unit, and `STATS` over all of it."""
+        rows = []
+        for name, value in self.data.items():
+            field = FIELDS[name.removesuffix(SUFFIX)]
+            row = {"field": name, "dims": ", ".join(dims_of(name)), "shape": tuple(value.shape)}
+            row |= {"dtype": str(value.dtype).removeprefix("torch."), "unit": field.unit}
+            if not name.endswith(SUFFIX):
+                row |= dict(zip(STATS, summarise(value).tolist(), strict=True))
+            rows.append(row)
+        return pd.DataFrame(rows).set_index("field")
+
+    def stats(self, name: str) -> pd.DataFrame:
+        """Return `STATS` of a field by step (or knot or draw) and region.
+
+        They are worked out from the field, or read where a run kept statistics alone.
+        """
+        kept = self.data.get(name + SUFFIX)
+        dims = dims_of(name + SUFFIX) or ()
+        if kept is None:
+            whole = self[name]
+            entries = whole if len(dims) > 1 and dims[0] not in ("region", "stat") else whole[None]
+            cut = self.prompt_frames
+            rows = [
+                torch.stack([summarise(part) for part in (x[..., :cut], x[..., cut:])])
+                if "region" in dims
+                else summarise(x)
+                for x in entries
+            ]
+            kept = torch.stack(rows) if entries is whole else rows[0]
+        frame = pd.DataFrame(kept.reshape(-1, len(STATS)).numpy(), columns=list(STATS))
+        frame["nonfinite"] = frame["nonfinite"].astype(int)
+        labels = [REGIONS if dim == "region" else range(n) for dim, n in zip(dims, kept.shape, strict=True)]
+        if len(dims) > 1:
+            frame.index = pd.MultiIndex.from_product(labels[:-1], names=dims[:-1])
+        return frame
+
+    # ---- on disk
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write one safetensors file; it appears whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        header = {KEY: json.dumps({"version": VERSION, "attrs": self.attrs})}
+        # Copies, because two fields may share memory, which the format does not allow.
+        data = {name: value.clone(memory_format=torch.contiguous_format) for name, value in self.data.items()}
+        try:
+            save_file(data, partial, metadata=header)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Trace":
+        """Read a file that `save` wrote; needs no model and no GPU.
+
+        Raises
+        ------
+        WorkbenchError
+            When it is missing, truncated, no trace, or one of another version.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise WorkbenchError(f"no file {path}; expected a trace that Trace.save wrote")
+        try:
+            with safe_open(path, framework="pt") as file:
+                attrs = _attrs((file.metadata() or {}).get(KEY), path)
+            data = load_file(path)
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            raise WorkbenchError(
+                f"{path.name} cannot be read as safetensors ({error}); it is truncated or something else"
+            ) from error
+        order = list(FIELDS)
+        if strange := [name for name in data if dims_of(name) is None]:
+            raise WorkbenchError(
+                f"{path.name} holds {', '.join(strange[:5])}, which is no field of a trace; expected fields "
+                f"such as {', '.join(order[-4:])}"
+            )
+        ranked = sorted(data.items(), key=lambda pair: order.index(pair[0].removesuffix(SUFFIX)))
+        return cls(dict(ranked), attrs)
+
+    # ---- how it shows itself
+
     def __repr__(self) -> str:
         return f"Trace({self.attrs.get('text', '')!r:.60}, {self.seconds:.2f} s, {len(self)} fields)"
+
+    def _repr_html_(self) -> str:
+        table = self.to_frame().to_html(float_format="{:.4g}".format, na_rep="", border=0)
+        return f"<div><b>{escape(repr(self))}</b>{table}</div>"
+
+
+def _attrs(text: str | None, path: Path) -> dict[str, Any]:
+    """Read the file's attribute."""
+    if text is None:
+        raise WorkbenchError(
+            f"{path.name} is safetensors but no trace: it lacks the attribute {KEY!r}. "
+            "A dump of another implementation needs a mapping"
+        )
+    try:
+        about = json.loads(text)
+        version, attrs = about["version"], dict(about["attrs"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise WorkbenchError(f"{path.name}: the attribute {KEY!r} is not what Trace.save writes") from error
+    if version != VERSION:
+        raise WorkbenchError(
+            f"{path.name} is a trace of schema version {version!r}; this workbench reads {VERSION}. "
+            "Record it again, or open it with the workbench that wrote it"
+        )
+    return attrs

@@ -1,0 +1,169 @@
+"""Traces: the schema, what a recorder keeps, and files that may be anything."""
+
+import contextlib
+import json
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+
+from workbench.errors import WorkbenchError
+from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Recorder, as_save, summarise, taps
+from workbench.trace.schema import FIELDS, STATS, VERSION, dims_of
+from workbench.trace.trace import KEY, Trace
+
+ABOUT = {"text": "hello", "sample_rate": 24000, "timings": {"lm": 0.5}, "prompt_frames": 2}
+
+
+@pytest.fixture
+def trace():
+    draw = torch.Generator().manual_seed(0)
+    return Trace(
+        {
+            "lm/speech_token": torch.arange(3),
+            "flow/x": torch.randn(4, 80, 8, generator=draw),
+            "flow/mel": torch.randn(80, 6, generator=draw, dtype=torch.float16),
+            "hift/wav": torch.randn(24000, generator=draw),
+        },
+        ABOUT,
+    )
+
+
+def test_fields_know_their_dimensions():
+    assert dims_of("flow/x") == ("knot", "mel", "frame")
+    assert dims_of("flow/x.stats") == ("knot", "region", "stat")
+    assert dims_of("flow/spks.stats") == ("stat",) and dims_of("lm/entropy.stats") == ("draw", "stat")
+    assert dims_of("flow/y") is None and dims_of("flow/y.stats") is None
+    assert all(field.meaning and field.dims for field in FIELDS.values())
+
+
+def test_a_wrong_field_is_refused():
+    with pytest.raises(WorkbenchError, match="flow/wobble"):
+        Trace({"flow/wobble": torch.zeros(3)}, {})
+    with pytest.raises(WorkbenchError, match="knot, mel, frame"):
+        Trace({"flow/x": torch.zeros(80, 3)}, {})
+
+
+def test_parts_are_chosen_by_name(trace):
+    assert trace.dims("flow/mel") == ("mel", "target_frame")
+    assert torch.equal(trace.select("flow/x", knot=3), trace["flow/x"][3])
+    assert torch.equal(trace.select("flow/x", region="target", mel=slice(0, 5)), trace["flow/x"][:, :5, 2:])
+    assert trace.select("flow/x", region="prompt").shape[-1] == 2
+    for wrong in ({"step": 1}, {"region": "middle"}, {"knot": 9}):
+        with pytest.raises(WorkbenchError, match="flow/x"):
+            trace.select("flow/x", **wrong)
+    with pytest.raises(WorkbenchError, match="region"):
+        trace.select("flow/mel", region="target")
+
+
+def test_it_comes_back_as_it_went(trace, tmp_path):
+    path = trace.save(tmp_path / "new" / "run.safetensors")
+    back = Trace.load(path)
+    assert list(back) == list(trace) and back.attrs == ABOUT
+    assert all(
+        torch.equal(back[name], trace[name]) and back[name].dtype == trace[name].dtype for name in trace
+    )
+    assert [p.name for p in path.parent.iterdir()] == ["run.safetensors"]
+    assert "1.00 s" in repr(back) and "flow/x" in back._repr_html_()
+
+
+def test_fields_that_share_memory_can_be_saved(tmp_path):
+    token = torch.arange(5)
+    data = {"in/lm_prompt_token": token, "in/flow_prompt_token": token}
+    assert len(Trace.load(Trace(data, {}).save(tmp_path / "a"))) == 2
+
+
+def test_a_failed_save_leaves_the_old_file(trace, tmp_path):
+    path = trace.save(tmp_path / "run")
+    with pytest.raises(TypeError):
+        Trace(trace.data, {"of": object()}).save(path)
+    assert Trace.load(path).attrs == ABOUT and len(list(tmp_path.iterdir())) == 1
+
+
+def test_files_that_are_no_trace(trace, tmp_path):
+    path = trace.save(tmp_path / "run")
+    whole = path.read_bytes()
+    bad = tmp_path / "bad"
+
+    def refused(match):
+        with pytest.raises(WorkbenchError, match=match):
+            Trace.load(bad)
+
+    refused("no file")
+    for size in (0, 7, 200, len(whole) - 1):
+        bad.write_bytes(whole[:size])
+        refused("truncated")
+    save_file({"x": torch.zeros(2)}, bad)
+    refused("mapping")
+    save_file({"x": torch.zeros(2)}, bad, metadata={KEY: json.dumps({"version": VERSION, "attrs": {}})})
+    refused("x, which is no field")
+    save_file({}, bad, metadata={KEY: json.dumps({"version": VERSION + 1, "attrs": {}})})
+    refused(f"version {VERSION + 1}")
+    for text in ("", "[]", '{"version": 1}', '{"version": 1, "attrs": 3}'):
+        save_file({}, bad, metadata={KEY: text})
+        refused("not what Trace.save writes")
+    huge = {"hift/wav": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+    header = json.dumps({"__metadata__": {KEY: "{}"}} | huge).encode()
+    bad.write_bytes(len(header).to_bytes(8, "little") + header)
+    refused("cannot be read|not what")
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 10_000), with_=st.binary(min_size=1, max_size=12))
+def test_damaged_files_give_a_trace_or_an_error(trace, tmp_path, at, with_):
+    path = trace.save(tmp_path / "run")
+    data = bytearray(path.read_bytes())
+    at %= len(data)
+    data[at : at + len(with_)] = with_
+    path.write_bytes(bytes(data))
+    with contextlib.suppress(WorkbenchError):
+        assert isinstance(Trace.load(path), Trace)
+
+
+def test_statistics():
+    x = torch.tensor([-3.0, 1.0, float("nan"), float("inf")])
+    assert summarise(x).tolist() == [-3.0, 1.0, -1.0, 2.0, 5**0.5, 2.0]
+    assert summarise(torch.full((3,), 60000.0, dtype=torch.float16))[2] == 60000  # no overflow on the way
+    nothing = summarise(torch.full((2,), torch.nan))
+    assert nothing[:5].isnan().all() and nothing[5] == 2
+    assert summarise(torch.zeros(0))[5] == 0
+
+
+def test_kept_statistics_are_those_of_the_field(trace):
+    recorder = Recorder(SUMMARY)
+    for x in trace["flow/x"]:
+        recorder.add("flow/x", x, prompt_frames=2)
+    recorder.add("flow/spks", torch.arange(80.0))
+    kept = Trace(recorder.finish(), ABOUT)
+    assert set(kept) == {"flow/x.stats", "flow/spks.stats"}
+    assert kept.stats("flow/x").equals(trace.stats("flow/x"))
+    row = kept.stats("flow/x").loc[3, "target"]
+    assert row["max"] == pytest.approx(float(trace["flow/x"][3, :, 2:].max()))
+    assert list(kept.stats("flow/spks").columns) == list(STATS)
+
+
+def test_what_is_kept():
+    assert not NOTHING.keeps("flow/x") and NOTHING.keeps("flow/mel") and NOTHING.keeps("in/text_token")
+    assert EVERYTHING.keeps("lm/logp") and not EVERYTHING.sums_up("flow/x")
+    assert as_save("flow/v*").keeps("flow/velocity") and not as_save(("flow/v*", "lm/*")).keeps("flow/x")
+    with pytest.raises(WorkbenchError, match="flow/nothing"):
+        as_save("flow/nothing*")
+
+
+def test_taps_listen_and_leave():
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    x = torch.ones(4, 2)
+    with taps(net, "[02]") as seen:
+        net(x)
+        net(2 * x)
+    net(x)
+    assert set(seen) == {"0", "2"} and [len(v) for v in seen.values()] == [2, 2]
+    assert torch.equal(seen["0"][0], net[0](x))
+    with pytest.raises(WorkbenchError, match="conv"), taps(net, "conv*"):
+        pass
+    with pytest.raises(RuntimeError), taps(net, "0"):
+        net(torch.ones(4, 5))
+    assert not net[0]._forward_hooks
