@@ -11,7 +11,8 @@ import torch
 import torchaudio
 
 from workbench.errors import WorkbenchError
-from workbench.train import bpe, corpus, fsq, speaker, tokenizer
+from workbench.speech.flow import Flow
+from workbench.train import bpe, corpus, flow, fsq, speaker, tokenizer
 from workbench.train.features import Features
 from workbench.train.loop import Averaged
 
@@ -230,3 +231,34 @@ def test_a_resumed_average_goes_on(tmp_path):
     again.update(model)
     moved = (again.model.weight - average.model.weight).mean()
     assert 0 < moved < 0.05  # a fresh average would have taken nine tenths of the step
+
+
+def test_heads_that_run_away_are_turned_down():
+    torch.manual_seed(0)
+    model = Flow(flow.config(9))
+    attn = model.decoder.estimator.transformer_blocks[0].attn
+    with torch.no_grad():
+        attn.to_q.weight[:64] *= 40  # the first head alone
+    before = attn.to_q.weight[64:].clone()
+    flow.cap_scores(model, limit=0.8)
+    q, k = attn.to_q.weight[:64].detach(), attn.to_k.weight[:64].detach()
+    assert float(torch.linalg.matrix_norm(q.T @ k, 2)) / 8 == pytest.approx(0.8, rel=1e-4)
+    assert torch.equal(attn.to_q.weight[64:], before)
+
+
+def test_keys_without_a_position_have_no_bias():
+    model = Flow(flow.config(9))
+    flow.hold_key_biases(model)
+    for block in model.decoder.estimator.transformer_blocks:
+        bias = block.attn.to_k.bias
+        assert not bias.requires_grad and bias[:64].any() and not bias[64:].any()
+
+
+def test_versions_of_an_utterance_are_other_tokens_of_like_length(small):
+    torch.manual_seed(0)
+    task = tokenizer.Task(small, torch.device("cpu"))
+    encoder = task.model().encoder.eval()
+    plain, longer = task.tokens(encoder), task.tokens(encoder, stretch=1.1)
+    ratio = longer.lengths.sum() / plain.lengths.sum()
+    assert 1.0 < ratio < 1.12 and len(longer) == len(plain)
+    assert not torch.equal(longer.data[:50], plain.data[:50])

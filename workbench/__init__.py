@@ -1,9 +1,10 @@
 """An investigation workbench for CosyVoice3.
 
 Load a checkpoint, make it speak, keep what happened on the way, find out where it went wrong. Read
-`workbench.speech.pipeline` first: the main path fits one screen.
+`workbench.speech.run` first: the main path fits one screen.
 """
 
+from workbench.diagnose.compare import Comparison, compare
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Config, Options
@@ -18,6 +19,7 @@ __all__ = [
     "NOTHING",
     "SUMMARY",
     "Checkpoint",
+    "Comparison",
     "Config",
     "Options",
     "Pipeline",
@@ -27,6 +29,7 @@ __all__ = [
     "Trace",
     "Utterance",
     "WorkbenchError",
+    "compare",
     "stream",
     "taps",
 ]

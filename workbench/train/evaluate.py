@@ -26,6 +26,7 @@ from workbench.speech.pipeline import Pipeline
 from workbench.train.table import read_rows
 
 SETS = ("text", "copy", "vocoder")
+COMMAND = 'python -m workbench.train.evaluate VOICE_DIR HELDOUT_DIR OUT_DIR --judge "python judge.py"'
 
 
 def render(pipe: Pipeline, heldout: Path, out: Path, which: str, options: Options, limit: int | None) -> dict:
@@ -99,6 +100,7 @@ def main() -> None:
     changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in args.option)}
     pipe = Pipeline(voice, args.device, progress=False)
     figures = {"voice": args.voice.name, "content_hash": voice.content_hash, "options": changes}
+    figures["command"] = f"{COMMAND} --sets {' '.join(args.sets)} --threads {args.threads}"
     for which in args.sets:
         figures[which] = render(pipe, args.heldout, args.out, which, voice.options.but(**changes), args.limit)
         if args.judge:

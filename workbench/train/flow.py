@@ -133,6 +133,25 @@ def hold_key_biases(flow: Flow) -> None:
         bias[flow.config.dit.dim_head :] = 0.0  # only the first head's keys are turned
 
 
+@torch.no_grad()
+def cap_scores(flow: Flow, limit: float = 0.8) -> None:
+    """Turn down the queries and keys of heads whose attention is about to run away.
+
+    A head's scores grow with the largest singular value of `W_q' W_k / sqrt(d)`. It stays below 0.6 in
+    heads that learn; in three runs in bfloat16 one head of the first block passed 1.5 after some 6,000
+    steps, its scores 180, and overflowed soon after, whatever the learning rate.
+    """
+    heads = flow.config.dit.heads
+    for block in flow.decoder.estimator.transformer_blocks:
+        pair = block.attn.to_q, block.attn.to_k
+        q, k = (linear.weight.unflatten(0, (heads, -1)) for linear in pair)
+        sharpness = torch.linalg.matrix_norm(q.transpose(1, 2) @ k, 2) / q.shape[1] ** 0.5
+        factor = (limit / sharpness).clamp(max=1).sqrt().repeat_interleave(q.shape[1])
+        for linear in pair:
+            linear.weight.mul_(factor[:, None])
+            linear.bias.mul_(factor)
+
+
 def train(args: argparse.Namespace) -> None:
     """Train until the budget is spent; `best.pt` holds the averaged weights where they did best."""
     torch.manual_seed(args.seed)
@@ -198,6 +217,8 @@ def train(args: argparse.Namespace) -> None:
             buffer.copy_(x)
         rate.fill_(run.rate(args.lr))
         now = steps[length, (run.step // 4) % 2 == 1]()
+        if run.step % 200 == 199:
+            cap_scores(flow)
         averaged.update(flow)
         more = run.tick(lambda now=now: {"loss": now["loss"].item(), "valid": validate()})
 

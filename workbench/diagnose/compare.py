@@ -1,0 +1,408 @@
+"""Two runs, field by field in causal order: where they part, and whether the error was made there.
+
+`compare(reference, candidate, pipe)` is the whole of it. With a pipeline at hand every result of the
+candidate is worked out again from the candidate's own inputs, in float32 and in float64: what is farther
+away than float32 is from float64 was made there (*added*), the rest came with the inputs (*inherited*).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from workbench.diagnose.transitions import Transition, entry, loop_of, transitions
+from workbench.errors import WorkbenchError
+from workbench.speech.config import Options
+from workbench.speech.pipeline import Pipeline
+from workbench.trace.record import EVERYTHING
+from workbench.trace.schema import FIELDS, SUFFIX, dims_of
+from workbench.trace.trace import Trace
+
+# From good to bad; a comparison is as bad as its worst row.
+VERDICTS = ("MATCH", "ROUNDING", "MISSING", "NOT COMPARABLE", "DIVERGED", "SHAPE", "NONFINITE")
+ALLOWANCE = 10.0  # times the distance between float32 and float64: other kernels, another order of sums
+EPS = torch.finfo(torch.float32).eps
+DOUBLE = {
+    name: "float64"
+    for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype")
+}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Where an error was made."""
+
+    name: str
+    added: float  # relative L2 to what our model gives on the same inputs
+    allowed: float  # what rounding explains
+
+    def __str__(self) -> str:
+        return f"{self.name} (adds {self.added:.2g} on its own inputs, rounding explains {self.allowed:.2g})"
+
+
+class Comparison:
+    """What `compare` found: a verdict line, then a row per field and step.
+
+    Attributes
+    ----------
+    verdict : str
+        The worst of `VERDICTS`.
+    rows : DataFrame
+        In causal order; see `to_frame`.
+    guards : list of str
+        What differs before any number: text, tokens, options, weights.
+    hints : list of str
+        What the difference looks like: transposed, shifted, scaled.
+    causes : list of Cause
+        Places where the candidate adds an error of its own, in causal order; None without a pipeline.
+    unchecked : list of str
+        Results that could not be worked out again, because the candidate lacks their inputs.
+    """
+
+    def __init__(
+        self,
+        rows: pd.DataFrame,
+        guards: list[str],
+        hints: list[str],
+        causes: list[Cause] | None,
+        unchecked: list[str],
+    ) -> None:
+        self.rows, self.guards, self.hints = rows, guards, hints
+        self.causes, self.unchecked = causes, unchecked
+        self.verdict = max(rows["verdict"], key=VERDICTS.index, default="MISSING")
+
+    @property
+    def line(self) -> str:
+        """The verdict in one line."""
+        bad = self.rows[~self.rows["verdict"].isin(VERDICTS[:3])]
+        parts = [self.verdict]
+        if len(bad):
+            row = bad.iloc[0]
+            error = f", relative L2 {row['rel_l2']:.2g}" if row["rel_l2"] == row["rel_l2"] else ""
+            parts.append(f"the runs part at {_label(row)} ({row['verdict']}{error})")
+        if self.causes:
+            parts.append(f"first cause: {self.causes[0]}")
+        elif self.causes is not None and len(bad):
+            parts.append("no result of the candidate is wrong for its inputs: they differ before it")
+        elif len(bad):
+            parts.append("cause unknown without a checkpoint: pass a Pipeline")
+        missing = int((self.rows["verdict"] == "MISSING").sum())
+        if missing:
+            parts.append(f"{missing} rows missing on one side")
+        return "; ".join(parts)
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything is there and no farther away than rounding."""
+        return self.verdict in VERDICTS[:2] and not self.causes
+
+    def assert_ok(self) -> None:
+        """Raise a WorkbenchError with the verdict line unless `ok`."""
+        if not self.ok:
+            raise WorkbenchError(self.line)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a field, knot, step or draw.
+
+        `field`, `index`, `verdict`, `rel_l2`, `allowed` (what rounding explains), `added` and
+        `added_allowed` (isolated error), `max_abs`, `rms`, `snr_db`, `cosine`, `norm_ratio`, `nonfinite`,
+        `prompt` and `target` (rms error by region), `worst` (place of the largest error), `note`.
+        """
+        return self.rows.copy()
+
+    def __repr__(self) -> str:
+        return self.line
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{escape(text)}</li>" for text in (*self.guards, *self.hints))
+        more = "".join(f"<li>adds an error: {escape(str(cause))}</li>" for cause in self.causes or ())
+        table = self.rows.to_html(float_format="{:.3g}".format, na_rep="", border=0, index=False)
+        return f"<div><b>{escape(self.line)}</b><ul>{items}{more}</ul>{table}</div>"
+
+
+def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) -> Comparison:
+    """Put two runs side by side.
+
+    Parameters
+    ----------
+    reference, candidate : Trace
+        The candidate may be partial: what it lacks is MISSING, never equal.
+    pipe : Pipeline, optional
+        Of the checkpoint both should have run. It decides what rounding explains, and names the places
+        where the candidate adds an error. Without it, only what is equal to float32's last digits counts
+        as rounding.
+
+    Returns
+    -------
+    Comparison
+    """
+    guards = _guards(reference, candidate)
+    options = _options(candidate, reference, pipe)
+    referee = _referee(reference, pipe)
+    same_speech = not any(guard.startswith(("lm/speech_token", "in/")) for guard in guards)
+    checks, unchecked = _isolate(candidate, pipe, options) if pipe else ({}, [])
+    rows = []
+    for field, index in _places(reference, candidate):
+        allowed = _allowed(reference, referee, field, index)
+        row = {"field": field, "index": index, "allowed": allowed, "note": ""}
+        row |= _row(reference, candidate, field, index, allowed)
+        if row["verdict"] == "DIVERGED" and not same_speech and field.startswith(("flow/", "hift/")):
+            row |= {"verdict": "NOT COMPARABLE", "note": "other speech tokens"}
+        if (
+            field in ("hift/source", "hift/magnitude", "hift/phase", "hift/wav")
+            and row["verdict"] == "DIVERGED"
+        ):
+            row["note"] = "advisory: the phase of the excitation follows every f0 before it"
+        check = checks.get((field, index))
+        if check:
+            row |= {"added": check[0], "added_allowed": check[1]}
+        rows.append(row)
+    order = ["field", "index", "verdict", "rel_l2", "allowed", "added", "added_allowed", "max_abs", "rms"]
+    order += ["snr_db", "cosine", "norm_ratio", "nonfinite", "prompt", "target", "worst", "note"]
+    frame = pd.DataFrame(rows).reindex(columns=order)
+    frame["index"] = frame["index"].astype("Int64")
+    causes = (
+        None
+        if pipe is None
+        else [
+            Cause(_name(field, index), added, allowed)
+            for (field, index), (added, allowed) in checks.items()
+            if not added <= allowed
+        ]
+    )
+    return Comparison(frame, guards, _hints(reference, candidate, frame), causes, unchecked)
+
+
+# ---- before any number
+
+
+def _guards(reference: Trace, candidate: Trace) -> list[str]:
+    """What the two runs were given that differs."""
+    found = []
+    a, b = reference.attrs, candidate.attrs
+    for key in ("text", "sample_rate", "mode"):
+        if key in a and key in b and a[key] != b[key]:
+            found.append(f"{key}: {a[key]!r} and {b[key]!r}")
+    hashes = [attrs.get("checkpoint", {}).get("content_hash") for attrs in (a, b)]
+    if all(hashes) and hashes[0] != hashes[1]:
+        found.append(f"weights: {hashes[0][:12]} and {hashes[1][:12]}")
+    mine, other = a.get("options", {}), b.get("options", {})
+    for key in sorted(mine.keys() & other.keys()):
+        if mine[key] != other[key]:
+            found.append(f"option {key}: {mine[key]!r} and {other[key]!r}")
+    for name in (n for n in FIELDS if n.startswith("in/") or n == "lm/speech_token"):
+        if name in reference and name in candidate:
+            x, y = reference[name], candidate[name]
+            if x.shape != y.shape:
+                found.append(f"{name}: shapes {tuple(x.shape)} and {tuple(y.shape)}")
+            elif x.is_floating_point():
+                if _relative(x, y) > 1e-3:
+                    found.append(f"{name}: relative L2 {_relative(x, y):.2g}")
+            elif not torch.equal(x, y):
+                first = int((x != y).nonzero()[0, 0])
+                found.append(f"{name}: {int((x != y).sum())} of {len(x)} differ, the first at {first}")
+    return found
+
+
+def _options(candidate: Trace, reference: Trace, pipe: Pipeline | None) -> Options:
+    """What the candidate says it ran with, else what the reference did."""
+    known = reference.attrs.get("options", {}) | candidate.attrs.get("options", {})
+    return (pipe.checkpoint.options if pipe else Options()).but(**known)
+
+
+# ---- numbers
+
+
+def _places(reference: Trace, candidate: Trace) -> Iterator[tuple[str, int | None]]:
+    """Fields of either run in causal order, loops entry by entry: step k's velocities before knot k + 1.
+
+    A field that one side lacks altogether is one place.
+    """
+    names = [n for n in FIELDS if n in reference or n in candidate]
+    count = {
+        n: max(len(reference[n]), len(candidate[n]))
+        for n in names
+        if loop_of(n) and n in reference and n in candidate
+    }
+    solver = [n for n in count if n.startswith("flow/")]
+    for name in names:
+        if name not in count:
+            yield name, None
+        elif name not in solver:
+            yield from ((name, k) for k in range(count[name]))
+        elif name == solver[0]:
+            yield from ((n, k) for k in range(max(count[n] for n in solver)) for n in solver if k < count[n])
+
+
+def _row(reference: Trace, candidate: Trace, field: str, index: int | None, allowed: float) -> dict[str, Any]:
+    sides = []
+    for side in (reference, candidate):
+        there = field in side and (index is None or index < len(side[field]))
+        sides.append(entry(side, field, index) if there else None)
+    x, y = sides
+    if x is None or y is None:
+        where = "reference" if x is None else "candidate"
+        return {"verdict": "MISSING", "note": f"not in the {where}"}
+    if x.shape != y.shape:
+        return {"verdict": "SHAPE", "note": f"{tuple(x.shape)} and {tuple(y.shape)}"}
+    row = measure(x, y, _cut_of(field, reference))
+    if row["nonfinite"]:
+        return row | {"verdict": "NONFINITE"}
+    if torch.equal(x.double(), y.double()):
+        return row | {"verdict": "MATCH"}
+    return row | {"verdict": "ROUNDING" if row["rel_l2"] <= allowed else "DIVERGED"}
+
+
+def _cut_of(field: str, trace: Trace) -> int | None:
+    return trace.prompt_frames if "frame" in dims_of(field) else None
+
+
+def measure(x: Tensor, y: Tensor, prompt_frames: int | None = None) -> dict[str, Any]:
+    """Return how far `y` is from `x`: norms, angle, signal to noise, worst place.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Reference and candidate, of one shape.
+    prompt_frames : int, optional
+        Where the target begins on the last axis, to split the error.
+    """
+    x, y = x.double(), y.double()
+    bad = int((~y.isfinite()).sum())
+    d = y - x
+    nx, ny, nd = float(x.norm()), float(y.norm()), float(d.norm())
+    cosine = float((x * y).sum()) / max(nx * ny, 1e-300)
+    row = {
+        "nonfinite": bad,
+        "rel_l2": nd / nx if nx else (0.0 if nd == 0 else float("inf")),
+        "max_abs": float(d.abs().max()) if d.numel() else 0.0,
+        "rms": nd / max(d.numel(), 1) ** 0.5,
+        "snr_db": 20 * float(torch.tensor(nx / nd).log10()) if nd and nx else float("inf"),
+        "cosine": cosine if nx and ny else float("nan"),
+        "norm_ratio": ny / nx if nx else float("nan"),
+        "worst": str(
+            tuple(int(i) for i in torch.unravel_index(d.abs().nan_to_num(torch.inf).argmax(), d.shape))
+        )
+        if d.ndim and d.numel()
+        else "",
+    }
+    if prompt_frames is not None:
+        for region, part in (("prompt", d[..., :prompt_frames]), ("target", d[..., prompt_frames:])):
+            row[region] = float(part.square().mean().sqrt()) if part.numel() else 0.0
+    return row
+
+
+def _relative(x: Tensor, y: Tensor) -> float:
+    return measure(x, y)["rel_l2"]
+
+
+# ---- what rounding explains, and what it does not
+
+
+def _referee(reference: Trace, pipe: Pipeline | None) -> Trace | None:
+    """The reference's run again in float64, from its speech tokens on."""
+    needed = ("lm/speech_token", "in/text_token", "in/prompt_mel", "in/spk_embedding", "in/flow_prompt_token")
+    if pipe is None or any(name not in reference for name in needed):
+        return None
+    known = reference.attrs.get("options", {})
+    return pipe.replay(reference, "flow", pipe.checkpoint.options.but(**(known | DOUBLE)), EVERYTHING)
+
+
+def _allowed(reference: Trace, referee: Trace | None, field: str, index: int | None) -> float:
+    floor = ALLOWANCE * EPS
+    if referee is None or field not in referee or field not in reference:
+        return floor
+    if index is not None and index >= min(len(referee[field]), len(reference[field])):
+        return floor
+    exact, x = entry(referee, field, index), entry(reference, field, index)
+    return max(floor, ALLOWANCE * _relative(exact, x)) if exact.shape == x.shape else floor
+
+
+def _isolate(
+    candidate: Trace, pipe: Pipeline, options: Options
+) -> tuple[dict[tuple[str, int | None], tuple[float, float]], list[str]]:
+    """Work every result of the candidate out again from its own inputs: (error added, error allowed)."""
+    checks, unchecked = {}, []
+    single = replace(
+        options,
+        flow_dtype="float32",
+        hift_dtype="float32",
+        source_dtype="float32",
+        head_dtype="float32",
+        f0_dtype="float64",
+    )
+    double = options.but(**DOUBLE)
+    for step in transitions(candidate):
+        if step.field not in candidate:
+            continue
+        if not step.ready(candidate):
+            unchecked.append(step.name)
+            continue
+        checks[step.field, step.index] = _added(step, candidate, pipe, single, double)
+    return checks, unchecked
+
+
+def _added(
+    step: Transition, trace: Trace, pipe: Pipeline, single: Options, double: Options
+) -> tuple[float, float]:
+    found = step.found(trace)
+    try:
+        ours, exact = (step.work(pipe, trace, options).cpu() for options in (single, double))
+    except WorkbenchError:  # such as NaN in the mel: nothing right can follow from it
+        return float("nan"), 0.0
+    if ours.shape != found.shape:
+        return float("inf"), 0.0
+    return _relative(ours, found), ALLOWANCE * max(_relative(exact, ours), EPS)
+
+
+# ---- what it looks like
+
+
+def _hints(reference: Trace, candidate: Trace, rows: pd.DataFrame) -> list[str]:
+    """Shapes of mistakes that can be seen in the tensors themselves."""
+    found = []
+    for field, index in zip(rows["field"], rows["index"], strict=True):
+        index = None if pd.isna(index) else int(index)
+        if field not in reference or field not in candidate:
+            continue
+        if index is not None and index >= min(len(reference[field]), len(candidate[field])):
+            continue
+        x, y = entry(reference, field, index).double(), entry(candidate, field, index).double()
+        if x.ndim == 2 and y.shape == x.T.shape and x.shape != y.shape and _relative(x, y.T) < 0.1:
+            found.append(f"{_name(field, index)}: the candidate's axes are transposed")
+        if x.shape != y.shape or not y.isfinite().all() or (error := _relative(x, y)) < 1e-3:
+            continue
+        ratio = float(y.norm() / x.norm()) if x.norm() else 1.0
+        if x.norm() and abs(ratio - 1) > 0.05 and _relative(x * ratio, y) < 0.02:
+            found.append(f"{_name(field, index)}: the candidate's is {ratio:.3g} times the reference's")
+        if x.ndim and x.shape[-1] > 2:
+            for shift in (1, -1):
+                a, b = (x[..., :-1], y[..., 1:]) if shift == 1 else (x[..., 1:], y[..., :-1])
+                if _relative(a, b) < 0.2 * error:
+                    found.append(
+                        f"{_name(field, index)}: the candidate's is shifted by {shift:+d} along its last axis"
+                    )
+    for name in ("flow/x", "flow/velocity_cond", "flow/velocity_uncond"):
+        if name in candidate and len(candidate[name]) > 1:
+            same = [
+                k
+                for k in range(1, len(candidate[name]))
+                if torch.equal(candidate[name][k], candidate[name][k - 1])
+            ]
+            if same:
+                found.append(
+                    f"{name}: entry {same[0]} is the very one before it: was the same tensor dumped twice?"
+                )
+    return found
+
+
+def _name(field: str, index: int | None) -> str:
+    return field.removesuffix(SUFFIX) if index is None else f"{field}[{index}]"
+
+
+def _label(row: pd.Series) -> str:
+    return _name(row["field"], None if pd.isna(row["index"]) else int(row["index"]))
