@@ -49,3 +49,23 @@ def test_inspect_prefix(capsys):
 def test_option_values():
     found = options_of(["n_timesteps=3", "solver=heun", "noise_seed=null", "mask_stop_ids=true"])
     assert found == {"n_timesteps": 3, "solver": "heun", "noise_seed": None, "mask_stop_ids": True}
+
+
+def test_traces_can_be_compared(tmp_path, capsys):
+    for name, more in (("a", []), ("b", ["--option", "cfg_rate=0.5"])):
+        speak = ["speak", "It is late.", "-o", str(tmp_path), "--name", name, "--trace", "everything"]
+        assert main([*speak, *QUICK, *more]) == 0
+    a, b = (str(tmp_path / f"{name}_0_0.trace") for name in "ab")
+    voice = ["--voice", "data/voices/tiny"]
+    capsys.readouterr()
+    assert main(["compare", a, a, *voice]) == 0
+    assert capsys.readouterr().out == "MATCH\n"
+    assert main(["compare", a, b, *voice]) == 1
+    out = capsys.readouterr().out
+    assert (
+        out.startswith("DIVERGED; the runs part at flow/velocity[0]")
+        and "option cfg_rate: 0.7 and 0.5" in out
+    )
+    assert "wrong for what it was given: inputs or options differ" in out and "adds an error" not in out
+    assert main(["compare", a, b, "--fail-on", "never"]) == 0
+    assert main(["compare", a, str(tmp_path / "a_0_0.wav")]) == 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from workbench import Checkpoint, Options, Pipeline, Utterance, WorkbenchError
+from workbench import Checkpoint, Options, Pipeline, Prompt, Utterance, WorkbenchError
 from workbench.speech.audio import log_mel, read_wav
 from workbench.speech.stream import StreamState, stream
 
@@ -42,16 +42,17 @@ def parity(flow_golden, dit_golden, hift_golden, e2e_golden, flow_model, hift_mo
     voice = replace(Checkpoint.random(tiny_config()), config=config, weights=weights, noise=noise)
     data = e2e_golden.data
     none = torch.zeros(0, dtype=torch.long)
+    token, mel = data["in.prompt_token"][0].long(), data["in.prompt_feat"].transpose(1, 2)
     utt = Utterance(
         text="",
         text_token=none,
         prompt_text_token=none,
         lm_prompt_token=none,
-        flow_prompt_token=data["in.prompt_token"][0].long(),
-        prompt_mel=data["in.prompt_feat"].transpose(1, 2),
+        flow_prompt_token=token,
+        prompt_mel=mel,
         spk_embedding=data["in.embedding"][0],
         mode="conversion",
-        prompt=None,
+        prompt=Prompt(token, mel, data["in.embedding"][0], text="", sha256="", seconds=len(token) / 25),
         source_token=data["in.token"][0].long(),
     )
     return Pipeline(voice, progress=False), utt

@@ -5,12 +5,14 @@ Load a checkpoint, make it speak, keep what happened on the way, find out where 
 """
 
 from workbench.diagnose.compare import Comparison, compare
+from workbench.diagnose.plausible import implausible
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Config, Options
 from workbench.speech.frontend import Prompt, Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.stream import StreamState, stream
+from workbench.trace.foreign import read_foreign
 from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
 from workbench.trace.trace import Trace
 
@@ -30,6 +32,8 @@ __all__ = [
     "Utterance",
     "WorkbenchError",
     "compare",
+    "implausible",
+    "read_foreign",
     "stream",
     "taps",
 ]

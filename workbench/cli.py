@@ -31,6 +31,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="any field of Options"
     )
+    verb.add_argument(
+        "--trace", choices=("summary", "everything"), help="also write a trace beside each wav, NAME_..trace"
+    )
     verb.add_argument("-o", "--out", default="output", help="folder")
     verb.add_argument("--name", default="speech", help="files are NAME_text_segment.wav")
     verb.set_defaults(run=speak)
@@ -39,6 +42,19 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("folder")
     verb.add_argument("--prefix", default="", help="stage and start of the key, such as flow.decoder")
     verb.set_defaults(run=inspect)
+
+    verb = verbs.add_parser("compare", help="put two traces side by side and name the first cause")
+    verb.add_argument("reference", help="a trace, such as `speak --trace everything` writes")
+    verb.add_argument("candidate")
+    verb.add_argument("--voice", help="checkpoint folder both ran: decides rounding and finds the cause")
+    verb.add_argument("--device", default="cpu")
+    verb.add_argument(
+        "--fail-on",
+        choices=("rounding", "missing", "diverged", "never"),
+        default="diverged",
+        help="exit with 1 from this verdict on (default: diverged)",
+    )
+    verb.set_defaults(run=compare)
 
     return top
 
@@ -51,18 +67,22 @@ def speak(args: argparse.Namespace) -> int:
     from workbench.speech.audio import write_wav
     from workbench.speech.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
+    from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY
 
     voice = Checkpoint.load(args.voice)
     options = voice.options.but(**options_of(args.option), seed=args.seed)
     pipe = Pipeline(voice, args.device)
     prompt = pipe.prompt(args.prompt, args.prompt_text)
+    save = {None: NOTHING, "summary": SUMMARY, "everything": EVERYTHING}[args.trace]
     texts = [pipe.prepare_all(text, prompt, args.mode, args.instruct) for text in args.text]
     rows = []
     for i, segments in enumerate(texts):
         for j, utt in enumerate(segments):
-            trace = pipe.synthesise(utt, options=options)
+            trace = pipe.synthesise(utt, options=options, save=save)
             path = Path(args.out) / f"{args.name}_{i}_{j}.wav"
             write_wav(path, trace.wav, trace.sample_rate)
+            if args.trace:
+                trace.save(path.with_suffix(".trace"))
             stats = wave_stats(trace.wav, trace.sample_rate, pipe.config.hift.audio_limit)
             rows.append({"file": str(path), **stats, "rtf": trace.rtf, "text": utt.text})
     table = pd.DataFrame(rows)
@@ -70,6 +90,29 @@ def speak(args: argparse.Namespace) -> int:
     print(table.to_string(index=False, float_format="{:.4g}".format))
     print("peak and rms are of full scale, silence is a share of the time, rtf is compute / audio seconds")
     return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Print the verdict, what differs before any number, and every row that is not a match."""
+    from workbench.diagnose.compare import VERDICTS
+    from workbench.diagnose.compare import compare as put_side_by_side
+    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.pipeline import Pipeline
+    from workbench.trace.trace import Trace
+
+    reference, candidate = Trace.load(args.reference), Trace.load(args.candidate)
+    pipe = Pipeline(Checkpoint.load(args.voice), args.device) if args.voice else None
+    found = put_side_by_side(reference, candidate, pipe)
+    print(found)
+    for note in (*found.guards, *found.hints, *(f"adds an error: {cause}" for cause in found.causes or ())):
+        print(f"- {note}")
+    rows = found.rows[found.rows["verdict"] != "MATCH"]
+    columns = ["field", "index", "verdict", "rel_l2", "allowed", "added", "cosine", "norm_ratio", "note"]
+    if len(rows):
+        print(rows[columns].to_string(index=False, float_format="{:.3g}".format, na_rep=""))
+    if args.fail_on == "never":
+        return 0
+    return int(VERDICTS.index(found.verdict) >= VERDICTS.index(args.fail_on.upper()) or bool(found.causes))
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, object]:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from workbench.diagnose.plausible import implausible
 from workbench.diagnose.transitions import Transition, entry, loop_of, transitions
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
@@ -26,6 +27,7 @@ from workbench.trace.trace import Trace
 VERDICTS = ("MATCH", "ROUNDING", "MISSING", "NOT COMPARABLE", "DIVERGED", "SHAPE", "NONFINITE")
 ALLOWANCE = 10.0  # times the distance between float32 and float64: other kernels, another order of sums
 EPS = torch.finfo(torch.float32).eps
+UNREFEREED = 1e-5  # relative L2 taken for rounding where no checkpoint is at hand to find out
 DOUBLE = {
     name: "float64"
     for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype")
@@ -56,7 +58,8 @@ class Comparison:
     guards : list of str
         What differs before any number: text, tokens, options, weights.
     hints : list of str
-        What the difference looks like: transposed, shifted, scaled.
+        What no speech looks like on either side, and what the difference looks like: transposed, shifted,
+        scaled.
     causes : list of Cause
         Places where the candidate adds an error of its own, in causal order; None without a pipeline.
     unchecked : list of str
@@ -87,13 +90,24 @@ class Comparison:
         if self.causes:
             parts.append(f"first cause: {self.causes[0]}")
         elif self.causes is not None and len(bad):
-            parts.append("no result of the candidate is wrong for its inputs: they differ before it")
+            what = "inputs or options differ" if self.guards else "they differ before what was recorded"
+            parts.append(f"no result of the candidate is wrong for what it was given: {what}")
         elif len(bad):
-            parts.append("cause unknown without a checkpoint: pass a Pipeline")
+            parts.append(self._inputs_of(bad.iloc[0]["field"]))
         missing = int((self.rows["verdict"] == "MISSING").sum())
         if missing:
             parts.append(f"{missing} rows missing on one side")
         return "; ".join(parts)
+
+    def _inputs_of(self, field: str) -> str:
+        """What can be said of a cause without a checkpoint: whether the inputs agree."""
+        needs = next((step.needs for step in transitions(Trace({}, {})) if step.field == field), ())
+        verdicts = {n: set(self.rows.loc[self.rows["field"] == n, "verdict"]) for n in needs}
+        if needs and all(seen and seen <= set(VERDICTS[:2]) for seen in verdicts.values()):
+            return f"it is made there or in what the runs did not record: its input {', '.join(needs)} agrees"
+        lacking = [n for n, seen in verdicts.items() if not seen or "MISSING" in seen]
+        what = f"{', '.join(lacking)} is not on both sides" if lacking else "its inputs differ as well"
+        return f"cause unknown ({what}); pass a Pipeline of the checkpoint to find it"
 
     @property
     def ok(self) -> bool:
@@ -133,14 +147,18 @@ def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) ->
         The candidate may be partial: what it lacks is MISSING, never equal.
     pipe : Pipeline, optional
         Of the checkpoint both should have run. It decides what rounding explains, and names the places
-        where the candidate adds an error. Without it, only what is equal to float32's last digits counts
-        as rounding.
+        where the candidate adds an error. Without it a relative L2 of 1e-5 is taken for rounding.
 
     Returns
     -------
     Comparison
     """
     guards = _guards(reference, candidate)
+    oddities = [
+        f"{who}: {text}"
+        for who, trace in (("reference", reference), ("candidate", candidate))
+        for text in implausible(trace)
+    ]
     options = _options(candidate, reference, pipe)
     referee = _referee(reference, pipe)
     same_speech = not any(guard.startswith(("lm/speech_token", "in/")) for guard in guards)
@@ -174,7 +192,8 @@ def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) ->
             if not added <= allowed
         ]
     )
-    return Comparison(frame, guards, _hints(reference, candidate, frame), causes, unchecked)
+    hints = [*oddities, *_hints(reference, candidate, frame)]
+    return Comparison(frame, guards, hints, causes, unchecked)
 
 
 # ---- before any number
@@ -314,7 +333,9 @@ def _referee(reference: Trace, pipe: Pipeline | None) -> Trace | None:
 
 def _allowed(reference: Trace, referee: Trace | None, field: str, index: int | None) -> float:
     floor = ALLOWANCE * EPS
-    if referee is None or field not in referee or field not in reference:
+    if referee is None:
+        return UNREFEREED
+    if field not in referee or field not in reference:
         return floor
     if index is not None and index >= min(len(referee[field]), len(reference[field])):
         return floor

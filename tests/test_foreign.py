@@ -1,0 +1,146 @@
+"""Other people's dumps become traces, the right way round, and bad ones say what is wrong."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from workbench.diagnose.compare import compare
+from workbench.diagnose.plausible import implausible
+from workbench.errors import WorkbenchError
+from workbench.trace.foreign import read_foreign
+from workbench.trace.trace import Trace
+
+STEPS = "data/foreign/steps.toml"
+
+
+@pytest.fixture
+def tensors():
+    draw = torch.Generator().manual_seed(0)
+    names = [f"step{k}_{what}" for k in (1, 2, 3) for what in ("v1", "v2", "x")]
+    return {name: torch.randn(1, 80, 6, generator=draw) for name in names}
+
+
+def mapping(tmp_path, text):
+    path = tmp_path / "map.toml"
+    path.write_text(text)
+    return path
+
+
+def test_steps_are_stacked_in_order(tmp_path, tensors):
+    save_file(
+        tensors | {"step5_x": torch.zeros(1, 80, 6), "mu": torch.zeros(2)}, tmp_path / "dump.safetensors"
+    )
+    trace = read_foreign(tmp_path / "dump.safetensors", STEPS, text="hello", prompt_frames=2)
+    assert list(trace) == ["flow/x", "flow/velocity_cond", "flow/velocity_uncond"]
+    assert trace["flow/x"].shape == (3, 80, 6) and torch.equal(trace["flow/x"][1], tensors["step2_x"][0])
+    assert trace.attrs["unmapped"] == ["mu", "step5_x"] and trace.prompt_frames == 2
+    assert "flow/mel" not in trace
+
+
+@pytest.mark.parametrize("kind", ["npz", "pt", "f32"])
+def test_other_files(tmp_path, kind):
+    mel = torch.arange(480.0).view(6, 80)
+    rule = '[fields."flow/mel"]\nname = "NAME"\naxes = ["target_frame", "mel"]\nscale = 2.0\n'
+    path = tmp_path / f"dump.{kind}"
+    if kind == "npz":
+        np.savez(path, NAME=mel.numpy())
+    elif kind == "pt":
+        torch.save({"NAME": mel, "step": 3}, path)
+    else:
+        path = tmp_path
+        mel.numpy().astype("<f4").tofile(tmp_path / "mel.f32")
+        rule = rule.replace("NAME", "mel.f32") + "shape = [6, 80]\n"
+    trace = read_foreign(path, mapping(tmp_path, rule))
+    assert torch.equal(trace["flow/mel"], 2 * mel.T)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("fields", "no mapping"),
+        ("", "has no fields"),
+        ('[fields."flow/wobble"]\nname = "x"\naxes = ["mel"]', "flow/wobble"),
+        ('[fields."flow/mel"]\nname = "x"', "needs name and axes"),
+        ('[fields."flow/mel"]\nname = "x"\naxes = ["mel", "frame"]', "target_frame"),
+        ('[fields."hift/wav"]\nname = "x{step}"\naxes = []', "no steps"),
+        ('[fields."hift/wav"]\nname = "y"\naxes = ["sample"]', "no tensor of dump.safetensors"),
+        ('[fields."hift/wav"]\nname = "x"\naxes = ["sample"]', r"has shape \(1, 5\)"),
+        ('[fields."hift/wav"]\nname = "x"\naxes = ["sample"]\nshape = [7]', "5 values"),
+    ],
+)
+def test_bad_mappings(tmp_path, text, match):
+    save_file({"x": torch.zeros(1, 5)}, tmp_path / "dump.safetensors")
+    with pytest.raises(WorkbenchError, match=match):
+        read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text))
+
+
+class Evil:
+    """Would run code when unpickled."""
+
+    def __reduce__(self):
+        return (print, ("ran",))
+
+
+def test_bad_dumps(tmp_path, capsys):
+    for name, content in (("a.safetensors", b"\0" * 40), ("b.npz", b"PK"), ("c.pt", b"x"), ("d.bin", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WorkbenchError, match=name[0]):
+            read_foreign(tmp_path / name, STEPS)
+    torch.save({"step1_x": Evil()}, tmp_path / "evil.pt")
+    np.savez(tmp_path / "evil.npz", step1_x=np.array([Evil()], dtype=object))
+    for name in ("evil.pt", "evil.npz", "none.pt"):
+        with pytest.raises(WorkbenchError):
+            read_foreign(tmp_path / name, STEPS)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_shipped_mappings_can_be_read(tmp_path):
+    """The shapes of the case's dumps, with made-up values."""
+    shapes = {"f0": (1, 1, 7), "source": (1, 1, 7 * 480), "upsampled_f0": (1, 1, 7 * 480)}
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "native.safetensors")
+    native = read_foreign(tmp_path / "native.safetensors", "data/foreign/case-native.toml")
+    assert native["hift/f0"].shape == (7,) and native.attrs["unmapped"] == ["upsampled_f0"]
+    shapes = {
+        "input_mel": (1, 80, 7),
+        "f0_output": (1, 7),
+        "sine_merge": (1, 3360, 1),
+        "final_audio": (1, 3360),
+    }
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "vocoder.safetensors")
+    assert len(read_foreign(tmp_path / "vocoder.safetensors", "data/foreign/case-vocoder.toml")) == 4
+    shapes = {"python_f0": (1, 7), "python_hift_source": (1, 1, 3360), "python_speech_tokens": (1, 9)}
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "python.safetensors")
+    assert len(read_foreign(tmp_path / "python.safetensors", "data/foreign/case-python.toml")) == 3
+
+
+def trace_of(**data):
+    return Trace({name.replace("_", "/", 1): value for name, value in data.items()}, {"sample_rate": 24000})
+
+
+def test_what_cannot_be_speech():
+    time = torch.arange(24000) / 24000
+    tone = 0.5 * torch.sin(2 * torch.pi * 150 * time)
+    mel = torch.full((80, 50), -6.0)
+    assert implausible(trace_of(flow_mel=mel, hift_f0=torch.full((50,), 150.0), hift_wav=tone)) == []
+    f0 = torch.full((50,), 150.0)
+    f0[3] = 103_590
+    assert "103,590 Hz" in implausible(trace_of(hift_f0=f0))[0]
+    assert "pinned to +-0.99" in implausible(trace_of(hift_wav=(9 * tone).clamp(-0.99, 0.99)))[0]
+    assert "silent" in implausible(trace_of(hift_wav=tone * 1e-5))[0]
+    assert "DC offset" in implausible(trace_of(hift_wav=tone + 0.1))[0]
+    assert "log10" in implausible(trace_of(flow_mel=mel / 2.303))[0]
+    mel[0, 0] = torch.nan
+    assert "1 NaN or Inf" in implausible(trace_of(flow_mel=mel))[0]
+
+
+def test_a_cause_without_a_checkpoint():
+    """As in the case: f0 agrees to the last digits, the excitation does not."""
+    f0 = torch.full((50,), 150.0)
+    a = trace_of(hift_f0=f0, hift_source=torch.randn(24000))
+    b = trace_of(hift_f0=f0 * (1 + 2e-6), hift_source=torch.randn(24000))
+    found = compare(a, b)
+    assert list(found.rows["verdict"]) == ["ROUNDING", "DIVERGED"]
+    assert "part at hift/source" in found.line and "its input hift/f0 agrees" in found.line
+    alone = compare(trace_of(hift_source=a["hift/source"]), trace_of(hift_source=b["hift/source"]))
+    assert "hift/f0 is not on both sides" in alone.line

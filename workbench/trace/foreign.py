@@ -1,0 +1,172 @@
+"""Other people's dumps -> `Trace`, by a mapping file that says which tensor is which field.
+
+A mapping is TOML: one table a field, with the tensor's `name` in the dump and its `axes` as the schema names
+them (`one` for an axis of length 1 that is dropped). A name with `{step}` stands for one tensor a step,
+counted from `first` (0 unless given). `scale` multiplies; `shape` is needed for raw float32 files, where
+`name` is the file's. What the dump lacks is missing in the trace, never zero.
+
+    [fields."flow/velocity_cond"]
+    name = "step{step}_v1"
+    axes = ["one", "mel", "frame"]
+    first = 1
+"""
+
+import os
+import tomllib
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.trace.schema import FIELDS, LOOPS
+from workbench.trace.trace import Trace
+
+KEYS = {"name", "axes", "first", "scale", "shape"}
+MOST_STEPS = 1000  # of one field; a mapping's pattern is tried until a step is missing
+
+Tensors = Mapping[str, Callable[[], Tensor]]
+
+
+def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: Any) -> Trace:
+    """Open a dump of another implementation.
+
+    Parameters
+    ----------
+    path : path
+        A .safetensors, .npz or .pt file (weights only), or a folder of raw float32 files.
+    mapping : path
+        TOML as above; `data/foreign/` has some.
+    **attrs
+        What the dump does not say and the trace shall: `text`, `options` (a dict), `prompt_frames`, ...
+
+    Returns
+    -------
+    Trace
+        `attrs["unmapped"]` names the tensors that no field took.
+
+    Raises
+    ------
+    WorkbenchError
+        When a file cannot be read, the mapping is not one, nothing fits, or a tensor lies otherwise.
+    """
+    path, rules = Path(path), _mapping(Path(mapping))
+    tensors = _tensors(path)
+    found, taken = {}, set()
+    for field, rule in rules["fields"].items():
+        names = _names(rule, tensors)
+        parts = [_placed(field, rule, name, tensors[name]()) for name in names]
+        if parts:
+            found[field] = torch.stack(parts) if "{step}" in rule["name"] else parts[0]
+            taken.update(names)
+    if not found:
+        raise WorkbenchError(
+            f"no tensor of {path.name} is in {Path(mapping).name}; it holds {', '.join(list(tensors)[:8])}"
+        )
+    about = {"sample_rate": rules.get("sample_rate", 24000), "timings": {}, "source": path.name}
+    order = sorted(found.items(), key=lambda pair: list(FIELDS).index(pair[0]))
+    return Trace(dict(order), about | {"unmapped": sorted(tensors.keys() - taken)} | attrs)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        rules = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise WorkbenchError(f"{path} is no mapping that can be read: {error}") from error
+    fields = rules.get("fields")
+    if not isinstance(fields, dict) or not fields:
+        raise WorkbenchError(f'{path.name} has no fields; expected tables such as [fields."flow/mel"]')
+    for field, rule in fields.items():
+        if field not in FIELDS:
+            raise WorkbenchError(f"{path.name}: {field!r} is no field; expected one of {', '.join(FIELDS)}")
+        if not isinstance(rule, dict) or not {"name", "axes"} <= rule.keys() <= KEYS:
+            raise WorkbenchError(f"{path.name}: {field} needs name and axes, and may have {sorted(KEYS)}")
+        dims = FIELDS[field].dims
+        dims = dims[1:] if "{step}" in rule["name"] else dims
+        axes = [axis for axis in rule["axes"] if axis != "one"]
+        if sorted(axes) != sorted(dims):
+            raise WorkbenchError(f"{path.name}: {field} has axes {axes}; expected {list(dims)} in any order")
+        if "{step}" in rule["name"] and FIELDS[field].dims[0] not in LOOPS:
+            raise WorkbenchError(f"{path.name}: {field} has no steps, so its name cannot hold {{step}}")
+    return rules
+
+
+def _names(rule: dict[str, Any], tensors: Tensors) -> list[str]:
+    if "{step}" not in rule["name"]:
+        return [rule["name"]] if rule["name"] in tensors else []
+    names, first = [], rule.get("first", 0)
+    for step in range(first, first + MOST_STEPS):
+        name = rule["name"].replace("{step}", str(step))
+        if name not in tensors:
+            break
+        names.append(name)
+    return names
+
+
+def _placed(field: str, rule: dict[str, Any], name: str, value: Tensor) -> Tensor:
+    """Turn one tensor the way the schema has it."""
+    if "shape" in rule:
+        try:
+            value = value.reshape(rule["shape"])
+        except (RuntimeError, TypeError) as error:
+            raise WorkbenchError(
+                f"{name} has {value.numel()} values; expected shape {rule['shape']}"
+            ) from error
+    axes = rule["axes"]
+    if value.ndim != len(axes) or any(
+        n != 1 for n, axis in zip(value.shape, axes, strict=True) if axis == "one"
+    ):
+        raise WorkbenchError(f"{name} has shape {tuple(value.shape)}; its mapping to {field} says {axes}")
+    value = value.reshape([n for n, axis in zip(value.shape, axes, strict=True) if axis != "one"])
+    kept = [axis for axis in axes if axis != "one"]
+    dims = FIELDS[field].dims[1:] if "{step}" in rule["name"] else FIELDS[field].dims
+    value = value.permute([kept.index(dim) for dim in dims])
+    return value * rule["scale"] if "scale" in rule else value
+
+
+def _tensors(path: Path) -> Tensors:
+    """Names of a dump's tensors, each read when it is asked for."""
+    if path.is_dir():
+        files = {file.name: file for file in sorted(path.iterdir()) if file.suffix == ".f32"}
+        return {
+            name: lambda file=file: torch.from_numpy(np.fromfile(file, "<f4")) for name, file in files.items()
+        }
+    if not path.is_file():
+        raise WorkbenchError(f"no file {path}; expected .safetensors, .npz, .pt or a folder of .f32")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+            return {name: lambda name=name: _one(path, name) for name in names}
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
+        elif path.suffix == ".pt":
+            read = torch.load(path, map_location="cpu", weights_only=True)
+            arrays = {k: v for k, v in dict(read).items() if isinstance(v, Tensor)}
+        else:
+            raise WorkbenchError(f"{path.name} ends in {path.suffix!r}; expected .safetensors, .npz or .pt")
+    except (
+        SafetensorError,
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise WorkbenchError(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from error
+    except UnpicklingError as error:
+        raise WorkbenchError(f"{path.name} holds more than tensors, so it is not opened") from error
+    return {name: lambda value=value: value for name, value in arrays.items()}
+
+
+def _one(path: Path, name: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(name)
