@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.diagnose.compare import compare, measure
+from workbench.diagnose.compare import compare
+from workbench.diagnose.difference import measure
 from workbench.diagnose.transitions import transitions
 from workbench.errors import WorkbenchError
 
@@ -142,6 +143,17 @@ def test_the_same_tensor_dumped_twice(whole):
     stale[2] = stale[1]
     found = compare(whole, but(whole, flow_velocity_cond=stale))
     assert any("dumped twice" in text for text in found.hints)
+
+
+def test_a_run_from_inside_the_ode(pipe, whole):
+    part = pipe.replay(whole, "flow/step/1", save=wb.EVERYTHING)
+    found = compare(whole, part, pipe)
+    assert found.causes == [] and any("first_step" in guard for guard in found.guards)
+    assert "NOT COMPARABLE" in set(found.rows["verdict"])
+    again = pipe.replay(part, "flow/step/2")
+    assert torch.equal(again.wav, whole.wav)
+    with pytest.raises(WorkbenchError, match="knots 2 to 3"):
+        pipe.replay(pipe.replay(whole, "flow/step/2", save="flow/x"), "flow/step/1")
 
 
 def test_measures():

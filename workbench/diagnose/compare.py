@@ -12,15 +12,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
+from workbench.diagnose.difference import hints, measure, place_name, relative
 from workbench.diagnose.plausible import implausible
 from workbench.diagnose.transitions import Transition, entry, loop_of, transitions
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.record import EVERYTHING
-from workbench.trace.schema import FIELDS, SUFFIX, dims_of
+from workbench.trace.schema import FIELDS, dims_of
 from workbench.trace.trace import Trace
 
 # From good to bad; a comparison is as bad as its worst row.
@@ -162,6 +162,7 @@ def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) ->
     options = _options(candidate, reference, pipe)
     referee = _referee(reference, pipe)
     same_speech = not any(guard.startswith(("lm/speech_token", "in/")) for guard in guards)
+    same_start = not any(guard.startswith("first_step") for guard in guards)
     checks, unchecked = _isolate(candidate, pipe, options) if pipe else ({}, [])
     rows = []
     for field, index in _places(reference, candidate):
@@ -170,6 +171,8 @@ def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) ->
         row |= _row(reference, candidate, field, index, allowed)
         if row["verdict"] == "DIVERGED" and not same_speech and field.startswith(("flow/", "hift/")):
             row |= {"verdict": "NOT COMPARABLE", "note": "other speech tokens"}
+        if row["verdict"] == "DIVERGED" and not same_start and loop_of(field) and field.startswith("flow/"):
+            row |= {"verdict": "NOT COMPARABLE", "note": "the recorded steps begin elsewhere"}
         if (
             field in ("hift/source", "hift/magnitude", "hift/phase", "hift/wav")
             and row["verdict"] == "DIVERGED"
@@ -187,13 +190,13 @@ def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) ->
         None
         if pipe is None
         else [
-            Cause(_name(field, index), added, allowed)
+            Cause(place_name(field, index), added, allowed)
             for (field, index), (added, allowed) in checks.items()
             if not added <= allowed
         ]
     )
-    hints = [*oddities, *_hints(reference, candidate, frame)]
-    return Comparison(frame, guards, hints, causes, unchecked)
+    seen = [*oddities, *hints(reference, candidate, frame)]
+    return Comparison(frame, guards, seen, causes, unchecked)
 
 
 # ---- before any number
@@ -203,7 +206,7 @@ def _guards(reference: Trace, candidate: Trace) -> list[str]:
     """What the two runs were given that differs."""
     found = []
     a, b = reference.attrs, candidate.attrs
-    for key in ("text", "sample_rate", "mode"):
+    for key in ("text", "sample_rate", "mode", "first_step"):
         if key in a and key in b and a[key] != b[key]:
             found.append(f"{key}: {a[key]!r} and {b[key]!r}")
     hashes = [attrs.get("checkpoint", {}).get("content_hash") for attrs in (a, b)]
@@ -219,8 +222,8 @@ def _guards(reference: Trace, candidate: Trace) -> list[str]:
             if x.shape != y.shape:
                 found.append(f"{name}: shapes {tuple(x.shape)} and {tuple(y.shape)}")
             elif x.is_floating_point():
-                if _relative(x, y) > 1e-3:
-                    found.append(f"{name}: relative L2 {_relative(x, y):.2g}")
+                if relative(x, y) > 1e-3:
+                    found.append(f"{name}: relative L2 {relative(x, y):.2g}")
             elif not torch.equal(x, y):
                 first = int((x != y).nonzero()[0, 0])
                 found.append(f"{name}: {int((x != y).sum())} of {len(x)} differ, the first at {first}")
@@ -280,45 +283,6 @@ def _cut_of(field: str, trace: Trace) -> int | None:
     return trace.prompt_frames if "frame" in dims_of(field) else None
 
 
-def measure(x: Tensor, y: Tensor, prompt_frames: int | None = None) -> dict[str, Any]:
-    """Return how far `y` is from `x`: norms, angle, signal to noise, worst place.
-
-    Parameters
-    ----------
-    x, y : Tensor
-        Reference and candidate, of one shape.
-    prompt_frames : int, optional
-        Where the target begins on the last axis, to split the error.
-    """
-    x, y = x.double(), y.double()
-    bad = int((~y.isfinite()).sum())
-    d = y - x
-    nx, ny, nd = float(x.norm()), float(y.norm()), float(d.norm())
-    cosine = float((x * y).sum()) / max(nx * ny, 1e-300)
-    row = {
-        "nonfinite": bad,
-        "rel_l2": nd / nx if nx else (0.0 if nd == 0 else float("inf")),
-        "max_abs": float(d.abs().max()) if d.numel() else 0.0,
-        "rms": nd / max(d.numel(), 1) ** 0.5,
-        "snr_db": 20 * float(torch.tensor(nx / nd).log10()) if nd and nx else float("inf"),
-        "cosine": cosine if nx and ny else float("nan"),
-        "norm_ratio": ny / nx if nx else float("nan"),
-        "worst": str(
-            tuple(int(i) for i in torch.unravel_index(d.abs().nan_to_num(torch.inf).argmax(), d.shape))
-        )
-        if d.ndim and d.numel()
-        else "",
-    }
-    if prompt_frames is not None:
-        for region, part in (("prompt", d[..., :prompt_frames]), ("target", d[..., prompt_frames:])):
-            row[region] = float(part.square().mean().sqrt()) if part.numel() else 0.0
-    return row
-
-
-def _relative(x: Tensor, y: Tensor) -> float:
-    return measure(x, y)["rel_l2"]
-
-
 # ---- what rounding explains, and what it does not
 
 
@@ -340,7 +304,7 @@ def _allowed(reference: Trace, referee: Trace | None, field: str, index: int | N
     if index is not None and index >= min(len(referee[field]), len(reference[field])):
         return floor
     exact, x = entry(referee, field, index), entry(reference, field, index)
-    return max(floor, ALLOWANCE * _relative(exact, x)) if exact.shape == x.shape else floor
+    return max(floor, ALLOWANCE * relative(exact, x)) if exact.shape == x.shape else floor
 
 
 def _isolate(
@@ -377,53 +341,8 @@ def _added(
         return float("nan"), 0.0
     if ours.shape != found.shape:
         return float("inf"), 0.0
-    return _relative(ours, found), ALLOWANCE * max(_relative(exact, ours), EPS)
-
-
-# ---- what it looks like
-
-
-def _hints(reference: Trace, candidate: Trace, rows: pd.DataFrame) -> list[str]:
-    """Shapes of mistakes that can be seen in the tensors themselves."""
-    found = []
-    for field, index in zip(rows["field"], rows["index"], strict=True):
-        index = None if pd.isna(index) else int(index)
-        if field not in reference or field not in candidate:
-            continue
-        if index is not None and index >= min(len(reference[field]), len(candidate[field])):
-            continue
-        x, y = entry(reference, field, index).double(), entry(candidate, field, index).double()
-        if x.ndim == 2 and y.shape == x.T.shape and x.shape != y.shape and _relative(x, y.T) < 0.1:
-            found.append(f"{_name(field, index)}: the candidate's axes are transposed")
-        if x.shape != y.shape or not y.isfinite().all() or (error := _relative(x, y)) < 1e-3:
-            continue
-        ratio = float(y.norm() / x.norm()) if x.norm() else 1.0
-        if x.norm() and abs(ratio - 1) > 0.05 and _relative(x * ratio, y) < 0.02:
-            found.append(f"{_name(field, index)}: the candidate's is {ratio:.3g} times the reference's")
-        if x.ndim and x.shape[-1] > 2:
-            for shift in (1, -1):
-                a, b = (x[..., :-1], y[..., 1:]) if shift == 1 else (x[..., 1:], y[..., :-1])
-                if _relative(a, b) < 0.2 * error:
-                    found.append(
-                        f"{_name(field, index)}: the candidate's is shifted by {shift:+d} along its last axis"
-                    )
-    for name in ("flow/x", "flow/velocity_cond", "flow/velocity_uncond"):
-        if name in candidate and len(candidate[name]) > 1:
-            same = [
-                k
-                for k in range(1, len(candidate[name]))
-                if torch.equal(candidate[name][k], candidate[name][k - 1])
-            ]
-            if same:
-                found.append(
-                    f"{name}: entry {same[0]} is the very one before it: was the same tensor dumped twice?"
-                )
-    return found
-
-
-def _name(field: str, index: int | None) -> str:
-    return field.removesuffix(SUFFIX) if index is None else f"{field}[{index}]"
+    return relative(ours, found), ALLOWANCE * max(relative(exact, ours), EPS)
 
 
 def _label(row: pd.Series) -> str:
-    return _name(row["field"], None if pd.isna(row["index"]) else int(row["index"]))
+    return place_name(row["field"], None if pd.isna(row["index"]) else int(row["index"]))

@@ -61,7 +61,8 @@ def transitions(trace: Trace) -> Iterator[Transition]:
     """Every transition of a run, in causal order; those it has no fields for are left to `ready`."""
     for name in ("mu", "cond", "spks"):
         yield Transition(f"flow/{name}", None, CONDITIONS, _condition(name))
-    yield Transition("flow/x", 0, (), _begin)
+    if not trace.attrs.get("first_step"):  # a run from inside the ODE does not start from noise
+        yield Transition("flow/x", 0, (), _begin)
     n_steps = len(trace["flow/t"]) - 1 if "flow/t" in trace else 0
     for k in range(n_steps):
         for which in ("cond", "uncond"):

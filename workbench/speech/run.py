@@ -61,7 +61,7 @@ def run(
     if first.stage != HIFT:
         record.add("lm/speech_token", token)
     if first.stage != HIFT and last.stage != LM:
-        x = _given(given, "flow/x", start)[first.step] if first.step else None
+        x = _state(given, first.step, start) if first.step else None
         mel = clock("flow", lambda: _solve(pipe, utt, token, options, record, first.step, x, last))
     elif first.stage == HIFT:
         mel = _given(given, "flow/mel", start)[None]
@@ -110,6 +110,18 @@ def _given(trace: Trace | None, name: str, start: str) -> Tensor:
             f"save={name!r}, or begin earlier"
         )
     return trace[name]
+
+
+def _state(trace: Trace | None, step: int, start: str) -> Tensor:
+    """The ODE's state before a step, of a run that may have been recorded from a later step on."""
+    x = _given(trace, "flow/x", start)
+    index = step - trace.attrs.get("first_step", 0)
+    if not 0 <= index < len(x):
+        begin = trace.attrs.get("first_step", 0)
+        raise WorkbenchError(
+            f"a run from {start} on is given flow/x; this one holds knots {begin} to {begin + len(x) - 1}"
+        )
+    return x[index]
 
 
 def recorded_draws(steps: Iterator[LMStep], record: Recorder | None) -> Iterator[LMStep]:
