@@ -6,7 +6,7 @@ away than float32 is from float64 was made there (*added*), the rest came with t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -28,10 +28,9 @@ VERDICTS = ("MATCH", "ROUNDING", "MISSING", "NOT COMPARABLE", "DIVERGED", "SHAPE
 ALLOWANCE = 10.0  # times the distance between float32 and float64: other kernels, another order of sums
 EPS = torch.finfo(torch.float32).eps
 UNREFEREED = 1e-5  # relative L2 taken for rounding where no checkpoint is at hand to find out
-DOUBLE = {
-    name: "float64"
-    for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype")
-}
+DTYPES = ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype")
+SINGLE = {name: getattr(Options(), name) for name in DTYPES}  # float32, and f0 in float64 as upstream
+DOUBLE = dict.fromkeys(DTYPES, "float64")
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Comparison:
 
     def _inputs_of(self, field: str) -> str:
         """What can be said of a cause without a checkpoint: whether the inputs agree."""
-        needs = next((step.needs for step in transitions(Trace({}, {})) if step.field == field), ())
+        needs = next((step.needs for step in transitions(Trace({}, {})) if field in step.fields), ())
         verdicts = {n: set(self.rows.loc[self.rows["field"] == n, "verdict"]) for n in needs}
         if needs and all(seen and seen <= set(VERDICTS[:2]) for seen in verdicts.values()):
             return f"it is made there or in what the runs did not record: its input {', '.join(needs)} agrees"
@@ -312,36 +311,31 @@ def _isolate(
 ) -> tuple[dict[tuple[str, int | None], tuple[float, float]], list[str]]:
     """Work every result of the candidate out again from its own inputs: (error added, error allowed)."""
     checks, unchecked = {}, []
-    single = replace(
-        options,
-        flow_dtype="float32",
-        hift_dtype="float32",
-        source_dtype="float32",
-        head_dtype="float32",
-        f0_dtype="float64",
-    )
-    double = options.but(**DOUBLE)
     for step in transitions(candidate):
-        if step.field not in candidate:
-            continue
+        fields = [field for field in step.fields if field in candidate]
         if not step.ready(candidate):
-            unchecked.append(step.name)
-            continue
-        checks[step.field, step.index] = _added(step, candidate, pipe, single, double)
+            unchecked += [place_name(field, step.index) for field in fields]
+        elif fields:
+            added = _added(step, candidate, pipe, options.but(**SINGLE), options.but(**DOUBLE))
+            checks |= {(field, step.index): added[field] for field in fields}
     return checks, unchecked
 
 
 def _added(
     step: Transition, trace: Trace, pipe: Pipeline, single: Options, double: Options
-) -> tuple[float, float]:
-    found = step.found(trace)
+) -> dict[str, tuple[float, float]]:
     try:
-        ours, exact = (step.work(pipe, trace, options).cpu() for options in (single, double))
+        ours, exact = (step.work(pipe, trace, options) for options in (single, double))
     except WorkbenchError:  # such as NaN in the mel: nothing right can follow from it
-        return float("nan"), 0.0
-    if ours.shape != found.shape:
-        return float("inf"), 0.0
-    return relative(ours, found), ALLOWANCE * max(relative(exact, ours), EPS)
+        return dict.fromkeys(step.fields, (float("nan"), 0.0))
+    results = {}
+    for field, x, wide in zip(step.fields, ours, exact, strict=True):
+        x, wide, found = x.cpu(), wide.cpu(), entry(trace, field, step.index) if field in trace else None
+        if found is None or x.shape != found.shape:
+            results[field] = float("inf"), 0.0
+        else:
+            results[field] = relative(x, found), ALLOWANCE * max(relative(wide, x), EPS)
+    return results
 
 
 def _label(row: pd.Series) -> str:

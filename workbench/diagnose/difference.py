@@ -28,7 +28,7 @@ def measure(x: Tensor, y: Tensor, prompt_frames: int | None = None) -> dict[str,
     cosine = float((x * y).sum()) / max(nx * ny, 1e-300)
     row = {
         "nonfinite": bad,
-        "rel_l2": nd / nx if nx else (0.0 if nd == 0 else float("inf")),
+        "rel_l2": _share(nd, nx),
         "max_abs": float(d.abs().max()) if d.numel() else 0.0,
         "rms": nd / max(d.numel(), 1) ** 0.5,
         "snr_db": 20 * float(torch.tensor(nx / nd).log10()) if nd and nx else float("inf"),
@@ -48,7 +48,12 @@ def measure(x: Tensor, y: Tensor, prompt_frames: int | None = None) -> dict[str,
 
 def relative(x: Tensor, y: Tensor) -> float:
     """Return the relative L2 of `y` against `x`."""
-    return measure(x, y)["rel_l2"]
+    x, y = x.double(), y.double()
+    return _share(float((y - x).norm()), float(x.norm()))
+
+
+def _share(error: float, whole: float) -> float:
+    return error / whole if whole else (0.0 if error == 0 else float("inf"))
 
 
 def place_name(field: str, index: int | None) -> str:

@@ -4,6 +4,7 @@ A transition asks our own model for one result, given what the run itself had at
 then holds something else, the error was made there; if it holds the same, the error came with its inputs.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -12,34 +13,25 @@ from torch import Tensor
 
 from workbench.speech.config import Options
 from workbench.speech.flow import SOLVERS, Condition, Velocity
-from workbench.speech.frontend import utterance_of
 from workbench.speech.pipeline import Pipeline
+from workbench.speech.run import utterance_of
 from workbench.trace.schema import LOOPS, dims_of
 from workbench.trace.trace import Trace
 
-Work = Callable[[Pipeline, Trace, Options], Tensor]
+Work = Callable[[Pipeline, Trace, Options], tuple[Tensor, ...]]
 
 
 class Transition(NamedTuple):
-    """One result and what it follows from."""
+    """Results that one call of our model gives, and what they follow from."""
 
-    field: str
-    index: int | None  # knot or step of the field
+    fields: tuple[str, ...]
+    index: int | None  # knot or step of the fields
     needs: tuple[str, ...]
-    work: Work
-
-    @property
-    def name(self) -> str:
-        """Such as flow/velocity_cond[3]."""
-        return self.field if self.index is None else f"{self.field}[{self.index}]"
+    work: Work  # as many tensors as there are fields
 
     def ready(self, trace: Trace) -> bool:
-        """Whether the trace holds the result and everything it follows from."""
-        return all(name in trace for name in (self.field, *self.needs))
-
-    def found(self, trace: Trace) -> Tensor:
-        """What the run has there."""
-        return entry(trace, self.field, self.index)
+        """Whether the trace holds everything the results follow from."""
+        return all(name in trace for name in self.needs)
 
 
 def entry(trace: Trace, field: str, index: int | None) -> Tensor:
@@ -54,38 +46,34 @@ def loop_of(field: str) -> str | None:
 
 
 CONDITIONS = ("in/flow_prompt_token", "lm/speech_token", "in/prompt_mel", "in/spk_embedding")
+VELOCITIES = ("flow/velocity_cond", "flow/velocity_uncond")
 ESTIMATOR = ("flow/x", "flow/t", "flow/mu", "flow/cond", "flow/spks")
 
 
 def transitions(trace: Trace) -> Iterator[Transition]:
     """Every transition of a run, in causal order; those it has no fields for are left to `ready`."""
-    for name in ("mu", "cond", "spks"):
-        yield Transition(f"flow/{name}", None, CONDITIONS, _condition(name))
+    yield Transition(("flow/mu", "flow/cond", "flow/spks"), None, CONDITIONS, _condition)
     if not trace.attrs.get("first_step"):  # a run from inside the ODE does not start from noise
-        yield Transition("flow/x", 0, (), _begin)
+        yield Transition(("flow/x",), 0, (), _begin)
     n_steps = len(trace["flow/t"]) - 1 if "flow/t" in trace else 0
     for k in range(n_steps):
-        for which in ("cond", "uncond"):
-            yield Transition(f"flow/velocity_{which}", k, ESTIMATOR, _velocity(which, k))
-        yield Transition("flow/velocity", k, ("flow/velocity_cond", "flow/velocity_uncond"), _guided(k))
-        yield Transition("flow/x", k + 1, ("flow/velocity", "flow/t"), _euler(k))
-    yield Transition("flow/mel", None, ("flow/x",), _cut)
-    yield Transition("hift/f0", None, ("flow/mel",), _vocoded("f0"))
-    yield Transition("hift/source", None, ("hift/f0",), _source)
-    for name in ("magnitude", "phase", "wav"):
-        yield Transition(f"hift/{name}", None, ("flow/mel", "hift/source"), _vocoded(name))
+        yield Transition(VELOCITIES, k, ESTIMATOR, functools.partial(_ask, k=k))
+        yield Transition(("flow/velocity",), k, VELOCITIES, functools.partial(_guided, k=k))
+        yield Transition(("flow/x",), k + 1, ("flow/velocity", "flow/t"), functools.partial(_euler, k=k))
+    yield Transition(("flow/mel",), None, ("flow/x",), _cut)
+    yield Transition(("hift/f0",), None, ("flow/mel",), _pitch)
+    yield Transition(("hift/source",), None, ("hift/f0",), _source)
+    heard = ("hift/magnitude", "hift/phase", "hift/wav")
+    yield Transition(heard, None, ("flow/mel", "hift/source"), _heard)
 
 
-def _condition(name: str) -> Work:
-    def work(pipe: Pipeline, trace: Trace, options: Options) -> Tensor:
-        utt = utterance_of(trace)
-        return getattr(pipe.condition(utt, trace["lm/speech_token"], options), name)[0]
-
-    return work
+def _condition(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    c = pipe.condition(utterance_of(trace), trace["lm/speech_token"], options)
+    return c.mu[0], c.cond[0], c.spks[0]
 
 
 @torch.no_grad()
-def _ask(pipe: Pipeline, trace: Trace, options: Options, k: int) -> Velocity:
+def _ask(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
     flow = pipe.stage("flow", options.flow_dtype)
     like = flow.input_embedding.weight
     mu, cond, spks, x = (
@@ -98,40 +86,31 @@ def _ask(pipe: Pipeline, trace: Trace, options: Options, k: int) -> Velocity:
     def ask(x: Tensor, t: Tensor) -> Velocity:
         return flow.velocity(x, t, c, options.cfg_rate, False)
 
-    return SOLVERS[options.solver](ask, x, time[k], time[k + 1] - time[k])
+    v = SOLVERS[options.solver](ask, x, time[k], time[k + 1] - time[k])
+    return v.cond[0], v.uncond[0]
 
 
-def _velocity(which: str, k: int) -> Work:
-    return lambda pipe, trace, options: getattr(_ask(pipe, trace, options, k), which)[0]
-
-
-def _begin(pipe: Pipeline, trace: Trace, options: Options) -> Tensor:
-    return pipe.noise(trace["flow/x"].shape[-1], options)[0].cpu() * options.temperature
+def _begin(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    return (pipe.noise(trace["flow/x"].shape[-1], options)[0].cpu() * options.temperature,)
 
 
 def _wide(options: Options) -> torch.dtype:
     return torch.promote_types(getattr(torch, options.flow_dtype), torch.float32)
 
 
-def _guided(k: int) -> Work:
-    def work(pipe: Pipeline, trace: Trace, options: Options) -> Tensor:
-        cond, uncond = (trace[f"flow/velocity_{w}"][k].to(_wide(options)) for w in ("cond", "uncond"))
-        return (1.0 + options.cfg_rate) * cond - options.cfg_rate * uncond
-
-    return work
+def _guided(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
+    cond, uncond = (trace[name][k].to(_wide(options)) for name in VELOCITIES)
+    return ((1.0 + options.cfg_rate) * cond - options.cfg_rate * uncond,)
 
 
-def _euler(k: int) -> Work:
-    def work(pipe: Pipeline, trace: Trace, options: Options) -> Tensor:
-        wide = _wide(options)
-        x, v, t = (trace[name].to(wide) for name in ("flow/x", "flow/velocity", "flow/t"))
-        return x[k] + (t[k + 1] - t[k]) * v[k]
-
-    return work
+def _euler(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
+    wide = _wide(options)
+    x, v, t = (trace[name].to(wide) for name in ("flow/x", "flow/velocity", "flow/t"))
+    return (x[k] + (t[k + 1] - t[k]) * v[k],)
 
 
-def _cut(pipe: Pipeline, trace: Trace, options: Options) -> Tensor:
-    return trace.select("flow/x", knot=-1, region="target").to(_wide(options))
+def _cut(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    return (trace.select("flow/x", knot=-1, region="target").to(_wide(options)),)
 
 
 @torch.no_grad()
@@ -144,17 +123,18 @@ def _sound(pipe: Pipeline, trace: Trace, options: Options, source: Tensor | None
     return hift(mel, noise, source=source, head_dtype=getattr(torch, options.head_dtype))
 
 
-def _vocoded(name: str) -> Work:
-    def work(pipe: Pipeline, trace: Trace, options: Options) -> Tensor:
-        source = None if name == "f0" else trace["hift/source"]
-        return getattr(_sound(pipe, trace, options, source), name)[0]
+def _pitch(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    return (_sound(pipe, trace, options, None).f0[0],)
 
-    return work
+
+def _heard(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    sound = _sound(pipe, trace, options, trace["hift/source"])
+    return sound.magnitude[0], sound.phase[0], sound.wav[0]
 
 
 @torch.no_grad()
-def _source(pipe: Pipeline, trace: Trace, options: Options) -> Tensor:
+def _source(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
     hift = pipe.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
     f0 = trace["hift/f0"][None].to(pipe.device, hift.m_source.l_linear.weight.dtype)
     noise = pipe.checkpoint.noise.excitation(f0.shape[-1] * pipe.config.hift.hop_length).to(pipe.device)
-    return hift.m_source(f0, noise)[0, 0]
+    return (hift.m_source(f0, noise)[0, 0],)

@@ -21,7 +21,6 @@ from workbench.speech.audio import (
 )
 from workbench.speech.config import Config
 from workbench.speech.text import END_OF_PROMPT, TextTokenizer, check_scripts, normalise, split
-from workbench.trace.trace import Trace
 
 MODES = ("zero-shot", "cross-lingual", "instruct")
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -205,44 +204,6 @@ class Utterance(_Tensors):
     def __repr__(self) -> str:
         source = "" if self.source_token is None else f", {len(self.source_token)} source tokens"
         return f"Utterance({self.text!r:.60}, {self.mode}, {len(self.text_token)} text tokens{source})"
-
-
-def recorded_inputs(utt: Utterance) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an utterance as fields and attributes of a trace; `utterance_of` reads them back."""
-    data = {
-        "in/text_token": utt.text_token,
-        "in/prompt_text_token": utt.prompt_text_token,
-        "in/lm_prompt_token": utt.lm_prompt_token,
-        "in/flow_prompt_token": utt.flow_prompt_token,
-        "in/prompt_mel": utt.prompt_mel[0],
-        "in/spk_embedding": utt.spk_embedding,
-    }
-    if utt.source_token is not None:
-        data["in/source_token"] = utt.source_token
-    prompt = {"text": utt.prompt.text, "sha256": utt.prompt.sha256, "seconds": utt.prompt.seconds}
-    return data, {"text": utt.text, "mode": utt.mode, "prompt": prompt}
-
-
-def utterance_of(trace: Trace) -> Utterance:
-    """Return the utterance that a recorded run was given.
-
-    Raises
-    ------
-    WorkbenchError
-        When the trace lacks part of it, as other people's traces may.
-    """
-    needed = [f"in/{name}" for name in ("text_token", "prompt_text_token", "lm_prompt_token")]
-    needed += [f"in/{name}" for name in ("flow_prompt_token", "prompt_mel", "spk_embedding")]
-    if missing := [name for name in needed if name not in trace]:
-        raise WorkbenchError(f"the trace lacks {', '.join(missing)}, so the run cannot be made again from it")
-    text, prompt_text, lm_prompt, flow_prompt, mel, embedding = (trace[name] for name in needed)
-    about = {"text": "", "sha256": "", "seconds": 0.0} | trace.attrs.get("prompt", {})
-    prompt = Prompt(flow_prompt, mel[None], embedding, **about)
-    source = trace.get("in/source_token")
-    said, mode = trace.attrs.get("text", ""), trace.attrs.get("mode", "zero-shot")
-    return Utterance(
-        said, text, prompt_text, lm_prompt, flow_prompt, mel[None], embedding, mode, prompt, source
-    )
 
 
 class Frontend:

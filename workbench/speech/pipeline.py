@@ -17,10 +17,10 @@ from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.flow import Condition, FlowStep
-from workbench.speech.frontend import Frontend, Prompt, Utterance, utterance_of
+from workbench.speech.frontend import Frontend, Prompt, Utterance
 from workbench.speech.hift import Vocoded
 from workbench.speech.lm import LMStep
-from workbench.speech.run import recorded_draws, run
+from workbench.speech.run import recorded_draws, run, utterance_of
 from workbench.speech.sampling import Sampler, shorten_silences
 from workbench.trace.record import NOTHING, Recorder, Save
 from workbench.trace.trace import Trace

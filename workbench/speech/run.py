@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
-from workbench.speech.frontend import Utterance, recorded_inputs
+from workbench.speech.frontend import Prompt, Utterance
 from workbench.speech.lm import LMStep
 from workbench.trace.record import NOTHING, Recorder, Save, as_save
 from workbench.trace.trace import Trace
@@ -93,6 +93,44 @@ def place_of(text: str, step: int, end: int) -> Place:
         return Place(FLOW, int(number))
     raise WorkbenchError(
         f"{text!r} is no place in this run; expected lm, flow, hift, or flow/step/0 to {end}"
+    )
+
+
+def recorded_inputs(utt: Utterance) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return an utterance as fields and attributes of a trace; `utterance_of` reads them back."""
+    data = {
+        "in/text_token": utt.text_token,
+        "in/prompt_text_token": utt.prompt_text_token,
+        "in/lm_prompt_token": utt.lm_prompt_token,
+        "in/flow_prompt_token": utt.flow_prompt_token,
+        "in/prompt_mel": utt.prompt_mel[0],
+        "in/spk_embedding": utt.spk_embedding,
+    }
+    if utt.source_token is not None:
+        data["in/source_token"] = utt.source_token
+    prompt = {"text": utt.prompt.text, "sha256": utt.prompt.sha256, "seconds": utt.prompt.seconds}
+    return data, {"text": utt.text, "mode": utt.mode, "prompt": prompt}
+
+
+def utterance_of(trace: Trace) -> Utterance:
+    """Return the utterance that a recorded run was given.
+
+    Raises
+    ------
+    WorkbenchError
+        When the trace lacks part of it, as other people's traces may.
+    """
+    needed = [f"in/{name}" for name in ("text_token", "prompt_text_token", "lm_prompt_token")]
+    needed += [f"in/{name}" for name in ("flow_prompt_token", "prompt_mel", "spk_embedding")]
+    if missing := [name for name in needed if name not in trace]:
+        raise WorkbenchError(f"the trace lacks {', '.join(missing)}, so the run cannot be made again from it")
+    text, prompt_text, lm_prompt, flow_prompt, mel, embedding = (trace[name] for name in needed)
+    about = {"text": "", "sha256": "", "seconds": 0.0} | trace.attrs.get("prompt", {})
+    prompt = Prompt(flow_prompt, mel[None], embedding, **about)
+    source = trace.get("in/source_token")
+    said, mode = trace.attrs.get("text", ""), trace.attrs.get("mode", "zero-shot")
+    return Utterance(
+        said, text, prompt_text, lm_prompt, flow_prompt, mel[None], embedding, mode, prompt, source
     )
 
 

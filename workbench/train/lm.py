@@ -207,19 +207,14 @@ def train(args: argparse.Namespace) -> None:
         for part in (layer.self_attn, layer.mlp):
             part.register_forward_hook(lambda m, i, out: F.dropout(out, args.dropout, m.training))
 
-    best = torch.inf
-
     @torch.no_grad()
     def validate() -> dict[str, float]:
-        nonlocal best
         state = random.getstate()
         random.seed(0)
         batch = [x.to(device) for x in batches.batch(batches.valid, False, args.length, before=2)]
         random.setstate(state)
         loss, accuracy = loss_of(averaged.model.eval(), *batch, noise=0.0)
-        if float(loss) < best:
-            best = float(loss)
-            torch.save(averaged.model.state_dict(), args.out / "best.pt")
+        run.keep_best(float(loss), averaged.model)
         return {"valid": float(loss), "valid_acc": float(accuracy)}
 
     on_gpu = device == "cuda"

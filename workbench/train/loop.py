@@ -45,7 +45,7 @@ class Run:
     def __init__(self, folder: Path, minutes: float, parts: dict, save_every: float = 40) -> None:
         self.folder, self.seconds, self.parts, self.save_every = folder, 60 * minutes, parts, save_every
         folder.mkdir(parents=True, exist_ok=True)
-        self.step, self.spent = 0, 0.0
+        self.step, self.spent, self.best = 0, 0.0, math.inf
         if (folder / "state.pt").exists():
             state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
             for name, part in parts.items():
@@ -83,6 +83,12 @@ class Run:
         state |= {"step": self.step, "spent": self.spent + time.monotonic() - self.started}
         torch.save(state, self.folder / "state.tmp")
         os.replace(self.folder / "state.tmp", self.folder / "state.pt")
+
+    def keep_best(self, loss: float, model: nn.Module) -> None:
+        """Write the model to `best.pt` if it did better than before in this part of the run."""
+        if loss < self.best:
+            self.best = loss
+            torch.save(model.state_dict(), self.folder / "best.pt")
 
     def _log(self, row: dict) -> None:
         print(*(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
