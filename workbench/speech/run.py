@@ -62,6 +62,8 @@ def run(
         record.add("lm/speech_token", token)
     if first.stage != HIFT and last.stage != LM:
         x = _state(given, first.step, start) if first.step else None
+        other = pipe.estimator(options)  # opened before the clock runs
+        about["estimator"] = "torch" if other is None else other.about
         mel = clock("flow", lambda: _solve(pipe, utt, token, options, record, first.step, x, last))
     elif first.stage == HIFT:
         mel = _given(given, "flow/mel", start)[None]
