@@ -228,12 +228,18 @@ def test_a_gpu_that_onnxruntime_cannot_use_is_an_error(voice):
 # ---- inside a run
 
 
-def test_options_say_what_cannot_be():
+def test_options_say_what_cannot_be(pipe, runs, monkeypatch):
     for wrong in ("tensorrt", "", 3, None):
         with pytest.raises(WorkbenchError, match="estimator is"):
             Options(estimator=wrong)
-    with pytest.raises(WorkbenchError, match="flow_dtype is 'bfloat16'"):
-        Options(estimator="onnx", flow_dtype="bfloat16")
+    for wrong, said in (
+        (Options(estimator="onnx", flow_dtype="bfloat16"), "flow_dtype is 'bfloat16'"),
+        (Options(estimator="none.onnx"), "none.onnx does not exist"),
+    ):
+        with monkeypatch.context() as m, pytest.raises(WorkbenchError, match=said):
+            m.setattr(pipe, "speech_token", lambda *args: pytest.fail("the LM was asked first"))
+            pipe.synthesise(utterance_of(runs[0]), options=wrong)
+        pipe.synthesise(utterance_of(runs[0]), options=wrong.but(max_tokens=2), stop_after="lm")
 
 
 def test_a_run_differs_by_rounding_alone(pipe, runs):

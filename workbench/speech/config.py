@@ -264,11 +264,6 @@ class Options:
             raise WorkbenchError(
                 f"estimator is {self.estimator!r}; expected {allowed}, or the path of an .onnx file"
             )
-        if self.estimator != "torch" and self.flow_dtype != "float32":
-            raise WorkbenchError(
-                f"estimator is {self.estimator!r}, which computes in float32, and flow_dtype is "
-                f"{self.flow_dtype!r}; change one of them"
-            )
         for name in ("mask_stop_ids", "silent_tokens_repeat", "stream_final_offline"):
             _choice(name, getattr(self, name), (False, True))
         _between("seed", self.seed, 0, 2**63 - 1, whole=True)

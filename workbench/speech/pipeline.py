@@ -336,9 +336,15 @@ class Pipeline:
 
     def estimator(self, options: Options | None = None) -> OnnxEstimator | None:
         """What gives the velocity in place of the flow's own network, if anything; opened once and kept."""
-        which = self.options(options).estimator
+        options = self.options(options)
+        which = options.estimator
         if which == "torch":
             return None
+        if options.flow_dtype != "float32":
+            raise WorkbenchError(
+                f"estimator is {which!r}, which computes in float32, and flow_dtype is "
+                f"{options.flow_dtype!r}; change one of them"
+            )
         if which not in self._estimators:
             self._estimators[which] = open_estimator(self.checkpoint, which, self.device)
         return self._estimators[which]

@@ -53,6 +53,9 @@ def run(
         raise WorkbenchError(f"a run from {start} on cannot stop after {stop_after}, which comes before")
     record, clock = Recorder(as_save(save)), _Clock(pipe.device)
     about = {} if utt is None else _note_inputs(record, utt)
+    if first.stage != HIFT and last.stage != LM:
+        other = pipe.estimator(options)  # a file that cannot be opened costs no stage before it
+        about["estimator"] = "torch" if other is None else other.about
 
     if first.stage == LM:
         token = clock("lm", lambda: pipe.speech_token(utt, options, record))
@@ -62,8 +65,6 @@ def run(
         record.add("lm/speech_token", token)
     if first.stage != HIFT and last.stage != LM:
         x = _state(given, first.step, start) if first.step else None
-        other = pipe.estimator(options)  # opened before the clock runs
-        about["estimator"] = "torch" if other is None else other.about
         mel = clock("flow", lambda: _solve(pipe, utt, token, options, record, first.step, x, last))
     elif first.stage == HIFT:
         mel = _given(given, "flow/mel", start)[None]
