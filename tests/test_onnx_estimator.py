@@ -229,7 +229,7 @@ def test_a_gpu_that_onnxruntime_cannot_use_is_an_error(voice):
 
 
 def test_options_say_what_cannot_be(pipe, runs, monkeypatch):
-    for wrong in ("tensorrt", "", 3, None):
+    for wrong in ("tensorrt", "", 3, None, Path("a.onnx")):
         with pytest.raises(WorkbenchError, match="estimator is"):
             Options(estimator=wrong)
     for wrong, said in (

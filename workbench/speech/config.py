@@ -259,10 +259,11 @@ class Options:
         _choice("repetition_fallback", self.repetition_fallback, ("full", "top_k"))
         for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype"):
             _choice(name, getattr(self, name), DTYPES)
-        if self.estimator not in ESTIMATORS and not str(self.estimator).endswith(".onnx"):
+        is_path = isinstance(self.estimator, str) and self.estimator.endswith(".onnx")
+        if not is_path and self.estimator not in ESTIMATORS:
             allowed = ", ".join(ESTIMATORS)
             raise WorkbenchError(
-                f"estimator is {self.estimator!r}; expected {allowed}, or the path of an .onnx file"
+                f"estimator is {self.estimator!r}; expected {allowed}, or the path of an .onnx file, a str"
             )
         for name in ("mask_stop_ids", "silent_tokens_repeat", "stream_final_offline"):
             _choice(name, getattr(self, name), (False, True))
