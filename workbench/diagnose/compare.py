@@ -29,8 +29,9 @@ ALLOWANCE = 10.0  # times the distance between float32 and float64: other kernel
 EPS = torch.finfo(torch.float32).eps
 UNREFEREED = 1e-5  # relative L2 taken for rounding where no checkpoint is at hand to find out
 DTYPES = ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype")
-SINGLE = {name: getattr(Options(), name) for name in DTYPES}  # float32, and f0 in float64 as upstream
-DOUBLE = dict.fromkeys(DTYPES, "float64")
+# Ours is always torch: other estimators are what is compared, and know no float64.
+SINGLE = {name: getattr(Options(), name) for name in ("estimator", *DTYPES)}  # f0 in float64 as upstream
+DOUBLE = {"estimator": SINGLE["estimator"]} | dict.fromkeys(DTYPES, "float64")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Comparison:
         What differs before any number: text, tokens, options, weights.
     hints : list of str
         What no speech looks like on either side, and what the difference looks like: transposed, shifted,
-        scaled.
+        scaled. Which estimators ran, where they differ.
     causes : list of Cause
         Places where the candidate adds an error of its own, in causal order; None without a pipeline.
     unchecked : list of str
@@ -194,7 +195,7 @@ def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) ->
             if not added <= allowed
         ]
     )
-    seen = [*oddities, *hints(reference, candidate, frame)]
+    seen = [*oddities, *_estimators(reference, candidate), *hints(reference, candidate, frame)]
     return Comparison(frame, guards, seen, causes, unchecked)
 
 
@@ -213,7 +214,7 @@ def _guards(reference: Trace, candidate: Trace) -> list[str]:
         found.append(f"weights: {hashes[0][:12]} and {hashes[1][:12]}")
     mine, other = a.get("options", {}), b.get("options", {})
     for key in sorted(mine.keys() & other.keys()):
-        if mine[key] != other[key]:
+        if mine[key] != other[key] and key != "estimator":  # the same model, computed by something else
             found.append(f"option {key}: {mine[key]!r} and {other[key]!r}")
     for name in (n for n in FIELDS if n.startswith("in/") or n == "lm/speech_token"):
         if name in reference and name in candidate:
@@ -227,6 +228,12 @@ def _guards(reference: Trace, candidate: Trace) -> list[str]:
                 first = int((x != y).nonzero()[0, 0])
                 found.append(f"{name}: {int((x != y).sum())} of {len(x)} differ, the first at {first}")
     return found
+
+
+def _estimators(reference: Trace, candidate: Trace) -> list[str]:
+    """What computed the velocities, where it was not the same."""
+    a, b = (trace.attrs.get("estimator") for trace in (reference, candidate))
+    return [f"estimator: {a} and {b}"] if a and b and a != b else []
 
 
 def _options(candidate: Trace, reference: Trace, pipe: Pipeline | None) -> Options:

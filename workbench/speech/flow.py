@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,9 @@ from workbench.errors import WorkbenchError
 from workbench.speech.config import FlowConfig, Options
 from workbench.speech.dit import DiT
 from workbench.speech.exact import exact_float32
+
+# What gives the velocity; called as `DiT.forward` is: x, mask, mu, t, spks, cond, streaming.
+Estimator = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
 
 
 class Condition(NamedTuple):
@@ -162,13 +165,22 @@ class Flow(nn.Module):
         return Condition(mu, spks, cond, prompt_frames)
 
     @exact_float32()
-    def velocity(self, x: Tensor, t: Tensor, c: Condition, cfg_rate: float, streaming: bool) -> Velocity:
+    def velocity(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c: Condition,
+        cfg_rate: float,
+        streaming: bool,
+        estimator: Estimator | None = None,
+    ) -> Velocity:
         """Ask the estimator with and without its conditions, and guide.
 
         The unconditional half has mu, spks and cond at zero; one batch of two, as upstream.
         """
+        estimator = estimator or self.decoder.estimator
         mu, spks, cond = (torch.cat((y, torch.zeros_like(y))) for y in (c.mu, c.spks, c.cond))
-        v = self.decoder.estimator(torch.cat((x, x)), None, mu, t.expand(2), spks, cond, streaming)
+        v = estimator(torch.cat((x, x)), None, mu, t.expand(2), spks, cond, streaming)
         v_cond, v_uncond = v[:1], v[1:]
         return Velocity((1.0 + cfg_rate) * v_cond - cfg_rate * v_uncond, v_cond, v_uncond)
 
@@ -179,6 +191,7 @@ class Flow(nn.Module):
         options: Options = Options(),
         streaming: bool = False,
         start: int = 0,
+        estimator: Estimator | None = None,
     ) -> Iterator[FlowStep]:
         """Solve the ODE, step by step.
 
@@ -194,6 +207,8 @@ class Flow(nn.Module):
             Chunked attention in the estimator.
         start : int
             First step to take; those before it are left out.
+        estimator : callable, optional
+            Called as `DiT` is; the flow's own by default.
 
         Yields
         ------
@@ -207,7 +222,7 @@ class Flow(nn.Module):
         t, dt = knots[0], knots[1] - knots[0]
 
         def ask(x: Tensor, t: Tensor) -> Velocity:
-            return self.velocity(x, t, c, options.cfg_rate, streaming)
+            return self.velocity(x, t, c, options.cfg_rate, streaming, estimator)
 
         for index in range(options.n_timesteps):
             if index >= start:
