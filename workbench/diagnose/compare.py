@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from workbench.diagnose.difference import hints, measure, place_name, relative
 from workbench.diagnose.plausible import implausible
@@ -22,6 +23,8 @@ from workbench.speech.pipeline import Pipeline
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, dims_of
 from workbench.trace.trace import Trace
+
+Checks = dict[tuple[str, int | None], tuple[float, float]]  # place: error added, error allowed
 
 # From good to bad; a comparison is as bad as its worst row.
 VERDICTS = ("MATCH", "ROUNDING", "MISSING", "NOT COMPARABLE", "DIVERGED", "SHAPE", "NONFINITE")
@@ -131,9 +134,19 @@ class Comparison:
     def __repr__(self) -> str:
         return self.line
 
+    def _causes(self) -> list[str]:
+        """The first place of every field that adds an error, and how many more it has."""
+        grouped: dict[str, list[Cause]] = {}
+        for cause in self.causes or ():
+            grouped.setdefault(cause.name.partition("[")[0], []).append(cause)
+        return [
+            f"{first}, and at {len(rest)} more places" if rest else str(first)
+            for first, *rest in grouped.values()
+        ]
+
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{escape(text)}</li>" for text in (*self.guards, *self.hints))
-        more = "".join(f"<li>adds an error: {escape(str(cause))}</li>" for cause in self.causes or ())
+        more = "".join(f"<li>adds an error: {escape(text)}</li>" for text in self._causes())
         table = self.rows.to_html(float_format="{:.3g}".format, na_rep="", border=0, index=False)
         return f"<div><b>{escape(self.line)}</b><ul>{items}{more}</ul>{table}</div>"
 
@@ -313,36 +326,41 @@ def _allowed(reference: Trace, referee: Trace | None, field: str, index: int | N
     return max(floor, ALLOWANCE * relative(exact, x)) if exact.shape == x.shape else floor
 
 
-def _isolate(
-    candidate: Trace, pipe: Pipeline, options: Options
-) -> tuple[dict[tuple[str, int | None], tuple[float, float]], list[str]]:
+def _isolate(candidate: Trace, pipe: Pipeline, options: Options) -> tuple[Checks, list[str]]:
     """Work every result of the candidate out again from its own inputs: (error added, error allowed)."""
-    checks, unchecked = {}, []
+    checks: Checks = {}
+    unchecked: list[str] = []
     for step in transitions(candidate):
         fields = [field for field in step.fields if field in candidate]
         if not step.ready(candidate):
             unchecked += [place_name(field, step.index) for field in fields]
         elif fields:
             added = _added(step, candidate, pipe, options.but(**SINGLE), options.but(**DOUBLE))
-            checks |= {(field, step.index): added[field] for field in fields}
+            checks |= {place: error for place, error in added.items() if place[0] in fields}
     return checks, unchecked
 
 
-def _added(
-    step: Transition, trace: Trace, pipe: Pipeline, single: Options, double: Options
-) -> dict[str, tuple[float, float]]:
+def _added(step: Transition, trace: Trace, pipe: Pipeline, single: Options, double: Options) -> Checks:
+    """Errors of one transition's results, those of a whole loop entry by entry."""
     try:
         ours, exact = (step.work(pipe, trace, options) for options in (single, double))
     except WorkbenchError:  # such as NaN in the mel: nothing right can follow from it
-        return dict.fromkeys(step.fields, (float("nan"), 0.0))
-    results = {}
+        return {(field, step.index): (float("nan"), 0.0) for field in step.fields}
+    results: Checks = {}
     for field, x, wide in zip(step.fields, ours, exact, strict=True):
         x, wide, found = x.cpu(), wide.cpu(), entry(trace, field, step.index) if field in trace else None
         if found is None or x.shape != found.shape:
-            results[field] = float("inf"), 0.0
+            results[field, step.index] = float("inf"), 0.0
+        elif step.index is None and loop_of(field):
+            parts = zip(x, wide, found, strict=True)
+            results |= {(field, k): _error(*part) for k, part in enumerate(parts)}
         else:
-            results[field] = relative(x, found), ALLOWANCE * max(relative(wide, x), EPS)
+            results[field, step.index] = _error(x, wide, found)
     return results
+
+
+def _error(ours: Tensor, exact: Tensor, found: Tensor) -> tuple[float, float]:
+    return relative(ours, found), ALLOWANCE * max(relative(exact, ours), EPS)
 
 
 def _label(row: pd.Series) -> str:

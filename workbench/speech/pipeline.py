@@ -264,11 +264,11 @@ class Pipeline:
         steps = self.flow_steps(c, options, streaming)
         for step in self.bar(steps, "flow", " step", options.n_timesteps):
             mel = step.x_next
-        return self.target(mel, c, 1.0 if streaming else options.speed)
+        return self.target(mel, c.prompt_frames, 1.0 if streaming else options.speed)
 
-    def target(self, mel: Tensor, c: Condition, speed: float) -> Tensor:
+    def target(self, mel: Tensor, prompt_frames: int, speed: float) -> Tensor:
         """Cut the prompt off, (1, 80, T) float32, and play it faster or slower."""
-        mel = mel[..., c.prompt_frames :].float()
+        mel = mel[..., prompt_frames:].float()
         if speed != 1.0:
             mel = F.interpolate(mel, size=max(1, int(mel.shape[-1] / speed)), mode="linear")
         return mel

@@ -204,7 +204,7 @@ def _solve(
             break
     record.add("flow/t", step.t + step.dt)
     record.add("flow/x", step.x_next[0], c.prompt_frames)
-    return pipe.target(step.x_next, c, options.speed)
+    return pipe.target(step.x_next, c.prompt_frames, options.speed)
 
 
 class _Clock:

@@ -22,9 +22,7 @@ from workbench.train.loop import Averaged, Captured, Run, warm_start
 
 UNCONDITIONAL = 0.2  # share of rows without any condition
 UNPROMPTED = 0.3  # share of rows without a prompt
-DECAY = (
-    0.1  # of the weights; with 0.01 and bfloat16 the first block's attention ran away, see the voice's card
-)
+DECAY = 0.1  # of the weights; with 0.01, and in bfloat16, attention ran away (see the voice's card)
 
 
 def config(vocab_size: int) -> FlowConfig:
