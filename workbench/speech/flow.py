@@ -99,6 +99,11 @@ def step_size(knots: Tensor, index: int, t: Tensor) -> Tensor:
     return knots[index + 1] - t
 
 
+def unconditional(c: Condition) -> Condition:
+    """What the half of the guidance is told that knows nothing: zeros, all three."""
+    return c._replace(mu=torch.zeros_like(c.mu), spks=torch.zeros_like(c.spks), cond=torch.zeros_like(c.cond))
+
+
 def guide(v_cond: Tensor, v_uncond: Tensor, cfg_rate: float) -> Tensor:
     """Classifier-free guidance, away from what the estimator says without conditions."""
     return (1.0 + cfg_rate) * v_cond - cfg_rate * v_uncond
@@ -186,10 +191,12 @@ class Flow(nn.Module):
     ) -> Velocity:
         """Ask the estimator with and without its conditions, and guide.
 
-        The unconditional half has mu, spks and cond at zero; one batch of two, as upstream.
+        One batch of two, as upstream.
         """
         estimator = estimator or self.decoder.estimator
-        mu, spks, cond = (torch.cat((y, torch.zeros_like(y))) for y in (c.mu, c.spks, c.cond))
+        none = unconditional(c)
+        pairs = ((c.mu, none.mu), (c.spks, none.spks), (c.cond, none.cond))
+        mu, spks, cond = (torch.cat(pair) for pair in pairs)
         v = estimator(torch.cat((x, x)), None, mu, t.expand(2), spks, cond, streaming)
         v_cond, v_uncond = v[:1], v[1:]
         return Velocity(guide(v_cond, v_uncond, cfg_rate), v_cond, v_uncond)

@@ -1,0 +1,160 @@
+"""How often `diagnose` is right: every mistake made on purpose, on texts and seeds nothing was tuned on."""
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from workbench.diagnose.faults import CATALOGUE, Fault, applied, options_of, spoiled
+from workbench.diagnose.suspects import Diagnosis, diagnose
+from workbench.errors import WorkbenchError
+from workbench.speech.frontend import Utterance
+from workbench.speech.pipeline import Pipeline
+from workbench.speech.run import run, utterance_of
+from workbench.trace.record import EVERYTHING
+from workbench.trace.schema import SUFFIX
+from workbench.trace.trace import Trace
+
+TOP = 3  # two mistakes at once shall both be among the first so many
+COLUMNS = ("view", "made", "named", "first", "among", "outcome")
+
+
+class Row(NamedTuple):
+    """One run with mistakes, and what was said of it."""
+
+    view: str
+    made: str
+    named: str
+    first: bool  # the first suspect is the mistake (of two: both are among the first three)
+    among: bool  # all mistakes are among the first three
+    outcome: str  # "right", "wrong", "none", "no effect", "no run"
+
+
+def inject(pipe: Pipeline, reference: Trace, faults: Sequence[Fault]) -> Trace:
+    """Make a run with mistakes that says nothing of them: no options but the seed.
+
+    Raises
+    ------
+    WorkbenchError
+        When the mistakes leave nothing to run.
+    """
+    options = pipe.checkpoint.options.but(**reference.attrs["options"])
+    utt = spoiled(faults, utterance_of(reference))
+    start = "lm" if any(fault.stage == "lm" for fault in faults) else "flow"
+    with applied(faults):
+        made = run(pipe, utt, options_of(faults, options), EVERYTHING, start, given=reference)
+    recorded = (
+        {name: reference[name] for name in reference if name.startswith("lm/")} if start == "flow" else {}
+    )
+    about = {"sample_rate": made.sample_rate, "prompt_frames": made.prompt_frames}
+    return Trace(made.data | recorded, about | {"options": {"seed": options.seed}})
+
+
+def whole(trace: Trace) -> Trace:
+    """Everything that a run can record."""
+    return trace
+
+
+def heard(trace: Trace) -> Trace:
+    """What the outside sees: the mel and the waveform."""
+    return Trace({name: trace[name] for name in ("flow/mel", "hift/wav")}, trace.attrs)
+
+
+def summed_up(trace: Trace) -> Trace:
+    """Statistics alone, of every field of flow and vocoder, as from a log."""
+    fields = [name for name in trace if name.startswith(("flow/", "hift/", "lm/entropy"))]
+    return Trace({name + SUFFIX: _stats(trace, name) for name in fields}, trace.attrs)
+
+
+VIEWS: Mapping[str, Callable[[Trace], Trace]] = {
+    "whole trace": whole,
+    "statistics": summed_up,
+    "mel and waveform": heard,
+}
+
+
+def self_test(
+    pipe: Pipeline,
+    utterances: Sequence[tuple[Utterance, int]],
+    faults: Sequence[Fault] = CATALOGUE,
+    views: Sequence[str] = tuple(VIEWS),
+    pairs: int = 0,
+    clean: int = 0,
+) -> Iterator[Row]:
+    """Make mistakes and ask for them.
+
+    Parameters
+    ----------
+    pipe : Pipeline
+    utterances : sequence of (Utterance, int)
+        What is spoken, with the sampler's seed; taken in turns.
+    faults : sequence of Fault
+        Each is made once for every view.
+    views : sequence of str
+        Of `VIEWS`: what is left of the run.
+    pairs : int
+        So many pairs of mistakes, drawn without looking, in whole traces.
+    clean : int
+        So many runs without a mistake, of other seeds.
+    """
+    references = itertools.cycle([pipe.synthesise(utt, seed, save=EVERYTHING) for utt, seed in utterances])
+    for fault in faults:
+        reference = next(references)
+        yield from _cases(pipe, reference, (fault,), views)
+    draw = random.Random(0)
+    for _ in range(pairs):
+        yield from _cases(pipe, next(references), tuple(draw.sample(list(faults), 2)), ("whole trace",))
+    for n in range(clean):
+        utt, seed = utterances[n % len(utterances)]
+        said = _diagnosis(pipe, None, pipe.synthesise(utt, seed + 1 + n, save=EVERYTHING))
+        outcome = "right" if said.clean or not said.together else "wrong"
+        yield Row("clean run", "", " and ".join(said.together), outcome == "right", True, outcome)
+
+
+def table(rows: Sequence[Row]) -> pd.DataFrame:
+    """How often the mistake was named, by view; mistakes without an effect on the run are not counted."""
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    counted = frame[~frame["outcome"].isin(("no effect", "no run"))]
+    summary = counted.groupby("view", sort=False).agg(
+        runs=("made", "size"), top_1=("first", "mean"), top_3=("among", "mean")
+    )
+    summary["no_effect"] = frame[frame["outcome"] == "no effect"].groupby("view").size()
+    return summary.fillna({"no_effect": 0}).astype({"no_effect": int})
+
+
+def confusions(rows: Sequence[Row]) -> pd.DataFrame:
+    """What was named in place of what, by view."""
+    wrong = [row for row in rows if row.outcome in ("wrong", "none")]
+    return pd.DataFrame(wrong, columns=COLUMNS)[["view", "made", "named"]]
+
+
+def _cases(pipe: Pipeline, reference: Trace, faults: Sequence[Fault], views: Sequence[str]) -> Iterator[Row]:
+    made = " and ".join(fault.name for fault in faults)
+    try:
+        candidate = inject(pipe, reference, faults)
+    except (WorkbenchError, RuntimeError) as error:
+        yield from (Row(view, made, str(error), False, False, "no run") for view in views)
+        return
+    for view in views:
+        said = diagnose(reference, VIEWS[view](candidate), pipe)
+        names = [suspect.fault.name for suspect in said.suspects[:TOP]]
+        found = all(fault.name in names for fault in faults)
+        first = found if len(faults) > 1 else said.together == (made,)
+        outcome = "no effect" if said.clean else "right" if first else "wrong" if said.together else "none"
+        label = view if len(faults) == 1 else "two mistakes at once"
+        yield Row(label, made, " and ".join(said.together), first, found, outcome)
+
+
+def _diagnosis(pipe: Pipeline, reference: Trace | None, candidate: Trace) -> Diagnosis:
+    return diagnose(reference, candidate, pipe)
+
+
+def _stats(trace: Trace, name: str) -> Tensor:
+    values = torch.from_numpy(trace.stats(name).to_numpy(float, na_value=math.nan))
+    loops = trace[name].shape[0] if trace.dims(name + SUFFIX)[0] not in ("region", "stat") else None
+    return values if loops is None else values.reshape(loops, -1, values.shape[-1])
