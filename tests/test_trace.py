@@ -13,7 +13,7 @@ from torch import nn
 from workbench.errors import WorkbenchError
 from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Recorder, as_save, summarise, taps
 from workbench.trace.schema import FIELDS, STATS, VERSION, dims_of
-from workbench.trace.trace import KEY, Trace
+from workbench.trace.trace import KEY, Trace, whole_stats
 
 ABOUT = {"text": "hello", "sample_rate": 24000, "timings": {"lm": 0.5}, "prompt_frames": 2}
 
@@ -45,6 +45,9 @@ def test_a_wrong_field_is_refused():
         Trace({"flow/wobble": torch.zeros(3)}, {})
     with pytest.raises(WorkbenchError, match="knot, mel, frame"):
         Trace({"flow/x": torch.zeros(80, 3)}, {})
+    for shape in ((4, 2, 6), (4, 3, 5), (4, 6)):  # the first is what version 1 kept
+        with pytest.raises(WorkbenchError, match="knot, region: 3, stat: 6"):
+            Trace({"flow/x.stats": torch.zeros(shape)}, {})
 
 
 def test_parts_are_chosen_by_name(trace):
@@ -52,6 +55,7 @@ def test_parts_are_chosen_by_name(trace):
     assert torch.equal(trace.select("flow/x", knot=3), trace["flow/x"][3])
     assert torch.equal(trace.select("flow/x", region="target", mel=slice(0, 5)), trace["flow/x"][:, :5, 2:])
     assert trace.select("flow/x", region="prompt").shape[-1] == 2
+    assert torch.equal(trace.select("flow/x", region="whole"), trace["flow/x"])
     for wrong in ({"step": 1}, {"region": "middle"}, {"knot": 9}):
         with pytest.raises(WorkbenchError, match="flow/x"):
             trace.select("flow/x", **wrong)
@@ -143,6 +147,21 @@ def test_kept_statistics_are_those_of_the_field(trace):
     row = kept.stats("flow/x").loc[3, "target"]
     assert row["max"] == pytest.approx(float(trace["flow/x"][3, :, 2:].max()))
     assert list(kept.stats("flow/spks").columns) == list(STATS)
+    assert torch.equal(whole_stats(kept, "flow/x", 3), whole_stats(trace, "flow/x", 3))
+    a, b = (t.to_frame().loc[n, list(STATS)] for t, n in ((kept, "flow/x.stats"), (trace, "flow/x")))
+    assert a.to_list() == pytest.approx(b.to_list())
+
+
+def test_statistics_that_nobody_noted():
+    stats = torch.full((2, 3, 6), torch.nan, dtype=torch.float64)
+    stats[1, 2, 1] = 4.5  # the largest value of the whole, at knot 1
+    trace = Trace({"flow/x.stats": stats}, ABOUT)
+    table = trace.stats("flow/x")
+    assert (
+        table.loc[(1, "whole"), "max"] == 4.5 and table["max"].count() == 1 and not table["nonfinite"].count()
+    )
+    row = trace.to_frame().loc["flow/x.stats"]
+    assert row["max"] == 4.5 and row[["min", "mean", "nonfinite"]].isna().all()
 
 
 def test_what_is_kept():
