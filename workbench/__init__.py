@@ -13,6 +13,7 @@ from workbench.speech.frontend import Prompt, Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.stream import StreamState, stream
 from workbench.trace.foreign import read_foreign
+from workbench.trace.logs import Log, read_log
 from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
 from workbench.trace.trace import Trace
 
@@ -23,6 +24,7 @@ __all__ = [
     "Checkpoint",
     "Comparison",
     "Config",
+    "Log",
     "Options",
     "Pipeline",
     "Prompt",
@@ -34,6 +36,7 @@ __all__ = [
     "compare",
     "implausible",
     "read_foreign",
+    "read_log",
     "stream",
     "taps",
 ]
