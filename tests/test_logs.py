@@ -13,6 +13,7 @@ from workbench.diagnose.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.trace import logs
 from workbench.trace.loglines import NAMES
+from workbench.trace.logruns import MOST_RUNS, MOST_STEPS
 from workbench.trace.logs import open_run, read_log
 from workbench.trace.schema import STATS
 from workbench.trace.trace import Trace, whole_stats
@@ -111,6 +112,7 @@ def said(trace, field, index=None):
         ('{"step": 3, "x": {"min": -1.5, "max": 2}}', "flow/x", 3, {"min": -1.5, "max": 2}),
         ("step=3 x_min=-1.5 x_max=2", "flow/x", 3, {"min": -1.5, "max": 2}),
         ("mu: min: tensor(-1.5), max: tensor(2., device='cuda:0')", "flow/mu", None, {"min": -1.5, "max": 2}),
+        ("x max=2.5 after step 3", "flow/x", 3, {"max": 2.5}),
         ("mu range [-1.5, 2.0]", "flow/mu", None, {"min": -1.5, "max": 2}),
         ("audio Mean Abs: 0.3", "hift/wav", None, {"mean_abs": 0.3}),
         ("mu min=-inf, max=nan, mean=0.5", "flow/mu", None, {"mean": 0.5, "nonfinite": 1}),
@@ -168,6 +170,13 @@ def test_lines_without_a_step_belong_to_the_next_that_has_one(log):
         "mean": 0.25
     }
     assert said(run, "flow/velocity_cond", 0) == {} and run["flow/x.stats"].shape[0] == 4
+
+
+def test_steps_may_count_from_0(log):
+    (run,) = log("".join(f"[CPP] step {k}: v1 mean=0.{k}5, x max={k}.5\n" for k in range(3))).runs
+    assert said(run, "flow/velocity_cond", 2) == {"mean": 0.25} and said(run, "flow/x", 3) == {"max": 2.5}
+    (run,) = log("".join(f"[CPP] step {k}: x max={k}.5\n" for k in range(3))).runs  # 0 is the noise
+    assert said(run, "flow/x", 0) == {"max": 0.5} and said(run, "flow/x", 2) == {"max": 2.5}
 
 
 def test_widths_of_steps_give_the_knots(log):
@@ -423,7 +432,14 @@ def test_other_encodings_and_line_ends(log):
 
 
 def test_files_that_are_no_log(log, tmp_path):
-    for data in (b"", b"\0" * 100, b"hello\n", bytes(range(256)) * 50, b"\xff\xfe\x00"):
+    for data in (
+        b"[PY ODE] step 7: dt=0.5\n[PY ODE] step 1: dt=nan\n",
+        b"",
+        b"\0" * 100,
+        b"hello\n",
+        bytes(range(256)) * 50,
+        b"\xff\xfe\x00",
+    ):
         with pytest.raises(WorkbenchError, match=r"run\.log: none of \d+ lines"):
             log(data)
     for path in (tmp_path / "none.log", tmp_path):
@@ -439,15 +455,15 @@ def test_a_long_line_is_cut(log):
 
 
 def test_runs_steps_and_lines_are_bounded(log, monkeypatch):
-    many = "".join(f"mu max={k}.5\n" for k in range(logs.MOST_RUNS + 50))
+    many = "".join(f"mu max={k}.5\n" for k in range(MOST_RUNS + 50))
     found = log(many)
-    assert len(found.runs) == logs.MOST_RUNS and found.left_out == 50 and "too many" in found.notes[0]
+    assert len(found.runs) == MOST_RUNS and found.left_out == 50 and "too many" in found.notes[0]
     monkeypatch.setattr(logs, "MOST_LINES", 10)
-    assert log(many).left_out == logs.MOST_RUNS + 40
+    assert log(many).left_out == MOST_RUNS + 40
     found = log("".join(f"v1 mean={k}.5\n" for k in range(5000)) + "mu max=1.0\n")
     assert (
         max(len(run["flow/velocity_cond.stats"]) for run in found.runs if "flow/velocity_cond.stats" in run)
-        <= logs.MOST_STEPS + 1
+        <= MOST_STEPS + 1
     )
 
 
@@ -527,4 +543,4 @@ def test_any_text_gives_runs_or_an_error(log, pieces):
         return
     for run in found.runs:
         assert repr(found) and len(run) and compare(run, run).verdict
-        assert max(len(value) for value in run.values()) <= logs.MOST_STEPS + 2
+        assert max(len(value) for value in run.values()) <= MOST_STEPS + 2

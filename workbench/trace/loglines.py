@@ -89,6 +89,8 @@ class LogNames(NamedTuple):
             sources = _turned(table.get("sources", {}), None)
             names = {name: row for rule in table["tensors"] for name, row in _rows(rule)}
             first, count = int(steps.get("first", 1)), int(steps.get("count", 10))
+            if not 1 <= count <= 100:
+                raise ValueError(f"{count} steps; expected 1 to 100")
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:  # TOML's are ValueErrors
             raise WorkbenchError(f"{path} is no table of names that can be read: {error!r}") from error
         return cls(names, spelled, sources, first, count, _printed(spelled))
@@ -119,7 +121,7 @@ class LineReader:
         if not tokens:
             self._heading(number, text)
             return None
-        said = STEP.search(text, 0, tokens[0].start())
+        said = STEP.search(text, 0, tokens[0].start()) or STEP.search(text)
         step, tag = int(said[1]) if said else None, self._tag(text[: tokens[0].start()])
         if not text.lstrip(" \t").startswith(("-", "•", "|")) and text[:1].strip():
             self._below = None
