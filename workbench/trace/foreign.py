@@ -44,7 +44,8 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
     mapping : path
         TOML as above; `data/foreign/` has some.
     **attrs
-        What the dump does not say and the trace shall: `text`, `options` (a dict), `prompt_frames`, ...
+        What the dump does not say and the trace shall: `text`, `options` (a dict), `prompt_frames` (that of
+        the prompt's mel unless given), ...
 
     Returns
     -------
@@ -70,6 +71,8 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
             f"no tensor of {path.name} is in {Path(mapping).name}; it holds {', '.join(list(tensors)[:8])}"
         )
     about = {"sample_rate": rules.get("sample_rate", 24000), "timings": {}, "source": path.name}
+    if "in/prompt_mel" in found:
+        about["prompt_frames"] = found["in/prompt_mel"].shape[-1]
     order = sorted(found.items(), key=lambda pair: list(FIELDS).index(pair[0]))
     return Trace(dict(order), about | {"unmapped": sorted(tensors.keys() - taken)} | attrs)
 
