@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workbench.diagnose.difference import place_name
 from workbench.diagnose.transitions import entry, loop_of
+from workbench.errors import WorkbenchError
 from workbench.trace.logruns import HALF_UNITS
 from workbench.trace.record import by_region, summarise
 from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, dims_of
@@ -128,7 +129,10 @@ def _half_unit(trace: Trace, field: str, index: int | None) -> Tensor:
     half = trace.attrs.get(HALF_UNITS, {}).get(field) if field not in trace else None
     if half is None:
         return torch.zeros(len(FIVE), dtype=torch.float64)
-    return torch.tensor(half if index is None else half[index], dtype=torch.float64)[:-1]
+    try:
+        return torch.tensor(half if index is None else half[index], dtype=torch.float64)[: len(FIVE)]
+    except (TypeError, ValueError, IndexError) as error:
+        raise WorkbenchError(f"{HALF_UNITS} of {field} is not a number for every statistic") from error
 
 
 def _size_ratio(x: Tensor, y: Tensor) -> float:

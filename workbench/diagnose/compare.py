@@ -16,6 +16,7 @@ import torch
 
 from workbench.diagnose import alike
 from workbench.diagnose.difference import hints, measure, place_name, relative
+from workbench.diagnose.misfits import misfits
 from workbench.diagnose.plausible import implausible
 from workbench.diagnose.transitions import Transition, entry, loop_of, transitions
 from workbench.errors import WorkbenchError
@@ -179,13 +180,14 @@ def compare(
     oddities = [
         f"{who}: {text}"
         for who, trace in (("reference", reference), ("candidate", candidate))
-        for text in (*trace.attrs.get("notes", ()), *implausible(trace))
+        for text in (*trace.attrs.get("notes", ()), *misfits(trace), *implausible(trace))
     ]
     options = _options(candidate, reference, pipe)
     referee = _referee(reference, pipe)
     same_speech = not any(guard.startswith(("lm/speech_token", "in/")) for guard in guards)
     same_start = not any(guard.startswith("first_step") for guard in guards)
-    checks, unchecked = _isolate(candidate, pipe, options) if pipe else ({}, [])
+    one_run = not misfits(candidate)  # what is of several runs cannot be worked out again
+    checks, unchecked = _isolate(candidate, pipe, options) if pipe and one_run else ({}, [])
     rows = []
     for field, index in _places(reference, candidate):
         allowed = _allowed(reference, referee, field, index)

@@ -15,9 +15,18 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.trace.record import by_region, summarise
-from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, VERSION, dims_of
+from workbench.trace.schema import FIELDS, LOOPS, REGIONS, STATS, SUFFIX, VERSION, dims_of
 
 KEY = "workbench_trace"  # the one attribute of the file
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_ENTRIES = 100_000  # knots, steps or draws: a file may claim any number of empty ones
+ATTRS = {  # what other code relies on, and the kind it has to be of
+    **dict.fromkeys(("prompt_frames", "first_step"), int),
+    **dict.fromkeys(("text", "mode", "tag", "source"), str),
+    **dict.fromkeys(("options", "timings", "checkpoint", "prompt", "shapes", "half_units"), dict),
+    **dict.fromkeys(("notes", "lines", "unmapped"), list),
+    "sample_rate": (int, float),
+}
 LENGTHS = {"region": REGIONS, "stat": STATS}  # dimensions of one length, always the last
 
 
@@ -27,18 +36,19 @@ class Trace(Mapping[str, Tensor]):
     Parameters
     ----------
     data : mapping of str to Tensor
-        Fields of `workbench.trace.schema.FIELDS`, without batch dimension, and their `.stats`.
+        Fields of `workbench.trace.schema.FIELDS`, without batch dimension, and their `.stats`. Floats keep
+        their precision, integers become int64.
     attrs : mapping of str to Any
         What JSON can hold: options, text, sample rate, seconds spent in each stage and the like.
 
     Raises
     ------
     WorkbenchError
-        When a field is not in the schema, or has another number of dimensions.
+        When a field is not in the schema, or has another number of dimensions, or no such numbers in it.
     """
 
     def __init__(self, data: Mapping[str, Tensor], attrs: Mapping[str, Any]) -> None:
-        self.data = {name: value.detach().cpu() for name, value in data.items()}
+        self.data = {name: _numbers(name, value.detach().cpu()) for name, value in data.items()}
         self.attrs = dict(attrs)
         for name, value in self.data.items():
             dims = dims_of(name)
@@ -48,6 +58,8 @@ class Trace(Mapping[str, Tensor]):
             if value.ndim != len(dims) or list(value.shape[len(dims) - len(fixed) :]) != fixed:
                 what = ", ".join(f"{d}: {len(LENGTHS[d])}" if d in LENGTHS else d for d in dims)
                 raise WorkbenchError(f"{name} has shape {tuple(value.shape)}; expected ({what})")
+            if dims[0] in LOOPS and len(value) > MOST_ENTRIES:
+                raise WorkbenchError(f"{name} has {len(value)} entries; expected {MOST_ENTRIES} at most")
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.data:
@@ -69,8 +81,8 @@ class Trace(Mapping[str, Tensor]):
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second."""
-        return self.attrs["sample_rate"]
+        """Samples per second; the model's own where the trace does not say."""
+        return self.attrs.get("sample_rate", 24000)
 
     @property
     def seconds(self) -> float:
@@ -80,7 +92,7 @@ class Trace(Mapping[str, Tensor]):
     @property
     def rtf(self) -> float:
         """Compute seconds per second of sound; lower is faster."""
-        return sum(self.attrs["timings"].values()) / max(self.seconds, 1e-9)
+        return sum(self.attrs.get("timings", {}).values()) / max(self.seconds, 1e-9)
 
     @property
     def prompt_frames(self) -> int:
@@ -250,6 +262,15 @@ def _whole(name: str, stats: Tensor) -> Tensor:
     return stats[..., REGIONS.index("whole"), :] if "region" in dims_of(name) else stats
 
 
+def _numbers(name: str, value: Tensor) -> Tensor:
+    if value.dtype in FLOATS or value.dtype == torch.int64:
+        return value
+    if value.is_floating_point() or value.is_complex():
+        kind = str(value.dtype).removeprefix("torch.")
+        raise WorkbenchError(f"{name} is {kind}; expected float16, bfloat16, float32, float64 or integers")
+    return value.long()
+
+
 def _attrs(text: str | None, path: Path) -> dict[str, Any]:
     """Read the file's attribute."""
     if text is None:
@@ -267,4 +288,10 @@ def _attrs(text: str | None, path: Path) -> dict[str, Any]:
             f"{path.name} is a trace of schema version {version!r}; this workbench reads {VERSION}. "
             "Record it again, or open it with the workbench that wrote it"
         )
+    for name, kind in ATTRS.items():
+        value = attrs.get(name)
+        if name in attrs and not isinstance(value, kind):
+            raise WorkbenchError(f"{path.name}: the attribute {name} is {value!r:.60}, of no kind it can be")
+    if not attrs.get("sample_rate", 1) > 0 or not 0 <= attrs.get("prompt_frames", 0) < 2**31:
+        raise WorkbenchError(f"{path.name}: sample_rate or prompt_frames is a number that it cannot be")
     return attrs
