@@ -8,6 +8,7 @@ import torch
 import workbench as wb
 from workbench.diagnose.compare import compare
 from workbench.diagnose.difference import measure
+from workbench.diagnose.misfits import misfits
 from workbench.diagnose.transitions import transitions
 from workbench.errors import WorkbenchError
 
@@ -49,6 +50,11 @@ def test_a_run_equals_itself(pipe, whole):
     found.assert_ok()
     names = list(zip(found.rows["field"], found.rows["index"].fillna(-1), strict=True))
     assert names.index(("flow/velocity", 0)) < names.index(("flow/x", 1)) < names.index(("flow/velocity", 1))
+
+
+def test_a_run_is_of_one_run(pipe, whole):
+    assert misfits(whole) == [] and misfits(pipe.replay(whole, "flow/step/1", save=wb.EVERYTHING)) == []
+    assert misfits(pipe.replay(whole, "flow", stop_after="flow/step/1", save=wb.EVERYTHING)) == []
 
 
 def test_every_result_is_worked_out_again(whole):

@@ -1,5 +1,8 @@
 """Other people's dumps become traces, the right way round, and bad ones say what is wrong."""
 
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +70,11 @@ def test_other_files(tmp_path, kind):
         ('[fields."hift/wav"]\nname = "y"\naxes = ["sample"]', "no tensor of dump.safetensors"),
         ('[fields."hift/wav"]\nname = "x"\naxes = ["sample"]', r"has shape \(1, 5\)"),
         ('[fields."hift/wav"]\nname = "x"\naxes = ["sample"]\nshape = [7]', "5 values"),
+        ('[fields."hift/wav"]\nname = 3\naxes = ["sample"]', "name of hift/wav is 3"),
+        ('[fields."hift/wav"]\nname = "x"\naxes = "sample"', "axes of hift/wav is 'sample'"),
+        ('[fields."hift/wav"]\nname = "x"\naxes = [1]', r"axes \['1'\]"),
+        ('[fields."hift/wav"]\nname = "x"\naxes = ["sample"]\nscale = "big"', "scale of hift/wav"),
+        ('sample_rate = "x"\n[fields."hift/wav"]\nname = "x"\naxes = ["sample"]', "sample_rate is 'x'"),
     ],
 )
 def test_bad_mappings(tmp_path, text, match):
@@ -93,6 +101,76 @@ def test_bad_dumps(tmp_path, capsys):
         with pytest.raises(WorkbenchError):
             read_foreign(tmp_path / name, STEPS)
     assert "ran" not in capsys.readouterr().out
+
+
+WAV = '[fields."hift/wav"]\nname = "x"\naxes = ["sample"]'
+
+
+def npz(path, **headers):
+    """Members with a header and no data."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, shape in headers.items():
+            text = (
+                f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+            )
+            file.writestr(f"{name}.npy", b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text)
+
+
+def test_dumps_that_claim_any_size(tmp_path):
+    rule = mapping(tmp_path, WAV)
+    header = b'{"x":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    npz(tmp_path / "b.npz", x=(10**12,))
+    npz(tmp_path / "c.npz", x=(-1,))
+    torch.save({"x": torch.zeros(1).expand(10**11)}, tmp_path / "d.pt")
+    with open(tmp_path / "x.f32", "wb") as file:
+        file.truncate(6 << 30)  # a hole
+    raw = tmp_path / "raw.toml"
+    raw.write_text(WAV.replace('"x"', '"x.f32"'))
+    tracemalloc.start()
+    try:
+        for name, match in (
+            ("a.safetensors", "a.safe"),
+            ("b.npz", "claims to be of shape"),
+            ("c.npz", "c.npz"),
+            ("d.pt", "372.5 GiB"),
+        ):
+            with pytest.raises(WorkbenchError, match=match):
+                read_foreign(tmp_path / name, rule)
+        with pytest.raises(WorkbenchError, match=r"x\.f32 takes 6\.0 GiB"):
+            read_foreign(tmp_path, raw)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    npz(tmp_path / "e.npz", y=(10**12,), x=(0,))
+    assert read_foreign(tmp_path / "e.npz", rule).attrs["unmapped"] == ["y"]  # and is not read
+
+
+def test_other_bad_dumps(tmp_path):
+    rule = mapping(tmp_path, WAV)
+    torch.save({"x": torch.zeros(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save([torch.zeros(3)], tmp_path / "list.pt")
+    torch.save({"x": torch.zeros(3, dtype=torch.complex64)}, tmp_path / "complex.pt")
+    np.savez(tmp_path / "text.npz", x=np.array(["a"]))
+    (tmp_path / "x.f32").write_bytes(b"12345")
+    (tmp_path / "raw.toml").write_text(WAV.replace('"x"', '"x.f32"'))
+    for name, match in (
+        ("old.pt", "torch 1.6"),
+        ("list.pt", "holds a list"),
+        ("complex.pt", "complex64"),
+        ("text.npz", "text.npz cannot be read"),
+    ):
+        with pytest.raises(WorkbenchError, match=match):
+            read_foreign(tmp_path / name, rule)
+    with pytest.raises(WorkbenchError, match="5 bytes"):
+        read_foreign(tmp_path, tmp_path / "raw.toml")
+
+
+def test_steps_of_two_runs(tmp_path, tensors):
+    tensors["step3_v1"] = torch.zeros(1, 80, 7)
+    save_file(tensors, tmp_path / "dump.safetensors")
+    with pytest.raises(WorkbenchError, match=r"step1_v1 has \(80, 6\) and step3_v1 \(80, 7\).*one run"):
+        read_foreign(tmp_path / "dump.safetensors", STEPS)
 
 
 def test_shipped_mappings_can_be_read(tmp_path):

@@ -11,8 +11,7 @@ import torch
 import torchaudio
 
 from workbench.errors import WorkbenchError
-from workbench.speech.flow import Flow
-from workbench.train import bpe, corpus, flow, fsq, speaker, tokenizer
+from workbench.train import bpe, corpus, fsq, speaker, tokenizer
 from workbench.train.features import Features
 from workbench.train.loop import Averaged
 

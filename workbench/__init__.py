@@ -14,6 +14,7 @@ from workbench.speech.onnx_estimator import export_onnx
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.stream import StreamState, stream
 from workbench.trace.foreign import read_foreign
+from workbench.trace.logs import Log, read_log
 from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
 from workbench.trace.trace import Trace
 
@@ -24,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "Comparison",
     "Config",
+    "Log",
     "Options",
     "Pipeline",
     "Prompt",
@@ -36,6 +38,7 @@ __all__ = [
     "export_onnx",
     "implausible",
     "read_foreign",
+    "read_log",
     "stream",
     "taps",
 ]

@@ -43,9 +43,10 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--prefix", default="", help="stage and start of the key, such as flow.decoder")
     verb.set_defaults(run=inspect)
 
-    verb = verbs.add_parser("compare", help="put two traces side by side and name the first cause")
-    verb.add_argument("reference", help="a trace, such as `speak --trace everything` writes")
-    verb.add_argument("candidate")
+    verb = verbs.add_parser("compare", help="put two runs side by side and name the first cause")
+    verb.add_argument("reference", help="a trace, such as `speak --trace everything` writes, or a .log")
+    verb.add_argument("candidate", help="server.log#2 is the second run of a log")
+    verb.add_argument("--names", help="table of what logs call tensors (default: data/foreign/logs.toml)")
     verb.add_argument("--voice", help="checkpoint folder both ran: decides rounding and finds the cause")
     verb.add_argument("--device", default="cpu")
     verb.add_argument(
@@ -103,9 +104,11 @@ def compare(args: argparse.Namespace) -> int:
     from workbench.diagnose.compare import compare as put_side_by_side
     from workbench.speech.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
-    from workbench.trace.trace import Trace
+    from workbench.trace.loglines import NAMES
+    from workbench.trace.logs import open_run
 
-    reference, candidate = Trace.load(args.reference), Trace.load(args.candidate)
+    names = args.names or NAMES
+    reference, candidate = open_run(args.reference, names), open_run(args.candidate, names)
     pipe = Pipeline(Checkpoint.load(args.voice), args.device) if args.voice else None
     found = put_side_by_side(reference, candidate, pipe)
     print(found)

@@ -5,6 +5,7 @@ candidate is worked out again from the candidate's own inputs, in float32 and in
 away than float32 is from float64 was made there (*added*), the rest came with the inputs (*inherited*).
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -14,12 +15,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from workbench.diagnose import alike
 from workbench.diagnose.difference import hints, measure, place_name, relative
+from workbench.diagnose.misfits import misfits
 from workbench.diagnose.plausible import implausible
 from workbench.diagnose.transitions import Transition, entry, loop_of, transitions
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline
+from workbench.trace.logs import open_run
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, dims_of
 from workbench.trace.trace import Trace
@@ -27,7 +31,9 @@ from workbench.trace.trace import Trace
 Checks = dict[tuple[str, int | None], tuple[float, float]]  # place: error added, error allowed
 
 # From good to bad; a comparison is as bad as its worst row.
-VERDICTS = ("MATCH", "ROUNDING", "MISSING", "NOT COMPARABLE", "DIVERGED", "SHAPE", "NONFINITE")
+# ALIKE is said where statistics are all there is to compare: they agree, which does not make tensors equal.
+VERDICTS = ("MATCH", "ROUNDING", "ALIKE", "MISSING", "NOT COMPARABLE", "DIVERGED", "SHAPE", "NONFINITE")
+NOT_BAD = VERDICTS[: VERDICTS.index("MISSING") + 1]
 ALLOWANCE = 10.0  # times the distance between float32 and float64: other kernels, another order of sums
 EPS = torch.finfo(torch.float32).eps
 UNREFEREED = 1e-5  # relative L2 taken for rounding where no checkpoint is at hand to find out
@@ -84,33 +90,47 @@ class Comparison:
     @property
     def line(self) -> str:
         """The verdict in one line."""
-        bad = self.rows[~self.rows["verdict"].isin(VERDICTS[:3])]
+        bad = self.rows[~self.rows["verdict"].isin(NOT_BAD)]
         parts = [self.verdict]
         if len(bad):
             row = bad.iloc[0]
-            error = f", relative L2 {row['rel_l2']:.2g}" if row["rel_l2"] == row["rel_l2"] else ""
-            parts.append(f"the runs part at {_label(row)} ({row['verdict']}{error})")
+            error = f"relative L2 {row['rel_l2']:.2g}" if row["rel_l2"] == row["rel_l2"] else row["note"]
+            parts.append(
+                f"the runs part at {_label(row)} ({', '.join(filter(None, (row['verdict'], error)))})"
+            )
         if self.causes:
             parts.append(f"first cause: {self.causes[0]}")
         elif self.causes is not None and len(bad):
             what = "inputs or options differ" if self.guards else "they differ before what was recorded"
             parts.append(f"no result of the candidate is wrong for what it was given: {what}")
         elif len(bad):
-            parts.append(self._inputs_of(bad.iloc[0]["field"]))
-        missing = int((self.rows["verdict"] == "MISSING").sum())
-        if missing:
-            parts.append(f"{missing} rows missing on one side")
+            parts.append(self._inputs_of(row))
+        counts = self.rows["verdict"].value_counts()
+        if "ALIKE" in counts:
+            parts.append(f"{counts['ALIKE']} rows have statistics that are alike, which proves no equality")
+        if "MISSING" in counts:
+            parts.append(f"{counts['MISSING']} rows missing on one side")
         return "; ".join(parts)
 
-    def _inputs_of(self, field: str) -> str:
+    def _inputs_of(self, row: pd.Series) -> str:
         """What can be said of a cause without a checkpoint: whether the inputs agree."""
-        needs = next((step.needs for step in transitions(Trace({}, {})) if field in step.fields), ())
-        verdicts = {n: set(self.rows.loc[self.rows["field"] == n, "verdict"]) for n in needs}
+        one_step = transitions(Trace({"flow/t": torch.zeros(2)}, {}))
+        made = [step for step in one_step if row["field"] in step.fields]
+        start = pd.notna(row["index"]) and row["index"] == 0
+        needs = made[0 if start else -1].needs if made else ()
+        before = self.rows.loc[: row.name]
+        verdicts = {n: set(before.loc[before["field"] == n, "verdict"]) for n in needs}
         if needs and all(seen and seen <= set(VERDICTS[:2]) for seen in verdicts.values()):
             return f"it is made there or in what the runs did not record: its input {', '.join(needs)} agrees"
+        if needs and all(seen and seen <= set(VERDICTS[:3]) for seen in verdicts.values()):
+            return (
+                f"the statistics of its input {', '.join(needs)} are alike; record tensors to find the cause"
+            )
         lacking = [n for n, seen in verdicts.items() if not seen or "MISSING" in seen]
         what = f"{', '.join(lacking)} is not on both sides" if lacking else "its inputs differ as well"
-        return f"cause unknown ({what}); pass a Pipeline of the checkpoint to find it"
+        what = what if needs else "it follows from nothing that was recorded"
+        how = "record tensors" if pd.isna(row["rel_l2"]) else "pass a Pipeline of the checkpoint"
+        return f"cause unknown ({what}); {how} to find it"
 
     @property
     def ok(self) -> bool:
@@ -151,13 +171,16 @@ class Comparison:
         return f"<div><b>{escape(self.line)}</b><ul>{items}{more}</ul>{table}</div>"
 
 
-def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) -> Comparison:
+def compare(
+    reference: Trace | str | os.PathLike, candidate: Trace | str | os.PathLike, pipe: Pipeline | None = None
+) -> Comparison:
     """Put two runs side by side.
 
     Parameters
     ----------
-    reference, candidate : Trace
-        The candidate may be partial: what it lacks is MISSING, never equal.
+    reference, candidate : Trace or path
+        The candidate may be partial: what it lacks is MISSING, never equal. A path is a saved trace or a text
+        log; "server.log#2" is a log's second run. Where one side has statistics alone, those are compared.
     pipe : Pipeline, optional
         Of the checkpoint both should have run. It decides what rounding explains, and names the places
         where the candidate adds an error. Without it a relative L2 of 1e-5 is taken for rounding.
@@ -166,17 +189,19 @@ def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) ->
     -------
     Comparison
     """
+    reference, candidate = open_run(reference), open_run(candidate)
     guards = _guards(reference, candidate)
     oddities = [
         f"{who}: {text}"
         for who, trace in (("reference", reference), ("candidate", candidate))
-        for text in implausible(trace)
+        for text in (*trace.attrs.get("notes", ()), *misfits(trace), *implausible(trace))
     ]
     options = _options(candidate, reference, pipe)
     referee = _referee(reference, pipe)
     same_speech = not any(guard.startswith(("lm/speech_token", "in/")) for guard in guards)
     same_start = not any(guard.startswith("first_step") for guard in guards)
-    checks, unchecked = _isolate(candidate, pipe, options) if pipe else ({}, [])
+    one_run = not misfits(candidate)  # what is of several runs cannot be worked out again
+    checks, unchecked = _isolate(candidate, pipe, options) if pipe and one_run else ({}, [])
     rows = []
     for field, index in _places(reference, candidate):
         allowed = _allowed(reference, referee, field, index)
@@ -190,7 +215,8 @@ def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) ->
             field in ("hift/source", "hift/magnitude", "hift/phase", "hift/wav")
             and row["verdict"] == "DIVERGED"
         ):
-            row["note"] = "advisory: the phase of the excitation follows every f0 before it"
+            advice = "advisory: the phase of the excitation follows every f0 before it"
+            row["note"] = f"{row['note']}; {advice}" if row["note"] else advice
         check = checks.get((field, index))
         if check:
             row |= {"added": check[0], "added_allowed": check[1]}
@@ -201,14 +227,15 @@ def compare(reference: Trace, candidate: Trace, pipe: Pipeline | None = None) ->
     frame["index"] = frame["index"].astype("Int64")
     causes = (
         None
-        if pipe is None
+        if not checks
         else [
             Cause(place_name(field, index), added, allowed)
             for (field, index), (added, allowed) in checks.items()
             if not added <= allowed
         ]
     )
-    seen = [*oddities, *_estimators(reference, candidate), *hints(reference, candidate, frame)]
+    remarks = (*_estimators(reference, candidate), *hints(reference, candidate, frame), *alike.hints(frame))
+    seen = [*oddities, *remarks]
     return Comparison(frame, guards, seen, causes, unchecked)
 
 
@@ -219,7 +246,7 @@ def _guards(reference: Trace, candidate: Trace) -> list[str]:
     """What the two runs were given that differs."""
     found = []
     a, b = reference.attrs, candidate.attrs
-    for key in ("text", "sample_rate", "mode", "first_step"):
+    for key in ("text", "sample_rate", "mode", "first_step", "prompt_frames"):
         if key in a and key in b and a[key] != b[key]:
             found.append(f"{key}: {a[key]!r} and {b[key]!r}")
     hashes = [attrs.get("checkpoint", {}).get("content_hash") for attrs in (a, b)]
@@ -240,7 +267,7 @@ def _guards(reference: Trace, candidate: Trace) -> list[str]:
             elif not torch.equal(x, y):
                 first = int((x != y).nonzero()[0, 0])
                 found.append(f"{name}: {int((x != y).sum())} of {len(x)} differ, the first at {first}")
-    return found
+    return found + alike.shapes(reference, candidate)
 
 
 def _estimators(reference: Trace, candidate: Trace) -> list[str]:
@@ -263,23 +290,32 @@ def _places(reference: Trace, candidate: Trace) -> Iterator[tuple[str, int | Non
 
     A field that one side lacks altogether is one place.
     """
-    names = [n for n in FIELDS if n in reference or n in candidate]
+    sides = (reference, candidate)
+    names = [n for n in FIELDS if any(alike.is_there(side, n) for side in sides)]
     count = {
-        n: max(len(reference[n]), len(candidate[n]))
+        n: max(alike.entries(side, n) for side in sides)
         for n in names
-        if loop_of(n) and n in reference and n in candidate
+        if loop_of(n) and all(alike.is_there(side, n) for side in sides)
     }
     solver = [n for n in count if n.startswith("flow/")]
+
+    def noted(name: str, k: int) -> bool:
+        return any(alike.is_noted(side, name, k) for side in sides)
+
     for name in names:
         if name not in count:
             yield name, None
         elif name not in solver:
-            yield from ((name, k) for k in range(count[name]))
+            yield from ((name, k) for k in range(count[name]) if noted(name, k))
         elif name == solver[0]:
-            yield from ((n, k) for k in range(max(count[n] for n in solver)) for n in solver if k < count[n])
+            longest = max(count[n] for n in solver)
+            yield from ((n, k) for k in range(longest) for n in solver if noted(n, k))
 
 
 def _row(reference: Trace, candidate: Trace, field: str, index: int | None, allowed: float) -> dict[str, Any]:
+    both = alike.is_there(reference, field) and alike.is_there(candidate, field)
+    if both and not (field in reference and field in candidate):
+        return alike.row(reference, candidate, field, index, allowed)
     sides = []
     for side in (reference, candidate):
         there = field in side and (index is None or index < len(side[field]))

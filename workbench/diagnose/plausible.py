@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from workbench.trace.trace import Trace
+from workbench.trace.schema import STATS, SUFFIX
+from workbench.trace.trace import Trace, over_all
 
 HIGHEST_F0 = 1000.0  # Hz; screams reach it, speech stays below half
 LOUDEST_MEL, QUIETEST_MEAN = 4.0, -3.0  # natural-log mel of speech: about 2 at most, -6 on average
@@ -12,13 +13,16 @@ PINNED = 1e-3  # share of samples at the waveform's own limit
 FULL_SCALE = 0.9
 SILENT_RMS = 1e-4
 OFFSET = 0.02
+LOOSE = 0.02  # of the largest value: what rounding to few digits does to statistics
 
 
 def implausible(trace: Trace) -> list[str]:
     """Return a sentence for everything in a trace that no speech looks like; none if all is well."""
     found = []
     for name, value in trace.items():
-        if not name.endswith(".stats") and (bad := int((~value.isfinite()).sum())):
+        if name.endswith(SUFFIX):
+            found += _statistics(name.removesuffix(SUFFIX), over_all(name, value))
+        elif bad := int((~value.isfinite()).sum()):
             found.append(f"{name} has {bad} NaN or Inf among {value.numel()} values")
         elif name in CHECKS and value.numel():
             found += CHECKS[name](value.double())
@@ -57,6 +61,27 @@ def _wav(wav: Tensor) -> list[str]:
         found.append(f"hift/wav is silent: its largest sample is {limit:.2g}")
     if abs(offset := float(wav.mean())) > OFFSET:
         found.append(f"hift/wav has a DC offset of {offset:.3f}")
+    return found
+
+
+def _statistics(name: str, stats: Tensor) -> list[str]:
+    """What statistics alone show; those that are missing are NaN, and nothing follows from them."""
+    low, high, mean, mean_abs, rms, bad = stats.tolist()
+    found = [f"{name} has {bad:.0f} NaN or Inf, as the run itself says"] if bad > 0 else []
+    largest = max(abs(low), abs(high))
+    room = LOOSE * largest
+    if low - mean > room or mean - high > room or mean_abs - largest > room or mean_abs - rms > room:
+        values = ", ".join(f"{what} {x:.4g}" for what, x in zip(STATS, stats.tolist(), strict=True) if x == x)
+        found.append(f"{name}: {values} cannot be of one tensor; are they of several, or of several runs?")
+    if name == "hift/f0" and high > HIGHEST_F0:
+        found.append(f"hift/f0 reaches {high:,.0f} Hz: no voice does; look at the mel the vocoder was given")
+    if name == "flow/mel" and (mean > QUIETEST_MEAN or high > LOUDEST_MEL):
+        found.append(
+            f"flow/mel has mean {mean:.2f} and maximum {high:.2f}: the natural-log mel of speech is near "
+            "-6 and 2"
+        )
+    if name == "hift/wav" and abs(mean) > OFFSET:
+        found.append(f"hift/wav has a DC offset of {mean:.3f}")
     return found
 
 

@@ -1,14 +1,11 @@
 """How often `diagnose` is right: every mistake made on purpose, on texts and seeds nothing was tuned on."""
 
 import itertools
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
-import torch
-from torch import Tensor
 
 from workbench.diagnose.faults import CATALOGUE, Fault, applied, options_of, spoiled
 from workbench.diagnose.suspects import Diagnosis, diagnose
@@ -68,7 +65,7 @@ def heard(trace: Trace) -> Trace:
 def summed_up(trace: Trace) -> Trace:
     """Statistics alone, of every field of flow and vocoder, as from a log."""
     fields = [name for name in trace if name.startswith(("flow/", "hift/", "lm/entropy"))]
-    return Trace({name + SUFFIX: _stats(trace, name) for name in fields}, trace.attrs)
+    return Trace({name + SUFFIX: trace.statistics(name) for name in fields}, trace.attrs)
 
 
 VIEWS: Mapping[str, Callable[[Trace], Trace]] = {
@@ -152,9 +149,3 @@ def _cases(pipe: Pipeline, reference: Trace, faults: Sequence[Fault], views: Seq
 
 def _diagnosis(pipe: Pipeline, reference: Trace | None, candidate: Trace) -> Diagnosis:
     return diagnose(reference, candidate, pipe)
-
-
-def _stats(trace: Trace, name: str) -> Tensor:
-    values = torch.from_numpy(trace.stats(name).to_numpy(float, na_value=math.nan))
-    loops = trace[name].shape[0] if trace.dims(name + SUFFIX)[0] not in ("region", "stat") else None
-    return values if loops is None else values.reshape(loops, -1, values.shape[-1])

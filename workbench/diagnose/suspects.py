@@ -425,17 +425,10 @@ class _Runs:
         return self.heard(name, trace) if field in trace else None
 
     def heard(self, name: str, trace: Trace) -> Tensor:
-        """A field as it is compared: statistics by shape of the candidate's, sound as log-mel."""
+        """A field as it is compared: itself, its statistics, or sound as log-mel."""
         field = name.removesuffix(SUFFIX)
         if name != field:
-            kept = trace.get(name)
-            values = (
-                kept
-                if kept is not None
-                else torch.from_numpy(trace.stats(field).to_numpy(float, na_value=math.nan))
-            )
-            like = self.candidate[name]
-            return values.reshape(like.shape).double() if values.numel() == like.numel() else values.double()
+            return trace.statistics(field)
         if field in SOUND:
             return log_mel(trace[field].float(), self.pipe.config.mel)[0]
         return trace[field]

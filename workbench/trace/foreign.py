@@ -13,25 +13,19 @@ counted from `first` (0 unless given). `scale` multiplies; `shape` is needed for
 
 import os
 import tomllib
-import zipfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.trace.dumps import Tensors, check_size, tensors_of
 from workbench.trace.schema import FIELDS, LOOPS
 from workbench.trace.trace import Trace
 
-KEYS = {"name", "axes", "first", "scale", "shape"}
+KEYS = {"name": str, "axes": list, "first": int, "scale": (int, float), "shape": list}
 MOST_STEPS = 1000  # of one field; a mapping's pattern is tried until a step is missing
-
-Tensors = Mapping[str, Callable[[], Tensor]]
 
 
 def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: Any) -> Trace:
@@ -44,7 +38,8 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
     mapping : path
         TOML as above; `data/foreign/` has some.
     **attrs
-        What the dump does not say and the trace shall: `text`, `options` (a dict), `prompt_frames`, ...
+        What the dump does not say and the trace shall: `text`, `options` (a dict), `prompt_frames` (that of
+        the prompt's mel unless given), ...
 
     Returns
     -------
@@ -57,12 +52,13 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
         When a file cannot be read, the mapping is not one, nothing fits, or a tensor lies otherwise.
     """
     path, rules = Path(path), _mapping(Path(mapping))
-    tensors = _tensors(path)
+    tensors = tensors_of(path)
     found, taken = {}, set()
     for field, rule in rules["fields"].items():
         names = _names(rule, tensors)
         parts = [_placed(field, rule, name, tensors[name]()) for name in names]
         if parts:
+            _check_alike(names, parts)
             found[field] = torch.stack(parts) if "{step}" in rule["name"] else parts[0]
             taken.update(names)
     if not found:
@@ -70,6 +66,8 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
             f"no tensor of {path.name} is in {Path(mapping).name}; it holds {', '.join(list(tensors)[:8])}"
         )
     about = {"sample_rate": rules.get("sample_rate", 24000), "timings": {}, "source": path.name}
+    if "in/prompt_mel" in found:
+        about["prompt_frames"] = found["in/prompt_mel"].shape[-1]
     order = sorted(found.items(), key=lambda pair: list(FIELDS).index(pair[0]))
     return Trace(dict(order), about | {"unmapped": sorted(tensors.keys() - taken)} | attrs)
 
@@ -79,17 +77,23 @@ def _mapping(path: Path) -> dict[str, Any]:
         rules = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise WorkbenchError(f"{path} is no mapping that can be read: {error}") from error
+    rate = rules.get("sample_rate", 24000)
+    if not isinstance(rate, (int, float)) or not rate > 0:
+        raise WorkbenchError(f"{path.name}: sample_rate is {rate!r:.60}; expected a number such as 24000")
     fields = rules.get("fields")
     if not isinstance(fields, dict) or not fields:
         raise WorkbenchError(f'{path.name} has no fields; expected tables such as [fields."flow/mel"]')
     for field, rule in fields.items():
         if field not in FIELDS:
             raise WorkbenchError(f"{path.name}: {field!r} is no field; expected one of {', '.join(FIELDS)}")
-        if not isinstance(rule, dict) or not {"name", "axes"} <= rule.keys() <= KEYS:
+        if not isinstance(rule, dict) or not {"name", "axes"} <= rule.keys() <= KEYS.keys():
             raise WorkbenchError(f"{path.name}: {field} needs name and axes, and may have {sorted(KEYS)}")
+        for key, value in rule.items():
+            if not isinstance(value, KEYS[key]):
+                raise WorkbenchError(f"{path.name}: {key} of {field} is {value!r:.60}, of no kind it can be")
         dims = FIELDS[field].dims
         dims = dims[1:] if "{step}" in rule["name"] else dims
-        axes = [axis for axis in rule["axes"] if axis != "one"]
+        axes = [str(axis) for axis in rule["axes"] if axis != "one"]
         if sorted(axes) != sorted(dims):
             raise WorkbenchError(f"{path.name}: {field} has axes {axes}; expected {list(dims)} in any order")
         if "{step}" in rule["name"] and FIELDS[field].dims[0] not in LOOPS:
@@ -118,6 +122,7 @@ def _placed(field: str, rule: dict[str, Any], name: str, value: Tensor) -> Tenso
             raise WorkbenchError(
                 f"{name} has {value.numel()} values; expected shape {rule['shape']}"
             ) from error
+    check_size(name, value.numel() * value.element_size())  # an expanded tensor takes none in the file
     axes = rule["axes"]
     if value.ndim != len(axes) or any(
         n != 1 for n, axis in zip(value.shape, axes, strict=True) if axis == "one"
@@ -130,43 +135,11 @@ def _placed(field: str, rule: dict[str, Any], name: str, value: Tensor) -> Tenso
     return value * rule["scale"] if "scale" in rule else value
 
 
-def _tensors(path: Path) -> Tensors:
-    """Names of a dump's tensors, each read when it is asked for."""
-    if path.is_dir():
-        files = {file.name: file for file in sorted(path.iterdir()) if file.suffix == ".f32"}
-        return {
-            name: lambda file=file: torch.from_numpy(np.fromfile(file, "<f4")) for name, file in files.items()
-        }
-    if not path.is_file():
-        raise WorkbenchError(f"no file {path}; expected .safetensors, .npz, .pt or a folder of .f32")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-            return {name: lambda name=name: _one(path, name) for name in names}
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
-        elif path.suffix == ".pt":
-            read = torch.load(path, map_location="cpu", weights_only=True)
-            arrays = {k: v for k, v in dict(read).items() if isinstance(v, Tensor)}
-        else:
-            raise WorkbenchError(f"{path.name} ends in {path.suffix!r}; expected .safetensors, .npz or .pt")
-    except (
-        SafetensorError,
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise WorkbenchError(f"{path.name} cannot be read: {str(error).splitlines()[0]}") from error
-    except UnpicklingError as error:
-        raise WorkbenchError(f"{path.name} holds more than tensors, so it is not opened") from error
-    return {name: lambda value=value: value for name, value in arrays.items()}
-
-
-def _one(path: Path, name: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
+def _check_alike(names: list[str], parts: list[Tensor]) -> None:
+    """Steps of one run have one shape."""
+    for name, part in zip(names, parts, strict=True):
+        if part.shape != parts[0].shape:
+            raise WorkbenchError(
+                f"{names[0]} has {tuple(parts[0].shape)} and {name} {tuple(part.shape)} without axes of one; "
+                "were they dumped by one run?"
+            )

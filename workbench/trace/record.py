@@ -89,9 +89,8 @@ class Recorder:
             self._fields.setdefault(name, []).append(value.detach())
         if self.save.sums_up(name):
             regions = "frame" in FIELDS[name].dims
-            parts = (value[..., :prompt_frames], value[..., prompt_frames:]) if regions else (value,)
-            stats = torch.stack([summarise(part) for part in parts])
-            self._stats.setdefault(name, []).append(stats if regions else stats[0])
+            stats = by_region(value, prompt_frames) if regions else summarise(value)
+            self._stats.setdefault(name, []).append(stats)
 
     def finish(self) -> dict[str, Tensor]:
         """Return what was kept, on the CPU and in causal order; all statistics come in one copy."""
@@ -121,6 +120,11 @@ def summarise(x: Tensor) -> Tensor:
     means = torch.stack([y.sum(dtype=torch.float64) for y in (wide, wide.abs(), wide.square())]) / n
     five = torch.stack([low.double(), high.double(), means[0], means[1], means[2].sqrt()])
     return torch.cat((torch.where(n > 0, five, torch.nan), (x.numel() - n).double()[None]))
+
+
+def by_region(x: Tensor, prompt_frames: int) -> Tensor:
+    """Return `STATS` of each of `REGIONS`, (3, 6); the last axis of `x` is frames."""
+    return torch.stack([summarise(y) for y in (x[..., :prompt_frames], x[..., prompt_frames:], x)])
 
 
 @contextmanager

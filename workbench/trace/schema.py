@@ -1,15 +1,16 @@
 """Every field a run can record: which way round it lies, in what unit, and what it is.
 
 The order is the causal one. Beside a field `flow/x` there may be `flow/x.stats`, which is what a run
-keeps when it does not keep the field: `STATS` of each of the `REGIONS` where it has frames.
+keeps when it does not keep the field: `STATS` of each of the `REGIONS` where it has frames. A statistic
+that nobody noted is NaN.
 """
 
 from typing import NamedTuple
 
-VERSION = 1  # of this table; `Trace.load` reads no other
+VERSION = 2  # of this table; `Trace.load` reads no other. 1 had no statistics of the whole
 
 STATS = ("min", "max", "mean", "mean_abs", "rms", "nonfinite")  # the first five of the finite values
-REGIONS = ("prompt", "target")
+REGIONS = ("prompt", "target", "whole")  # the whole alone is what a text log prints
 LOOPS = ("draw", "knot", "step")  # dimensions that grow while the run goes on
 SUFFIX = ".stats"
 

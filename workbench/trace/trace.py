@@ -14,10 +14,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.trace.record import summarise
-from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, VERSION, dims_of
+from workbench.trace.record import by_region, summarise
+from workbench.trace.schema import FIELDS, LOOPS, REGIONS, STATS, SUFFIX, VERSION, dims_of
 
 KEY = "workbench_trace"  # the one attribute of the file
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_ENTRIES = 100_000  # knots, steps or draws: a file may claim any number of empty ones
+ATTRS = {  # what other code relies on, and the kind it has to be of
+    **dict.fromkeys(("prompt_frames", "first_step"), int),
+    **dict.fromkeys(("text", "mode", "tag", "source"), str),
+    **dict.fromkeys(("options", "timings", "checkpoint", "prompt", "shapes", "half_units"), dict),
+    **dict.fromkeys(("notes", "lines", "unmapped"), list),
+    "sample_rate": (int, float),
+}
+LENGTHS = {"region": REGIONS, "stat": STATS}  # dimensions of one length, always the last
 
 
 class Trace(Mapping[str, Tensor]):
@@ -26,25 +36,30 @@ class Trace(Mapping[str, Tensor]):
     Parameters
     ----------
     data : mapping of str to Tensor
-        Fields of `workbench.trace.schema.FIELDS`, without batch dimension, and their `.stats`.
+        Fields of `workbench.trace.schema.FIELDS`, without batch dimension, and their `.stats`. Floats keep
+        their precision, integers become int64.
     attrs : mapping of str to Any
         What JSON can hold: options, text, sample rate, seconds spent in each stage and the like.
 
     Raises
     ------
     WorkbenchError
-        When a field is not in the schema, or has another number of dimensions.
+        When a field is not in the schema, or has another number of dimensions, or no such numbers in it.
     """
 
     def __init__(self, data: Mapping[str, Tensor], attrs: Mapping[str, Any]) -> None:
-        self.data = {name: value.detach().cpu() for name, value in data.items()}
+        self.data = {name: _numbers(name, value.detach().cpu()) for name, value in data.items()}
         self.attrs = dict(attrs)
         for name, value in self.data.items():
             dims = dims_of(name)
             if dims is None:
                 raise WorkbenchError(f"{name!r} is no field of a trace; expected one of {', '.join(FIELDS)}")
-            if value.ndim != len(dims):
-                raise WorkbenchError(f"{name} has shape {tuple(value.shape)}; expected ({', '.join(dims)})")
+            fixed = [len(LENGTHS[dim]) for dim in dims if dim in LENGTHS]
+            if value.ndim != len(dims) or list(value.shape[len(dims) - len(fixed) :]) != fixed:
+                what = ", ".join(f"{d}: {len(LENGTHS[d])}" if d in LENGTHS else d for d in dims)
+                raise WorkbenchError(f"{name} has shape {tuple(value.shape)}; expected ({what})")
+            if dims[0] in LOOPS and len(value) > MOST_ENTRIES:
+                raise WorkbenchError(f"{name} has {len(value)} entries; expected {MOST_ENTRIES} at most")
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.data:
@@ -66,8 +81,8 @@ class Trace(Mapping[str, Tensor]):
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second."""
-        return self.attrs["sample_rate"]
+        """Samples per second; the model's own where the trace does not say."""
+        return self.attrs.get("sample_rate", 24000)
 
     @property
     def seconds(self) -> float:
@@ -77,7 +92,7 @@ class Trace(Mapping[str, Tensor]):
     @property
     def rtf(self) -> float:
         """Compute seconds per second of sound; lower is faster."""
-        return sum(self.attrs["timings"].values()) / max(self.seconds, 1e-9)
+        return sum(self.attrs.get("timings", {}).values()) / max(self.seconds, 1e-9)
 
     @property
     def prompt_frames(self) -> int:
@@ -98,7 +113,7 @@ class Trace(Mapping[str, Tensor]):
         ----------
         name : str
             Such as "flow/x".
-        region : {"prompt", "target"}, optional
+        region : {"prompt", "target", "whole"}, optional
             Frames of the prompt, or those after it.
         **where : int or slice
             Index along a dimension: `knot=3`, `mel=slice(0, 20)`. A number drops the dimension.
@@ -112,11 +127,11 @@ class Trace(Mapping[str, Tensor]):
         if region is not None:
             if region not in REGIONS or "frame" not in dims:
                 raise WorkbenchError(
-                    f"region is {region!r} of {name} ({', '.join(dims)}); expected prompt or target, of a "
-                    "field with frames"
+                    f"region is {region!r} of {name} ({', '.join(dims)}); expected prompt, target or whole, "
+                    "of a field with frames"
                 )
             cut = self.prompt_frames
-            value = value[..., :cut] if region == "prompt" else value[..., cut:]
+            value = {"prompt": value[..., :cut], "target": value[..., cut:], "whole": value}[region]
         for dim in where:
             if dim not in dims:
                 raise WorkbenchError(f"{name} has no dimension {dim!r}; it has {', '.join(dims)}")
@@ -128,37 +143,41 @@ class Trace(Mapping[str, Tensor]):
             ) from error
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a field: dimensions, shape, unit, and `STATS` over all of it."""
+        """Return one row a field: dimensions, shape, unit, and `STATS` over all of it.
+
+        Where statistics alone were kept they are taken over the entries that have any.
+        """
         rows = []
         for name, value in self.data.items():
             field = FIELDS[name.removesuffix(SUFFIX)]
             row = {"field": name, "dims": ", ".join(dims_of(name)), "shape": tuple(value.shape)}
             row |= {"dtype": str(value.dtype).removeprefix("torch."), "unit": field.unit}
-            if not name.endswith(SUFFIX):
-                row |= dict(zip(STATS, summarise(value).tolist(), strict=True))
+            stats = over_all(name, value) if name.endswith(SUFFIX) else summarise(value)
+            row |= dict(zip(STATS, stats.tolist(), strict=True))
             rows.append(row)
         return pd.DataFrame(rows).set_index("field")
+
+    def statistics(self, name: str) -> Tensor:
+        """Return what `name.stats` holds, worked out from the field where only that was kept."""
+        kept, dims = self.data.get(name + SUFFIX), dims_of(name + SUFFIX) or ()
+        if kept is not None:
+            return kept
+        x, cut = self[name], self.prompt_frames
+
+        def sums(y: Tensor) -> Tensor:
+            return by_region(y, cut) if "region" in dims else summarise(y)
+
+        return torch.stack([sums(y) for y in x]) if dims[0] in LOOPS else sums(x)
 
     def stats(self, name: str) -> pd.DataFrame:
         """Return `STATS` of a field by step (or knot or draw) and region.
 
-        They are worked out from the field, or read where a run kept statistics alone.
+        They are worked out from the field, or read where a run kept statistics alone; NaN where nobody
+        noted them.
         """
-        kept = self.data.get(name + SUFFIX)
-        dims = dims_of(name + SUFFIX) or ()
-        if kept is None:
-            whole = self[name]
-            entries = whole if len(dims) > 1 and dims[0] not in ("region", "stat") else whole[None]
-            cut = self.prompt_frames
-            rows = [
-                torch.stack([summarise(part) for part in (x[..., :cut], x[..., cut:])])
-                if "region" in dims
-                else summarise(x)
-                for x in entries
-            ]
-            kept = torch.stack(rows) if entries is whole else rows[0]
+        kept, dims = self.statistics(name), dims_of(name + SUFFIX) or ()
         frame = pd.DataFrame(kept.reshape(-1, len(STATS)).numpy(), columns=list(STATS))
-        frame["nonfinite"] = frame["nonfinite"].astype(int)
+        frame["nonfinite"] = frame["nonfinite"].astype("Int64")
         labels = [REGIONS if dim == "region" else range(n) for dim, n in zip(dims, kept.shape, strict=True)]
         if len(dims) > 1:
             frame.index = pd.MultiIndex.from_product(labels[:-1], names=dims[:-1])
@@ -220,6 +239,43 @@ class Trace(Mapping[str, Tensor]):
         return f"<div><b>{escape(repr(self))}</b>{table}</div>"
 
 
+def whole_stats(trace: Trace, name: str, index: int | None = None) -> Tensor:
+    """Return `STATS` of a field, or of one entry of it, over all its frames, float64 (6,).
+
+    They are worked out from the field, or read where statistics alone were kept.
+    """
+    if name in trace:
+        return summarise(trace[name] if index is None else trace[name][index])
+    kept = trace[name + SUFFIX]
+    return _whole(name + SUFFIX, kept if index is None else kept[index])
+
+
+def over_all(name: str, stats: Tensor) -> Tensor:
+    """Return `STATS` (6,) over all entries of a field's kept statistics that have any; NaN where none has."""
+    table = _whole(name, stats).reshape(-1, len(STATS)).double()
+    there = ~table.isnan()
+    low = torch.where(there, table, torch.inf).amin(0)
+    high = torch.where(there, table, -torch.inf).amax(0)
+    mean = table.nanmean(0)
+    rms, count = table.square().nanmean(0).sqrt(), torch.nansum(table, 0)
+    five = torch.stack([low[0], high[1], mean[2], mean[3], rms[4], count[5]])
+    return torch.where(there.any(0), five, torch.nan)
+
+
+def _whole(name: str, stats: Tensor) -> Tensor:
+    """Leave out the regions."""
+    return stats[..., REGIONS.index("whole"), :] if "region" in dims_of(name) else stats
+
+
+def _numbers(name: str, value: Tensor) -> Tensor:
+    if value.dtype in FLOATS or value.dtype == torch.int64:
+        return value
+    if value.is_floating_point() or value.is_complex():
+        kind = str(value.dtype).removeprefix("torch.")
+        raise WorkbenchError(f"{name} is {kind}; expected float16, bfloat16, float32, float64 or integers")
+    return value.long()
+
+
 def _attrs(text: str | None, path: Path) -> dict[str, Any]:
     """Read the file's attribute."""
     if text is None:
@@ -237,4 +293,10 @@ def _attrs(text: str | None, path: Path) -> dict[str, Any]:
             f"{path.name} is a trace of schema version {version!r}; this workbench reads {VERSION}. "
             "Record it again, or open it with the workbench that wrote it"
         )
+    for name, kind in ATTRS.items():
+        value = attrs.get(name)
+        if name in attrs and not isinstance(value, kind):
+            raise WorkbenchError(f"{path.name}: the attribute {name} is {value!r:.60}, of no kind it can be")
+    if not attrs.get("sample_rate", 1) > 0 or not 0 <= attrs.get("prompt_frames", 0) < 2**31:
+        raise WorkbenchError(f"{path.name}: sample_rate or prompt_frames is a number that it cannot be")
     return attrs

@@ -1,0 +1,73 @@
+"""Record upstream CosyVoice3 while it speaks: one safetensors file a sentence, or a chunk when streaming.
+
+Needs torch and safetensors, nothing of the workbench. Beside your script:
+
+    from upstream_hook import record
+
+    cosyvoice = AutoModel(model_dir="pretrained_models/Fun-CosyVoice3-0.5B")
+    record(cosyvoice.model, "dump")  # before the first sentence
+    for out in cosyvoice.inference_zero_shot(text, prompt_text, prompt_wav):
+        ...
+
+Then here: `wb.read_foreign("dump/0.safetensors", "data/foreign/upstream.toml")`. The names in the file are
+those of upstream's own arguments; the tensors are as they were, in their own precision.
+"""
+
+import functools
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+
+def record(model, folder):
+    """Listen to `model.llm`, `model.flow` and `model.hift` from now on, and write files into a folder."""
+    folder, kept, decoder = Path(folder), {}, model.flow.decoder
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(**tensors):
+        kept.update({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()})
+
+    def around(owner, name):
+        return lambda outer: setattr(owner, name, functools.partial(outer, getattr(owner, name)))
+
+    @around(model.llm, "inference")
+    def llm(inner, **given):
+        keep(**{name: given[name] for name in ("text", "prompt_text", "prompt_speech_token")})
+        return inner(**given)
+
+    @around(model.flow, "inference")
+    def flow(inner, **given):
+        keep(**{name: given[name] for name in ("token", "prompt_token", "prompt_feat", "embedding")})
+        return inner(**given)
+
+    @around(decoder, "solve_euler")
+    def solve(inner, x, t_span, mu, mask, spks, cond, **more):
+        keep(noise=x, mu=mu, spks=spks, cond=cond)
+        mel = inner(x, t_span=t_span, mu=mu, mask=mask, spks=spks, cond=cond, **more)
+        keep(**{f"x{len(t_span) - 1}": mel, f"t{len(t_span) - 1}": t_span[-1]})
+        return mel
+
+    @around(decoder, "forward_estimator")
+    def estimate(inner, x, mask, mu, t, *more, **named):
+        k, rate = sum(name.startswith("v1_") for name in kept), decoder.inference_cfg_rate
+        keep(**{f"x{k}": x[:1], f"t{k}": t[0]})  # first, because TensorRT writes its result into x
+        v = inner(x, mask, mu, t, *more, **named)
+        # What guidance makes of them cannot be seen from here; the next x tells whether it was this.
+        keep(**{f"v1_{k}": v[:1], f"v2_{k}": v[1:], f"v_cfg_{k}": (1.0 + rate) * v[:1] - rate * v[1:]})
+        return v
+
+    @around(model.hift, "_istft")
+    def istft(inner, magnitude, phase):
+        keep(magnitude=magnitude.clamp(max=100.0), phase=phase)  # upstream clips it inside
+        return inner(magnitude, phase)
+
+    @around(model.hift, "inference")
+    def hift(inner, speech_feat, **more):
+        result = inner(speech_feat=speech_feat, **more)
+        keep(mel=speech_feat, speech=result[0])
+        save_file(kept, folder / f"{sum(1 for _ in folder.glob('*.safetensors'))}.safetensors")
+        kept.clear()
+        return result
+
+    model.hift.f0_predictor.register_forward_hook(lambda module, given, f0: keep(f0=f0))
+    model.hift.m_source.register_forward_hook(lambda module, given, made: keep(sine_merge=made[0]))

@@ -1,0 +1,180 @@
+"""The hook for upstream's own run, on stand-ins with upstream's names that hold the bundled voice's weights."""
+
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import workbench as wb
+from workbench.diagnose.compare import compare
+from workbench.speech.flow import t_span
+from workbench.trace.foreign import read_foreign
+
+HOOK, MAPPING = "data/foreign/upstream_hook.py", "data/foreign/upstream.toml"
+
+
+def record(model, folder):
+    spec = importlib.util.spec_from_file_location("upstream_hook", HOOK)
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    hook.record(model, folder)
+
+
+class Decoder(nn.Module):
+    """Calls its parts the way upstream's ODE solver does."""
+
+    inference_cfg_rate = 0.7
+
+    def __init__(self, flow, noise):
+        super().__init__()
+        self.estimator, self.noise = flow.decoder.estimator, noise
+
+    def forward(self, mu, spks, cond, n_timesteps, streaming=False):
+        z = self.noise[..., : mu.shape[-1]]
+        knots = t_span(n_timesteps, "cosine")
+        return self.solve_euler(z, t_span=knots, mu=mu, mask=None, spks=spks, cond=cond, streaming=streaming)
+
+    def solve_euler(self, x, t_span, mu, mask, spks, cond, streaming=False):
+        t, dt = t_span[0], t_span[1]
+        for step in range(1, len(t_span)):
+            twice = torch.cat((x, x))
+            pairs = [torch.cat((y, torch.zeros_like(y))) for y in (mu, spks, cond)]
+            v = self.forward_estimator(twice, mask, pairs[0], t.expand(2), pairs[1], pairs[2], streaming)
+            x = x + dt * ((1 + self.inference_cfg_rate) * v[:1] - self.inference_cfg_rate * v[1:])
+            t = t + dt
+            dt = t_span[min(step + 1, len(t_span) - 1)] - t
+        return x
+
+    def forward_estimator(self, x, mask, mu, t, spks, cond, streaming=False):
+        v = self.estimator(x, mask, mu, t, spks, cond, streaming)
+        x.copy_(v)  # as TensorRT does, which writes its result into its input
+        return x
+
+
+class Flow(nn.Module):
+    def __init__(self, flow, noise):
+        super().__init__()
+        self.ours, self.decoder = flow, Decoder(flow, noise)
+
+    def inference(self, token, prompt_token, prompt_feat, embedding, streaming, finalize):
+        c = self.ours.condition(
+            token[0], prompt_token[0], prompt_feat.transpose(1, 2), embedding[0], finalize
+        )
+        mel = self.decoder(c.mu, c.spks, c.cond, n_timesteps=10, streaming=streaming)
+        return mel[..., c.prompt_frames :], None
+
+
+class Source(nn.Module):
+    def __init__(self, ours, noise):
+        super().__init__()
+        self.ours, self.noise = ours, noise
+
+    def forward(self, f0):
+        return self.ours(f0, self.noise).transpose(1, 2), None, None
+
+
+class HiFT(nn.Module):
+    def __init__(self, hift, noise):
+        super().__init__()
+        self.ours, self.f0_predictor, self.m_source = hift, hift.f0_predictor, Source(hift.m_source, noise)
+
+    def inference(self, speech_feat, finalize=True):
+        f0 = self.f0_predictor(speech_feat.double(), finalize)
+        source = self.m_source(f0.float())[0].transpose(1, 2)
+        x = self.ours.trunk(speech_feat, self.ours.stft(source), finalize)
+        log_magnitude, angle = x.chunk(2, dim=1)
+        wav = self._istft(log_magnitude.exp(), torch.sin(angle))
+        return wav.clamp(-0.99, 0.99), source
+
+    def _istft(self, magnitude, phase):
+        magnitude = magnitude.clamp(max=100.0)
+        return self.ours.istft(magnitude * phase.cos(), magnitude * phase.sin())
+
+
+class LM:
+    def __init__(self, token):
+        self.token = token
+
+    def inference(self, text, prompt_text, prompt_speech_token, embedding):
+        yield from self.token.tolist()
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def ours(pipe):
+    options = pipe.checkpoint.options.but(max_tokens=10, seed=3, n_timesteps=10)
+    utt = pipe.prepare("It is late.", "data/prompts/kumo_1.flac")
+    return pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
+
+
+@pytest.fixture
+def upstream(pipe, ours):
+    o = pipe.checkpoint.options
+    samples = len(ours.wav)
+    return SimpleNamespace(
+        llm=LM(ours["lm/speech_token"]),
+        flow=Flow(pipe.stage("flow", "float32"), pipe.noise(2000)),
+        hift=HiFT(
+            pipe.stage("hift", "float32", o.f0_dtype, o.source_dtype),
+            pipe.checkpoint.noise.excitation(samples),
+        ),
+    )
+
+
+@torch.no_grad()
+def speak(model, trace):
+    """As upstream's token2wav: everything with a batch of one and by keyword."""
+    said = model.llm.inference(
+        text=trace["in/text_token"][None].int(),
+        prompt_text=trace["in/prompt_text_token"][None].int(),
+        prompt_speech_token=trace["in/lm_prompt_token"][None].int(),
+        embedding=trace["in/spk_embedding"][None],
+    )
+    mel, _ = model.flow.inference(
+        token=torch.tensor(list(said))[None],
+        prompt_token=trace["in/flow_prompt_token"][None],
+        prompt_feat=trace["in/prompt_mel"].T[None],
+        embedding=trace["in/spk_embedding"][None],
+        streaming=False,
+        finalize=True,
+    )
+    return model.hift.inference(speech_feat=mel, finalize=True)[0]
+
+
+def test_its_dump_is_our_run(tmp_path, pipe, ours, upstream):
+    silent = speak(upstream, ours)
+    record(upstream, tmp_path / "dump")
+    wav = speak(upstream, ours)
+    assert torch.equal(wav, silent)  # listening changes nothing
+    trace = read_foreign(tmp_path / "dump" / "0.safetensors", MAPPING, text=ours.attrs["text"])
+    assert trace.attrs["unmapped"] == [] and trace.prompt_frames == ours.prompt_frames
+    assert set(ours) - set(trace) == {"lm/drawn_token", "lm/logp", "lm/entropy"}
+    found = compare(ours, trace, pipe)
+    rows = found.rows[~found.rows["field"].str.startswith(("lm/drawn", "lm/logp", "lm/entropy"))]
+    assert len(rows) == 17 + 2 * 11 + 3 * 10 and set(rows["verdict"]) <= {"MATCH", "ROUNDING"}
+    assert found.causes == [] and found.guards == [] and found.unchecked == []
+    assert torch.equal(pipe.replay(trace, "flow", pipe.checkpoint.options).wav, ours.wav)
+
+
+def test_a_mistake_in_it_is_found(tmp_path, pipe, ours, upstream):
+    record(upstream, tmp_path)
+    upstream.flow.decoder.inference_cfg_rate = 0.5  # beside the stated option
+    speak(upstream, ours)
+    trace = read_foreign(tmp_path / "0.safetensors", MAPPING)
+    assert compare(ours, trace, pipe).causes[0].name == "flow/velocity[0]"
+
+
+def test_every_sentence_has_a_file(tmp_path, ours, upstream):
+    record(upstream, tmp_path)
+    speak(upstream, ours)
+    speak(upstream, ours)
+    a, b = (load_file(tmp_path / f"{i}.safetensors") for i in (0, 1))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert sum(name.startswith("x") for name in a) == 11
