@@ -190,7 +190,7 @@ def with_ode(model, monkeypatch, f):
     """Let the flow solve dx/dt = f(x, t) instead of asking its estimator."""
     asked = []
 
-    def velocity(x, t, c, cfg_rate, streaming):
+    def velocity(x, t, c, cfg_rate, streaming, estimator):
         asked.append(float(t))
         v = f(x, t)
         return Velocity(v, v, v)

@@ -10,6 +10,7 @@ from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Config, Options
 from workbench.speech.frontend import Prompt, Utterance
+from workbench.speech.onnx_estimator import export_onnx
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.stream import StreamState, stream
 from workbench.trace.foreign import read_foreign
@@ -34,6 +35,7 @@ __all__ = [
     "Utterance",
     "WorkbenchError",
     "compare",
+    "export_onnx",
     "implausible",
     "read_foreign",
     "read_log",

@@ -57,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(run=compare)
 
+    verb = verbs.add_parser("export-onnx", help="write the flow's estimator as ONNX, with upstream's names")
+    verb.add_argument("out", help="file; as flow.decoder.estimator.fp32.onnx in --voice it is found there")
+    verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder")
+    verb.set_defaults(run=export)
+
     return top
 
 
@@ -146,6 +151,19 @@ def inspect(args: argparse.Namespace) -> int:
         print(f"{name}: {len(rows)} tensors, {rows['MB'].sum():.1f} MB, {counts}, sha256 {sha256[:16]}")
     for note in frame[frame["key"] == ""]["note"]:
         print(f"unreadable: {note}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write one file and tell its inputs and output."""
+    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.onnx_estimator import export_onnx, shapes
+
+    voice = Checkpoint.load(args.voice)
+    path = export_onnx(voice, args.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, float32")
+    for name, shape in shapes(voice.config.flow.dit).items():
+        print(f"{name}: ({', '.join(map(str, shape))})")
     return 0
 
 

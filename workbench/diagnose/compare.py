@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from workbench.diagnose import alike
 from workbench.diagnose.difference import hints, measure, place_name, relative
@@ -27,6 +28,8 @@ from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, dims_of
 from workbench.trace.trace import Trace
 
+Checks = dict[tuple[str, int | None], tuple[float, float]]  # place: error added, error allowed
+
 # From good to bad; a comparison is as bad as its worst row.
 # ALIKE is said where statistics are all there is to compare: they agree, which does not make tensors equal.
 VERDICTS = ("MATCH", "ROUNDING", "ALIKE", "MISSING", "NOT COMPARABLE", "DIVERGED", "SHAPE", "NONFINITE")
@@ -35,8 +38,9 @@ ALLOWANCE = 10.0  # times the distance between float32 and float64: other kernel
 EPS = torch.finfo(torch.float32).eps
 UNREFEREED = 1e-5  # relative L2 taken for rounding where no checkpoint is at hand to find out
 DTYPES = ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype")
-SINGLE = {name: getattr(Options(), name) for name in DTYPES}  # float32, and f0 in float64 as upstream
-DOUBLE = dict.fromkeys(DTYPES, "float64")
+# Ours is always torch: other estimators are what is compared, and know no float64.
+SINGLE = {name: getattr(Options(), name) for name in ("estimator", *DTYPES)}  # f0 in float64 as upstream
+DOUBLE = {"estimator": SINGLE["estimator"]} | dict.fromkeys(DTYPES, "float64")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Comparison:
         What differs before any number: text, tokens, options, weights.
     hints : list of str
         What no speech looks like on either side, and what the difference looks like: transposed, shifted,
-        scaled.
+        scaled. Which estimators ran, where they differ.
     causes : list of Cause
         Places where the candidate adds an error of its own, in causal order; None without a pipeline.
     unchecked : list of str
@@ -150,9 +154,19 @@ class Comparison:
     def __repr__(self) -> str:
         return self.line
 
+    def _causes(self) -> list[str]:
+        """The first place of every field that adds an error, and how many more it has."""
+        grouped: dict[str, list[Cause]] = {}
+        for cause in self.causes or ():
+            grouped.setdefault(cause.name.partition("[")[0], []).append(cause)
+        return [
+            f"{first}, and at {len(rest)} more places" if rest else str(first)
+            for first, *rest in grouped.values()
+        ]
+
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{escape(text)}</li>" for text in (*self.guards, *self.hints))
-        more = "".join(f"<li>adds an error: {escape(str(cause))}</li>" for cause in self.causes or ())
+        more = "".join(f"<li>adds an error: {escape(text)}</li>" for text in self._causes())
         table = self.rows.to_html(float_format="{:.3g}".format, na_rep="", border=0, index=False)
         return f"<div><b>{escape(self.line)}</b><ul>{items}{more}</ul>{table}</div>"
 
@@ -220,7 +234,8 @@ def compare(
             if not added <= allowed
         ]
     )
-    seen = [*oddities, *hints(reference, candidate, frame), *alike.hints(frame)]
+    seen = [*oddities, *_estimators(reference, candidate), *hints(reference, candidate, frame)]
+    seen += alike.hints(frame)
     return Comparison(frame, guards, seen, causes, unchecked)
 
 
@@ -239,7 +254,7 @@ def _guards(reference: Trace, candidate: Trace) -> list[str]:
         found.append(f"weights: {hashes[0][:12]} and {hashes[1][:12]}")
     mine, other = a.get("options", {}), b.get("options", {})
     for key in sorted(mine.keys() & other.keys()):
-        if mine[key] != other[key]:
+        if mine[key] != other[key] and key != "estimator":  # the same model, computed by something else
             found.append(f"option {key}: {mine[key]!r} and {other[key]!r}")
     for name in (n for n in FIELDS if n.startswith("in/") or n == "lm/speech_token"):
         if name in reference and name in candidate:
@@ -253,6 +268,12 @@ def _guards(reference: Trace, candidate: Trace) -> list[str]:
                 first = int((x != y).nonzero()[0, 0])
                 found.append(f"{name}: {int((x != y).sum())} of {len(x)} differ, the first at {first}")
     return found + alike.shapes(reference, candidate)
+
+
+def _estimators(reference: Trace, candidate: Trace) -> list[str]:
+    """What computed the velocities, where it was not the same."""
+    a, b = (trace.attrs.get("estimator") for trace in (reference, candidate))
+    return [f"estimator: {a} and {b}"] if a and b and a != b else []
 
 
 def _options(candidate: Trace, reference: Trace, pipe: Pipeline | None) -> Options:
@@ -341,36 +362,41 @@ def _allowed(reference: Trace, referee: Trace | None, field: str, index: int | N
     return max(floor, ALLOWANCE * relative(exact, x)) if exact.shape == x.shape else floor
 
 
-def _isolate(
-    candidate: Trace, pipe: Pipeline, options: Options
-) -> tuple[dict[tuple[str, int | None], tuple[float, float]], list[str]]:
+def _isolate(candidate: Trace, pipe: Pipeline, options: Options) -> tuple[Checks, list[str]]:
     """Work every result of the candidate out again from its own inputs: (error added, error allowed)."""
-    checks, unchecked = {}, []
+    checks: Checks = {}
+    unchecked: list[str] = []
     for step in transitions(candidate):
         fields = [field for field in step.fields if field in candidate]
         if not step.ready(candidate):
             unchecked += [place_name(field, step.index) for field in fields]
         elif fields:
             added = _added(step, candidate, pipe, options.but(**SINGLE), options.but(**DOUBLE))
-            checks |= {(field, step.index): added[field] for field in fields}
+            checks |= {place: error for place, error in added.items() if place[0] in fields}
     return checks, unchecked
 
 
-def _added(
-    step: Transition, trace: Trace, pipe: Pipeline, single: Options, double: Options
-) -> dict[str, tuple[float, float]]:
+def _added(step: Transition, trace: Trace, pipe: Pipeline, single: Options, double: Options) -> Checks:
+    """Errors of one transition's results, those of a whole loop entry by entry."""
     try:
         ours, exact = (step.work(pipe, trace, options) for options in (single, double))
     except WorkbenchError:  # such as NaN in the mel: nothing right can follow from it
-        return dict.fromkeys(step.fields, (float("nan"), 0.0))
-    results = {}
+        return {(field, step.index): (float("nan"), 0.0) for field in step.fields}
+    results: Checks = {}
     for field, x, wide in zip(step.fields, ours, exact, strict=True):
         x, wide, found = x.cpu(), wide.cpu(), entry(trace, field, step.index) if field in trace else None
         if found is None or x.shape != found.shape:
-            results[field] = float("inf"), 0.0
+            results[field, step.index] = float("inf"), 0.0
+        elif step.index is None and loop_of(field):
+            parts = zip(x, wide, found, strict=True)
+            results |= {(field, k): _error(*part) for k, part in enumerate(parts)}
         else:
-            results[field] = relative(x, found), ALLOWANCE * max(relative(wide, x), EPS)
+            results[field, step.index] = _error(x, wide, found)
     return results
+
+
+def _error(ours: Tensor, exact: Tensor, found: Tensor) -> tuple[float, float]:
+    return relative(ours, found), ALLOWANCE * max(relative(exact, ours), EPS)
 
 
 def _label(row: pd.Series) -> str:

@@ -47,7 +47,9 @@ def measure(x: Tensor, y: Tensor, prompt_frames: int | None = None) -> dict[str,
 
 
 def relative(x: Tensor, y: Tensor) -> float:
-    """Return the relative L2 of `y` against `x`."""
+    """Return the relative L2 of `y` against `x`; of ids, the share that differs."""
+    if not x.is_floating_point():
+        return float((x != y).double().mean()) if x.numel() else 0.0
     x, y = x.double(), y.double()
     return _share(float((y - x).norm()), float(x.norm()))
 

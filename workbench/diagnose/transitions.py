@@ -11,10 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workbench.speech import flow
 from workbench.speech.config import Options
 from workbench.speech.flow import SOLVERS, Condition, Velocity
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import utterance_of
+from workbench.speech.sampling import Sampler, shorten_silences
 from workbench.trace.schema import LOOPS, dims_of
 from workbench.trace.trace import Trace
 
@@ -45,6 +47,7 @@ def loop_of(field: str) -> str | None:
     return first if first in LOOPS else None
 
 
+LM_INPUTS = ("in/text_token", "in/prompt_text_token", "in/lm_prompt_token")
 CONDITIONS = ("in/flow_prompt_token", "lm/speech_token", "in/prompt_mel", "in/spk_embedding")
 VELOCITIES = ("flow/velocity_cond", "flow/velocity_uncond")
 ESTIMATOR = ("flow/x", "flow/t", "flow/mu", "flow/cond", "flow/spks")
@@ -52,6 +55,11 @@ ESTIMATOR = ("flow/x", "flow/t", "flow/mu", "flow/cond", "flow/spks")
 
 def transitions(trace: Trace) -> Iterator[Transition]:
     """Every transition of a run, in causal order; those it has no fields for are left to `ready`."""
+    if "lm/drawn_token" in trace:
+        yield Transition(("lm/logp",), None, (*LM_INPUTS, "lm/drawn_token"), _logp)
+        if "seed" in trace.attrs.get("options", {}):  # another generator draws other tokens, rightly
+            yield Transition(("lm/drawn_token",), None, ("in/text_token", "lm/logp"), _drawn)
+        yield Transition(("lm/speech_token",), None, ("lm/drawn_token",), _shortened)
     yield Transition(("flow/mu", "flow/cond", "flow/spks"), None, CONDITIONS, _condition)
     if not trace.attrs.get("first_step"):  # a run from inside the ODE does not start from noise
         yield Transition(("flow/x",), 0, (), _begin)
@@ -67,6 +75,30 @@ def transitions(trace: Trace) -> Iterator[Transition]:
     yield Transition(heard, None, ("flow/mel", "hift/source"), _heard)
 
 
+@torch.no_grad()
+def _logp(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    lm = pipe.stage("lm", options.lm_dtype)
+    text, prompt_text, prompt, drawn = (
+        trace[name].to(pipe.device) for name in (*LM_INPUTS, "lm/drawn_token")
+    )
+    embedded = lm.embed(torch.cat((prompt_text, text)), torch.cat((prompt, drawn[:-1])))
+    return (lm.logp(lm.qwen(embedded)[0, -len(drawn) :]),)
+
+
+def _drawn(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    sampler = Sampler(options, pipe.config.lm, pipe.config.silent_tokens)
+    shortest, _ = pipe.stage("lm", options.lm_dtype).limits(len(trace["in/text_token"]))
+    history: list[int] = []
+    for index, logp in enumerate(trace["lm/logp"]):
+        history.append(sampler(logp, history, index < shortest))
+    return (torch.tensor(history),)
+
+
+def _shortened(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    drawn = trace["lm/drawn_token"].tolist()
+    return (torch.tensor(list(shorten_silences(drawn, pipe.config.silent_tokens, options.max_silent_run))),)
+
+
 def _condition(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
     c = pipe.condition(utterance_of(trace), trace["lm/speech_token"], options)
     return c.mu[0], c.cond[0], c.spks[0]
@@ -74,8 +106,8 @@ def _condition(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, 
 
 @torch.no_grad()
 def _ask(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
-    flow = pipe.stage("flow", options.flow_dtype)
-    like = flow.input_embedding.weight
+    model = pipe.stage("flow", options.flow_dtype)
+    like = model.input_embedding.weight
     mu, cond, spks, x = (
         y[None].to(like)
         for y in (trace["flow/mu"], trace["flow/cond"], trace["flow/spks"], trace["flow/x"][k])
@@ -84,7 +116,7 @@ def _ask(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor
     time = trace["flow/t"].to(like.device, torch.promote_types(like.dtype, torch.float32))
 
     def ask(x: Tensor, t: Tensor) -> Velocity:
-        return flow.velocity(x, t, c, options.cfg_rate, False)
+        return model.velocity(x, t, c, options.cfg_rate, False)
 
     v = SOLVERS[options.solver](ask, x, time[k], time[k + 1] - time[k])
     return v.cond[0], v.uncond[0]
@@ -100,17 +132,17 @@ def _wide(options: Options) -> torch.dtype:
 
 def _guided(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
     cond, uncond = (trace[name][k].to(_wide(options)) for name in VELOCITIES)
-    return ((1.0 + options.cfg_rate) * cond - options.cfg_rate * uncond,)
+    return (flow.guide(cond, uncond, options.cfg_rate),)
 
 
 def _euler(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
     wide = _wide(options)
     x, v, t = (trace[name].to(wide) for name in ("flow/x", "flow/velocity", "flow/t"))
-    return (x[k] + (t[k + 1] - t[k]) * v[k],)
+    return (x[k] + flow.step_size(t, k, t[k]) * v[k],)
 
 
 def _cut(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
-    return (trace.select("flow/x", knot=-1, region="target").to(_wide(options)),)
+    return (pipe.target(trace["flow/x"][-1][None], trace.prompt_frames, options.speed)[0],)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from workbench.speech.config import Config, Options
 from workbench.speech.flow import Flow
 from workbench.speech.folder import (
     CAMPPLUS,
+    ESTIMATOR,
     LAYOUT,
     NOISE,
     QWEN,
@@ -73,6 +74,9 @@ class Checkpoint:
         Start of the flow and excitation noise.
     folder, campplus, speech_tokenizer, tokenizer : Path or None
         Where it was loaded from; the ONNX front ends; the folder of the text tokenizer.
+    estimator : Path or None
+        The flow's estimator as an ONNX file, see `Options.estimator`; `save` leaves it out, because the
+        weights may have changed since.
     spk2info : dict or None
         Upstream's ready-made speakers.
     origin : dict
@@ -91,6 +95,7 @@ class Checkpoint:
     campplus: Path | None = None
     speech_tokenizer: Path | None = None
     tokenizer: Path | None = None
+    estimator: Path | None = None
     spk2info: dict[str, Any] | None = None
     origin: dict[str, str] = field(default_factory=dict)
     device: str = "cpu"
@@ -126,7 +131,7 @@ class Checkpoint:
         stems = STEMS | ({"lm": "llm.rl"} if lm == "rl" else {})
         files = {stage: find_weights(folder, stem) for stage, stem in stems.items()}
         weights = {stage: _load_stage(stage, config, path) for stage, path in files.items()}
-        names = (CAMPPLUS, TOKENIZER, NOISE, SPK2INFO)
+        names = (CAMPPLUS, TOKENIZER, ESTIMATOR, NOISE, SPK2INFO)
         present = {name: folder / name if (folder / name).is_file() else None for name in names}
         stored, speakers = present[NOISE], present[SPK2INFO]
         return cls(
@@ -138,6 +143,7 @@ class Checkpoint:
             campplus=present[CAMPPLUS],
             speech_tokenizer=present[TOKENIZER],
             tokenizer=qwen if has_tokenizer(qwen) else None,
+            estimator=present[ESTIMATOR],
             spk2info=read_speakers(speakers) if speakers else None,
             origin={"config": YAML, **{stage: path.name for stage, path in files.items()}},
             device=device,

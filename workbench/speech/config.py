@@ -17,6 +17,7 @@ Dtype = Literal["float16", "bfloat16", "float32", "float64"]
 DTYPES: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
 SOLVERS: tuple[str, ...] = ("euler", "midpoint", "heun")
 T_SCHEDULERS: tuple[str, ...] = ("cosine", "linear")
+ESTIMATORS: tuple[str, ...] = ("torch", "onnx")  # or a path
 MAX_TIMESTEPS = 64
 
 # Ids of the released speech tokenizer that sound like silence or breath (upstream cli/model.py).
@@ -190,6 +191,10 @@ class Options:
         `velocity = cond + cfg_rate * (cond - uncond)`; 0 leaves the conditional branch alone.
     temperature : float
         Scale of the ODE's initial noise.
+    estimator : str
+        What computes the velocity: "torch"; "onnx", the checkpoint's `flow.decoder.estimator.fp32.onnx`
+        in ONNX Runtime, exported from its weights where it has none; or the path of another such file.
+        ONNX is float32 and offline.
     noise_seed : int or None
         None takes upstream's one fixed noise tensor, so that no seed changes the mel.
     lm_dtype, flow_dtype, hift_dtype : str
@@ -227,6 +232,7 @@ class Options:
     t_scheduler: str = "cosine"
     cfg_rate: float = 0.7
     temperature: float = 1.0
+    estimator: str = "torch"
     noise_seed: int | None = None
     lm_dtype: str = "float32"
     flow_dtype: str = "float32"
@@ -253,6 +259,12 @@ class Options:
         _choice("repetition_fallback", self.repetition_fallback, ("full", "top_k"))
         for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype"):
             _choice(name, getattr(self, name), DTYPES)
+        is_path = isinstance(self.estimator, str) and self.estimator.endswith(".onnx")
+        if not is_path and self.estimator not in ESTIMATORS:
+            allowed = ", ".join(ESTIMATORS)
+            raise WorkbenchError(
+                f"estimator is {self.estimator!r}; expected {allowed}, or the path of an .onnx file, a str"
+            )
         for name in ("mask_stop_ids", "silent_tokens_repeat", "stream_final_offline"):
             _choice(name, getattr(self, name), (False, True))
         _between("seed", self.seed, 0, 2**63 - 1, whole=True)

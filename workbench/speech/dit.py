@@ -180,9 +180,7 @@ def attention_mask(
     -------
     Tensor (B or 1, T, T) of bool, or None where everything sees everything.
     """
-    allowed = None
-    if mask is not None and not bool(mask.all()):
-        allowed = mask.bool().expand(-1, length, -1)
+    allowed = None if mask is None else mask.bool().expand(-1, length, -1)
     if chunk is not None:
         position = torch.arange(length, device=device)
         visible = position[None, :] < (position[:, None] // chunk + 1) * chunk

@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,9 @@ from workbench.errors import WorkbenchError
 from workbench.speech.config import FlowConfig, Options
 from workbench.speech.dit import DiT
 from workbench.speech.exact import exact_float32
+
+# What gives the velocity; called as `DiT.forward` is: x, mask, mu, t, spks, cond, streaming.
+Estimator = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
 
 
 class Condition(NamedTuple):
@@ -91,6 +94,16 @@ def t_span(n_timesteps: int, scheduler: str, dtype: torch.dtype = torch.float32)
     return 1 - torch.cos(u * 0.5 * math.pi) if scheduler == "cosine" else u
 
 
+def step_size(knots: Tensor, index: int, t: Tensor) -> Tensor:
+    """How far step `index` goes: to the next knot, from the time accumulated so far, as upstream."""
+    return knots[index + 1] - t
+
+
+def guide(v_cond: Tensor, v_uncond: Tensor, cfg_rate: float) -> Tensor:
+    """Classifier-free guidance, away from what the estimator says without conditions."""
+    return (1.0 + cfg_rate) * v_cond - cfg_rate * v_uncond
+
+
 class Flow(nn.Module):
     """Flow matching from noise to mel, conditioned on tokens, a prompt and a speaker.
 
@@ -162,15 +175,24 @@ class Flow(nn.Module):
         return Condition(mu, spks, cond, prompt_frames)
 
     @exact_float32()
-    def velocity(self, x: Tensor, t: Tensor, c: Condition, cfg_rate: float, streaming: bool) -> Velocity:
+    def velocity(
+        self,
+        x: Tensor,
+        t: Tensor,
+        c: Condition,
+        cfg_rate: float,
+        streaming: bool,
+        estimator: Estimator | None = None,
+    ) -> Velocity:
         """Ask the estimator with and without its conditions, and guide.
 
         The unconditional half has mu, spks and cond at zero; one batch of two, as upstream.
         """
+        estimator = estimator or self.decoder.estimator
         mu, spks, cond = (torch.cat((y, torch.zeros_like(y))) for y in (c.mu, c.spks, c.cond))
-        v = self.decoder.estimator(torch.cat((x, x)), None, mu, t.expand(2), spks, cond, streaming)
+        v = estimator(torch.cat((x, x)), None, mu, t.expand(2), spks, cond, streaming)
         v_cond, v_uncond = v[:1], v[1:]
-        return Velocity((1.0 + cfg_rate) * v_cond - cfg_rate * v_uncond, v_cond, v_uncond)
+        return Velocity(guide(v_cond, v_uncond, cfg_rate), v_cond, v_uncond)
 
     def steps(
         self,
@@ -179,6 +201,7 @@ class Flow(nn.Module):
         options: Options = Options(),
         streaming: bool = False,
         start: int = 0,
+        estimator: Estimator | None = None,
     ) -> Iterator[FlowStep]:
         """Solve the ODE, step by step.
 
@@ -194,6 +217,8 @@ class Flow(nn.Module):
             Chunked attention in the estimator.
         start : int
             First step to take; those before it are left out.
+        estimator : callable, optional
+            Called as `DiT` is; the flow's own by default.
 
         Yields
         ------
@@ -204,20 +229,19 @@ class Flow(nn.Module):
         # Time stays float32 (float64 for the referee): its knots are 1e-3 apart and more.
         knots = t_span(options.n_timesteps, options.t_scheduler, torch.promote_types(x.dtype, torch.float32))
         knots = knots.to(x.device)
-        t, dt = knots[0], knots[1] - knots[0]
+        t = knots[0]
 
         def ask(x: Tensor, t: Tensor) -> Velocity:
-            return self.velocity(x, t, c, options.cfg_rate, streaming)
+            return self.velocity(x, t, c, options.cfg_rate, streaming, estimator)
 
         for index in range(options.n_timesteps):
             if index >= start:
+                dt = step_size(knots, index, t)
                 velocity = SOLVERS[options.solver](ask, x, t, dt)
                 x_next = x + dt.to(x.dtype) * velocity.guided
                 yield FlowStep(index, t, dt, x, velocity, x_next)
                 x = x_next
-            t = t + dt
-            if index + 2 < len(knots):
-                dt = knots[index + 2] - t  # against the accumulated time, as upstream
+            t = t + (knots[index + 1] - t)
 
 
 def _euler(ask, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:

@@ -16,6 +16,7 @@ from workbench.speech.weights import first_line, read_weights
 STEMS = {"lm": "llm", "flow": "flow", "hift": "hift"}
 QWEN, CAMPPLUS, TOKENIZER = "CosyVoice-BlankEN", "campplus.onnx", "speech_tokenizer_v3.onnx"
 NOISE, SPK2INFO = "noise.safetensors", "spk2info.pt"
+ESTIMATOR = "flow.decoder.estimator.fp32.onnx"
 LAYOUT = f"{YAML}, llm.pt, flow.pt, hift.pt (or .safetensors), {QWEN}/config.json"
 MAX_JSON = 1_000_000
 

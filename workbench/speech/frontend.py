@@ -20,6 +20,7 @@ from workbench.speech.audio import (
     whisper_log_mel,
 )
 from workbench.speech.config import Config
+from workbench.speech.session import ask, open_session
 from workbench.speech.text import END_OF_PROMPT, TextTokenizer, check_scripts, normalise, split
 
 MODES = ("zero-shot", "cross-lingual", "instruct")
@@ -33,26 +34,8 @@ class _Onnx:
     """A single-output ONNX model whose inputs are known by position."""
 
     def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu") -> None:
-        import onnxruntime
-
         self.path = Path(path)
-        if not self.path.is_file():
-            raise WorkbenchError(f"{self.path} does not exist; expected an ONNX model from the checkpoint")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = torch.get_num_threads()
-        providers = ["CPUExecutionProvider"]
-        if (
-            torch.device(device).type == "cuda"
-            and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-        ):
-            providers.insert(0, "CUDAExecutionProvider")
-        try:
-            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=providers)
-        except Exception as error:  # onnxruntime has an exception class for each status, without a root
-            raise WorkbenchError(
-                f"{self.path} is not a readable ONNX model ({error}); copy it again"
-            ) from None
+        self._session = open_session(self.path, torch.device(device))
 
     def _run(self, *inputs: Tensor) -> Tensor:
         names = [found.name for found in self._session.get_inputs()]
@@ -60,12 +43,8 @@ class _Onnx:
             raise WorkbenchError(
                 f"{self.path} has inputs {names}; expected {len(inputs)}: is it another model?"
             )
-        feed = {name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)}
-        try:
-            return torch.from_numpy(self._session.run(None, feed)[0]).flatten()
-        except Exception as error:
-            shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
-            raise WorkbenchError(f"{self.path} refused inputs of shape {shapes} ({error})") from None
+        output = self._session.get_outputs()[0].name
+        return ask(self._session, self.path, dict(zip(names, inputs, strict=True)), output).flatten()
 
 
 class SpeechTokenizer(_Onnx):

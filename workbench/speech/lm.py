@@ -203,6 +203,12 @@ class LM(nn.Module):
         logits = self.llm_decoder(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
+    def limits(self, n_text: int, max_tokens: int | None = None) -> tuple[int, int]:
+        """Fewest and most speech tokens for so many text tokens, those of the prompt not counted."""
+        c = self.config
+        shortest, longest = int(c.min_token_text_ratio * n_text), int(c.max_token_text_ratio * n_text)
+        return shortest, longest if max_tokens is None else min(longest, max_tokens)
+
     def steps(
         self,
         text_token: Tensor,
@@ -230,9 +236,7 @@ class LM(nn.Module):
             Stop ids are not yielded.
         """
         c = self.config
-        shortest = int(c.min_token_text_ratio * len(text_token))
-        longest = int(c.max_token_text_ratio * len(text_token))
-        longest = longest if max_tokens is None else min(longest, max_tokens)
+        shortest, longest = self.limits(len(text_token), max_tokens)
         cache = KVCache(c.num_hidden_layers)
         embedded = self.embed(torch.cat((prompt_text_token, text_token)), prompt_speech_token)
         history: list[int] = []

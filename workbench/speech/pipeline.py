@@ -20,6 +20,7 @@ from workbench.speech.flow import Condition, FlowStep
 from workbench.speech.frontend import Frontend, Prompt, Utterance
 from workbench.speech.hift import Vocoded
 from workbench.speech.lm import LMStep
+from workbench.speech.onnx_estimator import OnnxEstimator, open_estimator
 from workbench.speech.run import recorded_draws, run, utterance_of
 from workbench.speech.sampling import Sampler, shorten_silences
 from workbench.trace.record import NOTHING, Recorder, Save
@@ -56,6 +57,7 @@ class Pipeline:
         self.device = _device(device)
         self.progress = progress
         self._stages: dict[tuple[str, ...], nn.Module] = {}
+        self._estimators: dict[str, OnnxEstimator] = {}
 
     def __repr__(self) -> str:
         return f"Pipeline({self.checkpoint.name!r}, {self.device})"
@@ -246,7 +248,7 @@ class Pipeline:
         options = self.options(options)
         flow = self.stage("flow", options.flow_dtype)
         x = self.noise(c.mu.shape[-1], options) if x is None else x.to(self.device)
-        yield from flow.steps(c, x, options, streaming, start)
+        yield from flow.steps(c, x, options, streaming, start, self.estimator(options))
 
     def mel(
         self,
@@ -262,11 +264,11 @@ class Pipeline:
         steps = self.flow_steps(c, options, streaming)
         for step in self.bar(steps, "flow", " step", options.n_timesteps):
             mel = step.x_next
-        return self.target(mel, c, 1.0 if streaming else options.speed)
+        return self.target(mel, c.prompt_frames, 1.0 if streaming else options.speed)
 
-    def target(self, mel: Tensor, c: Condition, speed: float) -> Tensor:
+    def target(self, mel: Tensor, prompt_frames: int, speed: float) -> Tensor:
         """Cut the prompt off, (1, 80, T) float32, and play it faster or slower."""
-        mel = mel[..., c.prompt_frames :].float()
+        mel = mel[..., prompt_frames:].float()
         if speed != 1.0:
             mel = F.interpolate(mel, size=max(1, int(mel.shape[-1] / speed)), mode="linear")
         return mel
@@ -331,6 +333,21 @@ class Pipeline:
                 module.to(getattr(torch, wanted.get(part, dtype)))
             self._stages[key] = model
         return self._stages[key]
+
+    def estimator(self, options: Options | None = None) -> OnnxEstimator | None:
+        """What gives the velocity in place of the flow's own network, if anything; opened once and kept."""
+        options = self.options(options)
+        which = options.estimator
+        if which == "torch":
+            return None
+        if options.flow_dtype != "float32":
+            raise WorkbenchError(
+                f"estimator is {which!r}, which computes in float32, and flow_dtype is "
+                f"{options.flow_dtype!r}; change one of them"
+            )
+        if which not in self._estimators:
+            self._estimators[which] = open_estimator(self.checkpoint, which, self.device)
+        return self._estimators[which]
 
     def bar(self, steps: Iterator, name: str, unit: str, total: int | None = None) -> Iterator:
         """Show how far a loop is, once it has taken a second."""

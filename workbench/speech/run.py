@@ -53,6 +53,9 @@ def run(
         raise WorkbenchError(f"a run from {start} on cannot stop after {stop_after}, which comes before")
     record, clock = Recorder(as_save(save)), _Clock(pipe.device)
     about = {} if utt is None else _note_inputs(record, utt)
+    if first.stage != HIFT and last.stage != LM:
+        other = pipe.estimator(options)  # a file that cannot be opened costs no stage before it
+        about["estimator"] = "torch" if other is None else other.about
 
     if first.stage == LM:
         token = clock("lm", lambda: pipe.speech_token(utt, options, record))
@@ -201,7 +204,7 @@ def _solve(
             break
     record.add("flow/t", step.t + step.dt)
     record.add("flow/x", step.x_next[0], c.prompt_frames)
-    return pipe.target(step.x_next, c, options.speed)
+    return pipe.target(step.x_next, c.prompt_frames, options.speed)
 
 
 class _Clock:

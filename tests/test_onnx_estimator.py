@@ -1,0 +1,307 @@
+"""The estimator in ONNX Runtime: as written, as called, and inside a run."""
+
+import contextlib
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+import workbench as wb
+from workbench import Checkpoint, Options, Pipeline, WorkbenchError
+from workbench.cli import main
+from workbench.speech import onnx_estimator
+from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig
+from workbench.speech.folder import ESTIMATOR
+from workbench.speech.onnx_estimator import OnnxEstimator, export_onnx, open_estimator
+from workbench.speech.run import utterance_of
+from workbench.speech.session import CUDA
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+VOICE = Path("data/voices/tiny")
+CPU = torch.device("cpu")
+LENGTHS = (1, 2, 3, 4, 5, 17, 64, 333, 700)
+INPUTS = {
+    "x": [2, 80, "seq_len"],
+    "mask": [2, 1, "seq_len"],
+    "mu": [2, 80, "seq_len"],
+    "t": [2],
+    "spks": [2, 80],
+    "cond": [2, 80, "seq_len"],
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The bundled voice's estimator, written by the shell's verb, and what that printed."""
+    path, out = tmp_path_factory.mktemp("onnx") / "deep" / "tiny.onnx", io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["export-onnx", str(path), "--voice", str(VOICE)]) == 0
+    return path, out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def voice(exported):
+    return replace(Checkpoint.load(VOICE), estimator=exported[0])
+
+
+@pytest.fixture(scope="module")
+def pipe(voice):
+    return Pipeline(voice, progress=False)
+
+
+@pytest.fixture(scope="module")
+def runs(pipe):
+    """The same utterance by torch and by ONNX Runtime."""
+    utt = pipe.prepare("It is late.", "data/prompts/kumo_0.flac")
+    options = pipe.checkpoint.options.but(max_tokens=12, n_timesteps=3)
+    return [
+        pipe.synthesise(utt, options=options.but(estimator=name), save=wb.EVERYTHING)
+        for name in ("torch", "onnx")
+    ]
+
+
+def small():
+    """The released estimator's heads, narrower than they are together, in a checkpoint small elsewhere."""
+    return Config(
+        lm=LMConfig(6561, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
+                    intermediate_size=16, vocab_size=300),
+        flow=FlowConfig(pre_lookahead_channels=8, dit=DiTConfig(dim=96, depth=1)),
+        hift=HiFTConfig(base_channels=16, f0_cond_channels=8),
+    )  # fmt: skip
+
+
+def draw(length, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x, mu, cond = (torch.randn(2, 80, length, generator=g) for _ in range(3))
+    return x, torch.ones(2, 1, length), mu, torch.rand(2, generator=g), torch.randn(2, 80, generator=g), cond
+
+
+def graph(path, inputs=INPUTS, kind=TensorProto.FLOAT, output="estimator_out"):
+    """A file with the interface of an estimator that gives back x."""
+    values = [helper.make_tensor_value_info(name, kind, shape) for name, shape in inputs.items()]
+    first = next(iter(inputs))
+    out = helper.make_tensor_value_info(output, kind, inputs[first])
+    nodes = [helper.make_node("Identity", [first], [output])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", values, [out]), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    model.ir_version = 10
+    onnx.save(model, str(path))
+    return path
+
+
+# ---- the file
+
+
+def test_names_and_shapes_are_upstreams(exported):
+    model = onnx.load(exported[0])
+    onnx.checker.check_model(model)
+    shape = lambda v: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]  # noqa: E731
+    assert {v.name: shape(v) for v in model.graph.input} == INPUTS
+    assert {v.name: shape(v) for v in model.graph.output} == {"estimator_out": [2, 80, "seq_len"]}
+    assert {v.type.tensor_type.elem_type for v in model.graph.input} == {TensorProto.FLOAT}
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
+    for line in ("float32", "x: (2, 80, seq_len)", "t: (2)", "estimator_out: (2, 80, seq_len)"):
+        assert line in exported[1]
+
+
+def test_it_keeps_names_of_weights_but_no_paths(exported, voice):
+    content = exported[0].read_bytes()
+    assert str(Path.cwd()).encode() not in content and b"site-packages" not in content
+    stored = {w.name: numpy_helper.to_array(w) for w in onnx.load(exported[0]).graph.initializer}
+    own = voice.weights["flow"]["decoder.estimator.proj_out.bias"].float()
+    assert torch.equal(torch.from_numpy(stored["proj_out.bias"].copy()), own)
+
+
+def test_it_is_whole_or_not_there(tmp_path, monkeypatch, voice):
+    class Program:
+        def save(self, path, external_data):
+            Path(path).write_bytes(b"half")
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(onnx_estimator, "_program", lambda checkpoint: Program())
+    path = tmp_path / "a.onnx"
+    path.write_bytes(b"old")
+    with pytest.raises(WorkbenchError, match=r"a\.onnx cannot be written: No space"):
+        export_onnx(voice, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"] and path.read_bytes() == b"old"
+    with pytest.raises(WorkbenchError, match="cannot be written"):
+        export_onnx(voice, path / "b.onnx")
+
+
+# ---- as called
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_it_equals_torch(pipe, voice, length):
+    ours, theirs = pipe.stage("flow", "float32").decoder.estimator, pipe.estimator(Options(estimator="onnx"))
+    x, mask, mu, t, spks, cond = draw(length, seed=length)
+    expected = ours(x, None, mu, t, spks, cond)
+    for given in (None, mask):
+        found = theirs(x, given, mu, t, spks, cond)
+        assert found.shape == expected.shape and found.dtype == torch.float32
+        assert (found - expected).norm() < 3e-6 * expected.norm()
+    mask[1, :, length // 2 + 1 :] = 0
+    expected, found = (f(x, mask, mu, t, spks, cond) for f in (ours, theirs))
+    assert (found - expected).norm() < 3e-6 * expected.norm()
+
+
+def test_it_gives_the_same_bytes_again(pipe):
+    theirs = pipe.estimator(Options(estimator="onnx"))
+    assert torch.equal(theirs(*draw(40)), theirs(*draw(40)))
+    settings = theirs._session.get_session_options()
+    assert settings.intra_op_num_threads == torch.get_num_threads() and settings.inter_op_num_threads == 1
+    assert theirs is pipe.estimator(Options(estimator="onnx"))
+
+
+def test_weights_are_exported_where_no_file_is():
+    voice = Checkpoint.random(small())
+    assert voice.estimator is None
+    theirs = open_estimator(voice, "onnx", CPU)
+    assert "exported from the weights" in theirs.about and not theirs.path.exists()
+    expected, found = voice.flow().decoder.estimator(*draw(37)), theirs(*draw(37))
+    assert (found - expected).norm() < 3e-6 * expected.norm()
+
+
+def test_a_released_file_is_found(tmp_path, exported):
+    for path in VOICE.iterdir():
+        (tmp_path / path.name).symlink_to(path.resolve())
+    assert Checkpoint.load(tmp_path).estimator is None
+    (tmp_path / ESTIMATOR).symlink_to(exported[0])
+    voice = Checkpoint.load(tmp_path)
+    assert voice.estimator == tmp_path / "flow.decoder.estimator.fp32.onnx"
+    found = open_estimator(voice, "onnx", CPU)
+    assert ESTIMATOR in found.about and "CPUExecutionProvider" in repr(found)
+
+
+def test_any_file_of_the_same_interface_runs(tmp_path, voice):
+    free = {name: ["batch", *shape[1:]] for name, shape in INPUTS.items()}
+    for inputs in (INPUTS, free):
+        found = open_estimator(voice, str(graph(tmp_path / "a.onnx", inputs)), CPU)
+        assert torch.equal(found(*draw(9)), draw(9)[0])
+    with pytest.raises(WorkbenchError, match=r"a\.onnx refused x \(2, 81, 9\)"):
+        found(torch.zeros(2, 81, 9), *draw(9)[1:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"inputs": {"sample": [2, 80, "T"]}}, r"x: expected .*found nothing.*sample: expected nothing"),
+        ({"inputs": INPUTS | {"r": [2]}}, "r: expected nothing"),
+        ({"inputs": INPUTS | {"x": [2, 80, 256]}}, r"x: expected .*seq_len\), found .*256\)"),
+        (
+            {"inputs": INPUTS | {"mu": [2, 100, "T"]}},
+            r"mu: expected .*\(2, 80, seq_len\), found .*\(2, 100, T\)",
+        ),
+        ({"inputs": INPUTS | {"t": [2, 1]}}, "t: expected"),
+        ({"kind": TensorProto.FLOAT16}, r"found tensor\(float16\)"),
+        ({"output": "y"}, "estimator_out: expected .* found nothing"),
+    ],
+)
+def test_another_model_is_refused(tmp_path, voice, changes, said):
+    path = graph(tmp_path / "a.onnx", **changes)
+    with pytest.raises(WorkbenchError, match=rf"a\.onnx is not the estimator of this flow: .*{said}"):
+        OnnxEstimator(path, voice.config.flow.dit, CPU)
+
+
+def test_what_is_no_model_is_refused(tmp_path, voice, exported):
+    (tmp_path / "cut.onnx").write_bytes(exported[0].read_bytes()[:100_000])
+    with pytest.raises(WorkbenchError, match=r"cut\.onnx is not a readable"):
+        open_estimator(voice, str(tmp_path / "cut.onnx"), CPU)
+    with pytest.raises(WorkbenchError, match=r"none\.onnx does not exist"):
+        open_estimator(voice, str(tmp_path / "none.onnx"), CPU)
+
+
+def test_a_gpu_that_onnxruntime_cannot_use_is_an_error(voice):
+    import onnxruntime
+
+    if CUDA in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime knows CUDA")
+    with pytest.raises(WorkbenchError, match="Install onnxruntime-gpu"):
+        open_estimator(voice, "onnx", torch.device("cuda"))
+
+
+# ---- inside a run
+
+
+def test_options_say_what_cannot_be(pipe, runs, monkeypatch):
+    for wrong in ("tensorrt", "", 3, None, Path("a.onnx")):
+        with pytest.raises(WorkbenchError, match="estimator is"):
+            Options(estimator=wrong)
+    for wrong, said in (
+        (Options(estimator="onnx", flow_dtype="bfloat16"), "flow_dtype is 'bfloat16'"),
+        (Options(estimator="none.onnx"), "none.onnx does not exist"),
+    ):
+        with monkeypatch.context() as m, pytest.raises(WorkbenchError, match=said):
+            m.setattr(pipe, "speech_token", lambda *args: pytest.fail("the LM was asked first"))
+            pipe.synthesise(utterance_of(runs[0]), options=wrong)
+        pipe.synthesise(utterance_of(runs[0]), options=wrong.but(max_tokens=2), stop_after="lm")
+
+
+def test_a_run_differs_by_rounding_alone(pipe, runs):
+    ours, theirs = runs
+    assert not torch.equal(ours["flow/velocity"], theirs["flow/velocity"])
+    found = wb.compare(ours, theirs, pipe)
+    rows = found.rows[found.rows["field"].str.startswith(("flow/", "lm/", "in/"))]
+    assert set(rows["verdict"]) == {"MATCH", "ROUNDING"}
+    assert found.causes == [] and found.guards == [] and found.ok
+
+
+def test_a_trace_says_what_ran(runs):
+    ours, theirs = runs
+    assert ours.attrs["estimator"] == "torch" and theirs.attrs["options"]["estimator"] == "onnx"
+    for word in ("tiny.onnx, sha256 ", "onnxruntime 1.", "CPUExecutionProvider"):
+        assert word in theirs.attrs["estimator"]
+    note = f"estimator: torch and {theirs.attrs['estimator']}"
+    assert note in wb.compare(ours, theirs).hints
+    assert ours.attrs["checkpoint"] == theirs.attrs["checkpoint"]
+
+
+def test_replay_and_parts_of_a_run(pipe, runs):
+    _, theirs = runs
+    again = pipe.replay(theirs, "flow", save=wb.EVERYTHING)
+    assert torch.equal(again["flow/velocity"], theirs["flow/velocity"])
+    inside = pipe.replay(theirs, "flow/step/1", save="flow/x", stop_after="flow/step/1")
+    assert torch.equal(inside["flow/x"], theirs["flow/x"][1:3]) and "onnxruntime" in inside.attrs["estimator"]
+    assert "estimator" not in pipe.replay(theirs, "hift").attrs  # none was asked
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+def test_every_solver_asks_it(pipe, runs, solver):
+    options = Options(**runs[0].attrs["options"]).but(solver=solver, n_timesteps=2)
+    ours, theirs = (
+        pipe.replay(runs[0], "flow", options.but(estimator=name), stop_after="flow")["flow/mel"]
+        for name in ("torch", "onnx")
+    )
+    assert 0 < (theirs - ours).norm() < 1e-5 * ours.norm()
+
+
+def test_a_faulty_file_is_named_as_the_cause(tmp_path, exported, pipe, runs):
+    model = onnx.load(exported[0])
+    bias = next(w for w in model.graph.initializer if w.name == "proj_out.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 0.01, bias.name))
+    onnx.save(model, str(tmp_path / "theirs.onnx"))
+    options = Options(**runs[0].attrs["options"]).but(estimator=str(tmp_path / "theirs.onnx"))
+    faulty = pipe.replay(runs[0], "flow", options, wb.EVERYTHING)
+    found = wb.compare(runs[0], faulty, pipe)
+    assert found.verdict == "DIVERGED" and found.causes[0].name == "flow/velocity_cond[0]"
+    assert {c.name.split("[")[0] for c in found.causes} == {"flow/velocity_cond", "flow/velocity_uncond"}
+
+
+def test_it_does_not_stream(pipe, runs):
+    options = Options(**runs[1].attrs["options"])
+    with pytest.raises(WorkbenchError, match="no chunk mask"):
+        pipe.mel(utterance_of(runs[1]), runs[1]["lm/speech_token"], options, finalize=False, streaming=True)
+
+
+def test_the_shell_runs_it(tmp_path, exported):
+    quick = ["--option", "max_tokens=8", "--option", "n_timesteps=1"]
+    speak = ["speak", "It is late.", "-o", str(tmp_path), "--trace", "summary", *quick]
+    assert main([*speak, "--option", f"estimator={exported[0]}"]) == 0
+    trace = wb.Trace.load(tmp_path / "speech_0_0.trace")
+    assert "tiny.onnx" in trace.attrs["estimator"]
+    assert main([*speak, "--option", "estimator=tensorrt"]) == 2

@@ -1,0 +1,82 @@
+"""ONNX files, opened and asked the same way everywhere."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.speech.weights import first_line
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+QUIET = 4  # onnxruntime's own log: fatal errors alone, the others are raised
+
+
+def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "onnxruntime.InferenceSession":
+    """Open a model with as many threads as torch has now, and the same sums at every call.
+
+    Parameters
+    ----------
+    path : Path
+        An ONNX file.
+    device : torch.device
+        A CUDA device is used where onnxruntime can.
+    need_cuda : bool
+        Whether a CUDA device that onnxruntime cannot use is an error; else the model runs on the CPU.
+
+    Raises
+    ------
+    WorkbenchError
+        When the file is missing or no model, or the device cannot be used.
+    """
+    import onnxruntime
+
+    if not path.is_file():
+        raise WorkbenchError(f"{path} does not exist; expected an ONNX model")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = QUIET
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    # Threads that wait spinning take the cores from torch, which is asked in turns with this session.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers: list[str | tuple[str, dict[str, Any]]] = [CPU]
+    if device.type == "cuda" and CUDA in onnxruntime.get_available_providers():
+        # TF32 has ten bits of mantissa; see `exact_float32`.
+        providers.insert(0, (CUDA, {"device_id": device.index or 0, "use_tf32": 0}))
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime has an exception class for each status, without a root
+        raise WorkbenchError(
+            f"{path} is not a readable ONNX model ({first_line(error)}); copy it again"
+        ) from None
+    if need_cuda and device.type == "cuda" and CUDA not in session.get_providers():
+        raise WorkbenchError(
+            f"onnxruntime {onnxruntime.__version__} cannot use {device}: it offers "
+            f"{', '.join(session.get_providers())}. Install onnxruntime-gpu in place of onnxruntime, of the "
+            "CUDA version that torch has, or run on device='cpu'"
+        )
+    return session
+
+
+def ask(
+    session: "onnxruntime.InferenceSession", path: Path, given: Mapping[str, Tensor], output: str
+) -> Tensor:
+    """Return one output, on the CPU.
+
+    Raises
+    ------
+    WorkbenchError
+        When the model cannot work with what it is given.
+    """
+    feed = {name: value.detach().cpu().numpy() for name, value in given.items()}
+    try:
+        return torch.from_numpy(session.run([output], feed)[0])
+    except Exception as error:
+        found = ", ".join(f"{name} {tuple(value.shape)} {value.dtype}" for name, value in feed.items())
+        raise WorkbenchError(f"{path} refused {found} ({first_line(error)})") from None
