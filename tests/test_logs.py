@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from workbench.cli import main
 from workbench.diagnose.compare import compare
+from workbench.diagnose.plausible import implausible
 from workbench.errors import WorkbenchError
 from workbench.trace import logs
 from workbench.trace.loglines import NAMES
@@ -381,6 +382,13 @@ def test_shapes_in_logs_are_compared(log, whole):
     assert "flow/mu: shapes (80, 12) and (1, 300, 80)" in guards and "prompt_frames: 4 and 6" in guards
     (same,) = log("mu shape: [1, 12, 80]\nmu max=2.0\n").runs
     assert compare(whole, same).guards == []
+
+
+def test_statistics_of_several_knots_are_not_mixed(log):
+    (run,) = log("[PY ODE] step 1: x min=-4.0, max=4.0\n[PY ODE] step 2: x mean_abs=9.0, mean=-9.0\n").runs
+    assert implausible(run) == [] == implausible(log("x step 1 min=-1.0, mean_abs=2.0\n").runs[0])
+    (run,) = log("[PY ODE] step 1: x max=4.0\n[PY ODE] step 2: x min=-1.0, max=2.0, mean=9.0\n").runs
+    assert implausible(run)[0].startswith("flow/x[2]: min -1, max 2, mean 9 cannot be of one tensor")
 
 
 def test_statistics_that_are_of_no_one_tensor(log):

@@ -1,11 +1,12 @@
 """What cannot be speech, whatever it is compared with."""
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
 
 from workbench.trace.schema import STATS, SUFFIX
-from workbench.trace.trace import Trace, over_all
+from workbench.trace.trace import Trace, of_the_whole, over_all
 
 HIGHEST_F0 = 1000.0  # Hz; screams reach it, speech stays below half
 LOUDEST_MEL, QUIETEST_MEAN = 4.0, -3.0  # natural-log mel of speech: about 2 at most, -6 on average
@@ -22,6 +23,7 @@ def implausible(trace: Trace) -> list[str]:
     for name, value in trace.items():
         if name.endswith(SUFFIX):
             found += _statistics(name.removesuffix(SUFFIX), over_all(name, value))
+            found += _of_several(name.removesuffix(SUFFIX), of_the_whole(name, value))
         elif bad := int((~value.isfinite()).sum()):
             found.append(f"{name} has {bad} NaN or Inf among {value.numel()} values")
         elif name in CHECKS and value.numel():
@@ -66,13 +68,8 @@ def _wav(wav: Tensor) -> list[str]:
 
 def _statistics(name: str, stats: Tensor) -> list[str]:
     """What statistics alone show; those that are missing are NaN, and nothing follows from them."""
-    low, high, mean, mean_abs, rms, bad = stats.tolist()
+    _, high, mean, _, _, bad = stats.tolist()
     found = [f"{name} has {bad:.0f} NaN or Inf, as the run itself says"] if bad > 0 else []
-    largest = max(abs(low), abs(high))
-    room = LOOSE * largest
-    if low - mean > room or mean - high > room or mean_abs - largest > room or mean_abs - rms > room:
-        values = ", ".join(f"{what} {x:.4g}" for what, x in zip(STATS, stats.tolist(), strict=True) if x == x)
-        found.append(f"{name}: {values} cannot be of one tensor; are they of several, or of several runs?")
     if name == "hift/f0" and high > HIGHEST_F0:
         found.append(f"hift/f0 reaches {high:,.0f} Hz: no voice does; look at the mel the vocoder was given")
     if name == "flow/mel" and (mean > QUIETEST_MEAN or high > LOUDEST_MEL):
@@ -83,6 +80,19 @@ def _statistics(name: str, stats: Tensor) -> list[str]:
     if name == "hift/wav" and abs(mean) > OFFSET:
         found.append(f"hift/wav has a DC offset of {mean:.3f}")
     return found
+
+
+def _of_several(name: str, stats: Tensor) -> list[str]:
+    """Statistics of one knot, step or draw that no tensor has all at once; the first of them."""
+    for k, row in enumerate(stats.reshape(-1, len(STATS)).tolist()):
+        low, high, mean, mean_abs, rms, _ = row
+        largest = max(abs(low), abs(high)) if low == low and high == high else math.nan
+        room = LOOSE * largest
+        if low - mean > room or mean - high > room or mean_abs - largest > room or mean_abs - rms > room:
+            values = ", ".join(f"{what} {x:.4g}" for what, x in zip(STATS, row, strict=True) if x == x)
+            where = name if stats.ndim == 1 else f"{name}[{k}]"
+            return [f"{where}: {values} cannot be of one tensor; are they of several, or of several runs?"]
+    return []
 
 
 CHECKS: dict[str, Callable[[Tensor], list[str]]] = {"flow/mel": _mel, "hift/f0": _f0, "hift/wav": _wav}

@@ -247,12 +247,12 @@ def whole_stats(trace: Trace, name: str, index: int | None = None) -> Tensor:
     if name in trace:
         return summarise(trace[name] if index is None else trace[name][index])
     kept = trace[name + SUFFIX]
-    return _whole(name + SUFFIX, kept if index is None else kept[index])
+    return of_the_whole(name + SUFFIX, kept if index is None else kept[index])
 
 
 def over_all(name: str, stats: Tensor) -> Tensor:
     """Return `STATS` (6,) over all entries of a field's kept statistics that have any; NaN where none has."""
-    table = _whole(name, stats).reshape(-1, len(STATS)).double()
+    table = of_the_whole(name, stats).reshape(-1, len(STATS)).double()
     there = ~table.isnan()
     low = torch.where(there, table, torch.inf).amin(0)
     high = torch.where(there, table, -torch.inf).amax(0)
@@ -262,8 +262,8 @@ def over_all(name: str, stats: Tensor) -> Tensor:
     return torch.where(there.any(0), five, torch.nan)
 
 
-def _whole(name: str, stats: Tensor) -> Tensor:
-    """Leave out the regions."""
+def of_the_whole(name: str, stats: Tensor) -> Tensor:
+    """Return kept statistics without those of prompt and target, (6,) or an entry each (N, 6)."""
     return stats[..., REGIONS.index("whole"), :] if "region" in dims_of(name) else stats
 
 
