@@ -57,6 +57,41 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(run=compare)
 
+    verb = verbs.add_parser("diagnose", help="name the known mistakes that a run looks like")
+    verb.add_argument("candidate", help="a trace or a log of the implementation that is in doubt")
+    verb.add_argument("--reference", help="a right run of the same utterance; not needed for a whole trace")
+    verb.add_argument("--names", help="table of what logs call tensors (default: data/foreign/logs.toml)")
+    verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder both ran")
+    verb.add_argument("--device", default="cpu")
+    verb.add_argument("--top", type=int, default=5, help="suspects to list")
+    verb.set_defaults(run=diagnose)
+
+    verb = verbs.add_parser("suspects", help="list the known mistakes, or test whether they are found")
+    verb.add_argument("--self-test", action="store_true", help="make every mistake and ask for it")
+    verb.add_argument("--name", action="append", default=[], help="only this mistake; may be repeated")
+    verb.add_argument("--pairs", type=int, default=0, help="so many pairs of mistakes as well")
+    verb.add_argument("--clean", type=int, default=0, help="so many runs without a mistake as well")
+    verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder")
+    verb.add_argument("-o", "--out", help="also write every row of the self-test as CSV")
+    verb.set_defaults(run=suspects)
+
+    verb = verbs.add_parser("precision", help="find the parts that may run in half precision")
+    verb.add_argument("text", nargs="?", default="Eight months to Mars.")
+    verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder")
+    verb.add_argument("--prompt", default="data/prompts/kumo_0.flac", help="recording to clone")
+    verb.add_argument("--dtype", default="float16", choices=("float16", "bfloat16"))
+    verb.add_argument("--device", default="cpu")
+    verb.set_defaults(run=precision)
+
+    verb = verbs.add_parser("bench", help="measure what something costs, in turns")
+    verb.add_argument("what", choices=("trace",), help="trace: recording against a silent run")
+    verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder")
+    verb.add_argument("--released", action="store_true", help="released sizes, random weights")
+    verb.add_argument("--device", default="cpu")
+    verb.add_argument("--tokens", type=int, default=250, help="speech tokens, 25 a second")
+    verb.add_argument("--rounds", type=int, default=7)
+    verb.set_defaults(run=bench)
+
     verb = verbs.add_parser("export-onnx", help="write the flow's estimator as ONNX, with upstream's names")
     verb.add_argument("out", help="file; as flow.decoder.estimator.fp32.onnx in --voice it is found there")
     verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder")
@@ -121,6 +156,96 @@ def compare(args: argparse.Namespace) -> int:
     if args.fail_on == "never":
         return 0
     return int(VERDICTS.index(found.verdict) >= VERDICTS.index(args.fail_on.upper()) or bool(found.causes))
+
+
+def diagnose(args: argparse.Namespace) -> int:
+    """Print the answer, what to do next, the first suspects and the evidence for the first."""
+    from workbench.diagnose.suspects import diagnose as look_for_suspects
+    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.pipeline import Pipeline
+    from workbench.trace.loglines import NAMES
+    from workbench.trace.logs import open_run
+
+    names = args.names or NAMES
+    candidate = open_run(args.candidate, names)
+    reference = open_run(args.reference, names) if args.reference else None
+    pipe = Pipeline(Checkpoint.load(args.voice), args.device)
+    found = look_for_suspects(reference, candidate, pipe)
+    print(found)
+    if found.next_experiment:
+        print(found.next_experiment)
+    if found.suspects:
+        table = found.to_frame().head(args.top)[["suspect", "stage", "explained", "source"]]
+        print(table.to_string(index=False, float_format="{:.2f}".format))
+    if found.together:
+        print(found.suspects[0].evidence.to_string(index=False, float_format="{:.2g}".format))
+    return 0
+
+
+def suspects(args: argparse.Namespace) -> int:
+    """Print the catalogue, or how often the self-test was right and what it took for what."""
+    import pandas as pd
+    from tqdm import tqdm
+
+    from workbench.diagnose.faults import CATALOGUE
+    from workbench.diagnose.selftest import COLUMNS, VIEWS, confusions, held_out, self_test, table
+    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.pipeline import Pipeline
+
+    faults = [fault for fault in CATALOGUE if fault.name in args.name or not args.name]
+    if not faults:
+        raise WorkbenchError(
+            f"no known mistake is called {', '.join(args.name)}; `workbench suspects` lists them"
+        )
+    if not args.self_test:
+        for fault in faults:
+            print(f"{fault.name} [{fault.stage}] {fault.cause}. {fault.source}")
+        return 0
+    pipe = Pipeline(Checkpoint.load(args.voice), progress=False)
+    total = len(faults) * len(VIEWS) + args.pairs + args.clean
+    rows = self_test(pipe, held_out(pipe), faults, pairs=args.pairs, clean=args.clean)
+    rows = list(tqdm(rows, "self-test", total, unit=" run"))
+    print(table(rows).to_string(float_format="{:.3f}".format))
+    print(confusions(rows).to_string(index=False))
+    if args.out:
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(args.out, index=False)
+    return 0
+
+
+def precision(args: argparse.Namespace) -> int:
+    """Print what may run in half precision, the evidence, and the modules nearest to an overflow."""
+    from workbench.diagnose.precision import bisect_precision, headroom, repeatable
+    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.pipeline import Pipeline
+
+    pipe = Pipeline(Checkpoint.load(args.voice), args.device)
+    utt = pipe.prepare(args.text, args.prompt)
+    again = repeatable(pipe, utt)
+    print(f"two runs differ by {again['determinism']:.2g}, a recorded one by {again['observer']:.2g}")
+    found = bisect_precision(pipe, utt, args.dtype)
+    print(found)
+    print(found.rows.to_string(index=False, float_format="{:.3g}".format, na_rep=""))
+    print("options:", " ".join(f"--option {name}={dtype}" for name, dtype in found.recommended.items()))
+    room = headroom(pipe, pipe.synthesise(utt), args.dtype)
+    print(room.nsmallest(8, "doublings").to_string(index=False, float_format="{:.3g}".format, na_rep=""))
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Print what recording costs."""
+    from workbench.diagnose.bench import released_size, trace_cost, utterance_of_size
+    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.pipeline import Pipeline
+
+    if args.released:
+        pipe = released_size(args.device)
+    else:
+        pipe = Pipeline(Checkpoint.load(args.voice), args.device, progress=False)
+    # Stops are masked until twice as many tokens as the text has, so that the length is the one asked for.
+    utt = utterance_of_size(pipe.config, text=(args.tokens + 1) // 2)
+    options = pipe.checkpoint.options.but(mask_stop_ids=True, max_tokens=args.tokens)
+    print(trace_cost(pipe, utt, options, args.rounds).to_string(float_format="{:.4g}".format))
+    return 0
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, object]:

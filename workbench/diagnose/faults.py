@@ -66,6 +66,9 @@ class Fault:
         return f"{self.name}: {self.cause}"
 
 
+Faults = tuple[Fault, ...]
+
+
 @contextmanager
 def applied(faults: Iterable[Fault]) -> Iterator[None]:
     """Swap in what the faults swap, until the block ends. Of two that swap the same, the later counts."""

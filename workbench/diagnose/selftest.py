@@ -1,14 +1,17 @@
 """How often `diagnose` is right: every mistake made on purpose, on texts and seeds nothing was tuned on."""
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from workbench.diagnose.faults import CATALOGUE, Fault, applied, options_of, spoiled
-from workbench.diagnose.suspects import Diagnosis, diagnose
+from workbench.diagnose.rehearse import Rehearsals
+from workbench.diagnose.suspects import diagnose
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
@@ -21,6 +24,14 @@ TOP = 3  # two mistakes at once shall both be among the first so many
 COLUMNS = ("view", "made", "named", "first", "among", "outcome")
 
 
+# Nothing was tuned on these: other sentences, prompts and seeds than those of examples and tests.
+HELD_OUT = (
+    ("The harbour lights went out.", "gongitsune_1.flac", 101),
+    ("Nobody had seen the letter.", "alpha_1.flac", 202),
+)
+PROMPTS = Path("data/prompts")
+
+
 class Row(NamedTuple):
     """One run with mistakes, and what was said of it."""
 
@@ -30,6 +41,11 @@ class Row(NamedTuple):
     first: bool  # the first suspect is the mistake (of two: both are among the first three)
     among: bool  # all mistakes are among the first three
     outcome: str  # "right", "wrong", "none", "no effect", "no run"
+
+
+def held_out(pipe: Pipeline, prompts: str | os.PathLike = PROMPTS) -> list[tuple[Utterance, int]]:
+    """Return what the self-test speaks, with the sampler's seeds."""
+    return [(pipe.prepare(text, Path(prompts) / prompt), seed) for text, prompt, seed in HELD_OUT]
 
 
 def inject(pipe: Pipeline, reference: Trace, faults: Sequence[Fault]) -> Trace:
@@ -99,16 +115,16 @@ def self_test(
     clean : int
         So many runs without a mistake, of other seeds.
     """
-    references = itertools.cycle([pipe.synthesise(utt, seed, save=EVERYTHING) for utt, seed in utterances])
+    spoken = (pipe.synthesise(utt, seed, save=EVERYTHING) for utt, seed in utterances)
+    rehearsals = itertools.cycle([Rehearsals(reference, pipe) for reference in spoken])
     for fault in faults:
-        reference = next(references)
-        yield from _cases(pipe, reference, (fault,), views)
+        yield from _cases(next(rehearsals), (fault,), views)
     draw = random.Random(0)
     for _ in range(pairs):
-        yield from _cases(pipe, next(references), tuple(draw.sample(list(faults), 2)), ("whole trace",))
+        yield from _cases(next(rehearsals), tuple(draw.sample(list(faults), 2)), ("whole trace",))
     for n in range(clean):
         utt, seed = utterances[n % len(utterances)]
-        said = _diagnosis(pipe, None, pipe.synthesise(utt, seed + 1 + n, save=EVERYTHING))
+        said = diagnose(None, pipe.synthesise(utt, seed + 1 + n, save=EVERYTHING), pipe)
         outcome = "right" if said.clean or not said.together else "wrong"
         yield Row("clean run", "", " and ".join(said.together), outcome == "right", True, outcome)
 
@@ -130,22 +146,19 @@ def confusions(rows: Sequence[Row]) -> pd.DataFrame:
     return pd.DataFrame(wrong, columns=COLUMNS)[["view", "made", "named"]]
 
 
-def _cases(pipe: Pipeline, reference: Trace, faults: Sequence[Fault], views: Sequence[str]) -> Iterator[Row]:
+def _cases(rehearsals: Rehearsals, faults: Sequence[Fault], views: Sequence[str]) -> Iterator[Row]:
     made = " and ".join(fault.name for fault in faults)
+    reference, pipe = rehearsals.reference, rehearsals.pipe
     try:
         candidate = inject(pipe, reference, faults)
     except (WorkbenchError, RuntimeError) as error:
         yield from (Row(view, made, str(error), False, False, "no run") for view in views)
         return
     for view in views:
-        said = diagnose(reference, VIEWS[view](candidate), pipe)
+        said = diagnose(reference, VIEWS[view](candidate), pipe, rehearsals=rehearsals)
         names = [suspect.fault.name for suspect in said.suspects[:TOP]]
         found = all(fault.name in names for fault in faults)
         first = found if len(faults) > 1 else said.together == (made,)
         outcome = "no effect" if said.clean else "right" if first else "wrong" if said.together else "none"
         label = view if len(faults) == 1 else "two mistakes at once"
         yield Row(label, made, " and ".join(said.together), first, found, outcome)
-
-
-def _diagnosis(pipe: Pipeline, reference: Trace | None, candidate: Trace) -> Diagnosis:
-    return diagnose(reference, candidate, pipe)

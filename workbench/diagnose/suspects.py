@@ -6,57 +6,23 @@ what lacks its inputs is compared with whole runs from the reference's. The mist
 candidate's own is the suspect; its statistics will do where there are no values.
 """
 
-import functools
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import NamedTuple
 
 import pandas as pd
-import torch
-from torch import Tensor
 
-from workbench.diagnose.compare import ALLOWANCE, DOUBLE, EPS, SINGLE
-from workbench.diagnose.difference import place_name, relative
-from workbench.diagnose.faults import CATALOGUE, Fault, applied, options_of, spoiled
-from workbench.diagnose.transitions import Transition, entry, transitions
+from workbench.diagnose.evidence import LEAST, WHOLE_RUN, Costs, distance_of, observations
+from workbench.diagnose.faults import CATALOGUE, Fault, Faults
+from workbench.diagnose.rehearse import Rehearsals, Runs
 from workbench.errors import WorkbenchError
-from workbench.speech.audio import log_mel
-from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.run import run, utterance_of
-from workbench.trace.record import EVERYTHING
-from workbench.trace.schema import FIELDS, STATS, SUFFIX
 from workbench.trace.trace import Trace
 
-FAR = 10.0  # relative distance of what cannot be compared: other shapes, NaN on one side
-LEAST = 0.3  # decades above rounding from which on there is something to explain
 ENOUGH = 0.5  # share of the error that a suspect explains
 CLEAR = 0.95  # share from which on no second mistake is looked for
-UNSURE = 0.15  # decades: what is known by its size alone stands behind what fits value by value
-STEEP = 4.0  # times the decades by which such a size is off
-WHOLE_RUN = 1e-4  # relative: what other kernels may add up to over a whole run, and a log's few digits
 PAIRED = 6  # mistakes that are tried in pairs
-SAMPLED = 3  # steps whose velocities are worked out again
-RANK = {name: place for place, name in enumerate(FIELDS)}
-SOUND = ("hift/source", "hift/wav")  # compared as log-mels: their phase follows every f0 before it
-LM_INPUTS = ("in/text_token", "in/prompt_text_token", "in/lm_prompt_token")
-
-Faults = tuple[Fault, ...]
-
-
-class Seen(NamedTuple):
-    """One result of the candidate, and how to have it from a model with some mistakes."""
-
-    field: str
-    index: int | None
-    found: Tensor
-    foresee: Callable[[Faults], Tensor | None]  # None where the mistakes leave no result
-    concerns: Callable[[Fault], bool]  # whether a mistake can change it
-    allowed: float  # relative distance that rounding explains
-    scale: Tensor | None = None  # of statistics: what they are divided by
 
 
 @dataclass(frozen=True)
@@ -142,6 +108,7 @@ def diagnose(
     candidate: Trace,
     pipe: Pipeline,
     catalogue: Sequence[Fault] = CATALOGUE,
+    rehearsals: Rehearsals | None = None,
 ) -> Diagnosis:
     """Name the known mistakes that the candidate's run looks like.
 
@@ -156,6 +123,8 @@ def diagnose(
         Of the checkpoint that both should have run.
     catalogue : sequence of Fault
         The mistakes to try.
+    rehearsals : Rehearsals, optional
+        Of the reference: whole runs that were made for another candidate need not be made again.
 
     Returns
     -------
@@ -166,304 +135,58 @@ def diagnose(
     WorkbenchError
         When neither trace says what was spoken.
     """
-    if reference is None:
-        reference = candidate
-    seen = list(_observations(reference, candidate, pipe))
+    rehearsals = rehearsals or Rehearsals(candidate if reference is None else reference, pipe)
+    runs = Runs(candidate, rehearsals)
+    seen = list(observations(candidate, runs))
     if not seen:
         raise WorkbenchError("the candidate has no field that follows from another; record a mel at least")
-    costs = _Costs(seen)
+    costs = Costs(seen)
     at_first = costs.total(())
     if at_first <= LEAST:
         return Diagnosis([], (), 1.0, True, "")
-    singles = {fault: costs.total((fault,)) for fault in costs.worth_trying(catalogue)}
+    tried = costs.worth_trying(catalogue)
+    singles = {fault: costs.total((fault,)) for fault in costs.at_the_root(tried)}
+    if min(singles.values(), default=at_first) > (1 - ENOUGH) * at_first:  # two at once, or what shows late
+        singles |= {fault: costs.total((fault,)) for fault in tried if fault not in singles}
     order = sorted(singles, key=singles.__getitem__)
-    best = _best(costs, order, at_first)
+    best = _best(costs, order, tried, at_first)
     explained = 1 - costs.total(best) / at_first
+    singles |= {fault: costs.total((fault,)) for fault in best}
     order = [*best, *(fault for fault in order if fault not in best)]
     suspects = [Suspect(f, 1 - singles[f] / at_first, costs.evidence(f)) for f in order]
     together = tuple(fault.name for fault in best) if explained >= ENOUGH else ()
     rivals = [s for s in suspects if s.explained >= ENOUGH or s.fault in best][:2]
-    next_ = _separate(rivals, reference, candidate, pipe) if len(rivals) == 2 and len(best) < 2 else ""
+    next_ = _separate(rivals, candidate, runs) if len(rivals) == 2 and len(best) < 2 else ""
     return Diagnosis(suspects, together, explained, False, next_)
 
 
-# ---- how much of the error is left
-
-
-class _Costs:
-    """Decades by which the candidate is farther from a model than rounding explains, summed over fields."""
-
-    def __init__(self, seen: list[Seen]) -> None:
-        self.seen = seen
-        self.foresee = functools.cache(self._foresee)
-
-    def total(self, faults: Faults) -> float:
-        """Of a model with these mistakes; entries of one field are averaged."""
-        fields: dict[str, list[float]] = {}
-        for place in range(len(self.seen)):
-            fields.setdefault(self.seen[place].field, []).append(self.at(place, faults))
-        return sum(sum(costs) / len(costs) for costs in fields.values())
-
-    def at(self, place: int, faults: Faults) -> float:
-        """Of one result."""
-        seen = self.seen[place]
-        mine = tuple(fault for fault in faults if seen.concerns(fault))
-        far, _ = self.distances(place, mine)
-        if any(fault.random for fault in mine):
-            size = self._between(place, mine)
-            if size > seen.allowed:
-                right, _ = self.distances(place, ())
-                off = abs(math.log10(max(right, 1e-12) / size))
-                return min(_decades(right, seen), UNSURE + STEEP * off)
-        return _decades(far, seen)
-
-    def distances(self, place: int, faults: Faults) -> tuple[float, float]:
-        """Of the candidate to the model with these mistakes, and what rounding explains."""
-        seen = self.seen[place]
-        return _distance(seen.found, self.foresee(place, faults), seen.scale), seen.allowed
-
-    def worth_trying(self, catalogue: Iterable[Fault]) -> list[Fault]:
-        """Mistakes that can change a result that is wrong."""
-        wrong = [seen for place, seen in enumerate(self.seen) if self.at(place, ()) > LEAST / 2]
-        return [fault for fault in catalogue if any(seen.concerns(fault) for seen in wrong)]
-
-    def alignment(self, fault: Fault) -> float:
-        """Cosine between what the mistake changes and what is wrong, at its best place."""
-        best = 0.0
-        for place, seen in enumerate(self.seen):
-            if seen.concerns(fault) and self.at(place, ()) > LEAST / 2:
-                right, wrong = self.foresee(place, ()), self.foresee(place, (fault,))
-                if right is not None and wrong is not None and right.shape == wrong.shape == seen.found.shape:
-                    best = max(best, _cosine(wrong - right, seen.found - right))
-        return best
-
-    def evidence(self, fault: Fault) -> pd.DataFrame:
-        """How the results that a mistake concerns lie to the right model and to the wrong one."""
-        rows = []
-        for place, seen in enumerate(self.seen):
-            if seen.concerns(fault):
-                right, allowed = self.distances(place, ())
-                wrong, _ = self.distances(place, (fault,))
-                fits = self.at(place, (fault,)) <= max(LEAST, UNSURE)
-                rows.append((place_name(seen.field, seen.index), right, wrong, allowed, fits))
-        return pd.DataFrame(rows, columns=["place", "right", "wrong", "allowed", "fits"])
-
-    def _foresee(self, place: int, faults: Faults) -> Tensor | None:
-        return self.seen[place].foresee(faults)
-
-    def _between(self, place: int, faults: Faults) -> float:
-        right = self.foresee(place, ())
-        wrong = self.foresee(place, faults)
-        return FAR if right is None or wrong is None else _distance(wrong, right, self.seen[place].scale)
-
-
-def _best(costs: _Costs, order: list[Fault], at_first: float) -> Faults:
+def _best(costs: Costs, order: list[Fault], tried: list[Fault], at_first: float) -> Faults:
     """The mistake, or the two, that leave least to explain."""
     if not order:
         return ()
     best: Faults = (order[0],)
-    if costs.total(best) <= (1 - CLEAR) * at_first:
+    if costs.total(best) <= (1 - CLEAR) * at_first or not costs.from_inputs:
         return best
     aligned = sorted(order, key=costs.alignment, reverse=True)[:PAIRED]
-    elsewhere = [(order[0], fault) for fault in order[1:]]
+    elsewhere = [(order[0], fault) for fault in tried if fault is not order[0]]
     pairs = {frozenset(pair): pair for pair in (*itertools.combinations(aligned, 2), *elsewhere)}
     pair = min(pairs.values(), key=costs.total, default=best)
     gain = costs.total(best) - costs.total(pair)
     return pair if gain > max(LEAST, 0.1 * at_first) else best
 
 
-def _decades(distance: float, seen: Seen) -> float:
-    return math.log10(max(distance, seen.allowed) / seen.allowed)
-
-
-def _distance(found: Tensor, other: Tensor | None, scale: Tensor | None) -> float:
-    """Relative L2, up to `FAR`; of statistics, the root mean square of those that are known."""
-    if other is None or found.shape != other.shape:
-        return FAR
-    if scale is not None:
-        known = ~found.isnan()
-        apart = ((found - other) / scale)[known]
-        return min(FAR, float(apart.square().mean().sqrt())) if apart.isfinite().all() else FAR
-    if not found.is_floating_point():
-        return relative(found, other)
-    bad = ~found.isfinite()
-    if not torch.equal(bad, ~other.isfinite()):
-        return FAR
-    return min(FAR, relative(other[~bad], found[~bad]))
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    a, b = a.double().nan_to_num().flatten(), b.double().nan_to_num().flatten()
-    return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-300))
-
-
-# ---- what was seen
-
-
-def _observations(reference: Trace, candidate: Trace, pipe: Pipeline) -> Iterator[Seen]:
-    """Every result of the candidate that follows from others, or from what the reference was given."""
-    options = pipe.checkpoint.options.but(**reference.attrs.get("options", {}))
-    single, double = options.but(**SINGLE), options.but(**DOUBLE)
-    local = set()
-    for step in _sampled(candidate):
-        if step.ready(candidate) and any(field in candidate for field in step.fields):
-            local.update(step.fields)
-            yield from _from_inputs(step, candidate, pipe, single, double)
-    runs = _Runs(reference, candidate, pipe)
-    for name in candidate:
-        field = name.removesuffix(SUFFIX)
-        if field not in local and (name == field or field not in candidate) and runs.reaches(field):
-            yield from _from_runs(name, runs, single, double)
-
-
-def _sampled(candidate: Trace) -> Iterator[Transition]:
-    """Transitions, the costly ones at a few steps only."""
-    steps = list(transitions(candidate))
-    asked = [step for step in steps if step.fields[0] == "flow/velocity_cond"]
-    some = {round(k * (len(asked) - 1) / (SAMPLED - 1)) for k in range(SAMPLED)}
-    left_out = [step for k, step in enumerate(asked) if k not in some]
-    return (step for step in steps if step not in left_out)
-
-
-def _from_inputs(
-    step: Transition, candidate: Trace, pipe: Pipeline, single: Options, double: Options
-) -> Iterator[Seen]:
-    """Results of one transition, from the candidate's own inputs."""
-
-    @functools.cache
-    def work(faults: Faults, options: Options = single) -> tuple[Tensor, ...] | None:
-        try:
-            with applied(faults):
-                return tuple(y.cpu() for y in step.work(pipe, candidate, options_of(faults, options)))
-        except (WorkbenchError, RuntimeError):  # such as a mel of NaN, or lengths that do not fit
-            return None
-
-    right, exact = work(()), work((), double)
-    for at, field in enumerate(step.fields):
-        if field not in candidate:
-            continue
-        rounding = relative(exact[at], right[at]) if right and exact else 0.0
-
-        def foresee(faults: Faults, at: int = at) -> Tensor | None:
-            results = work(faults)
-            return None if results is None else results[at]
-
-        def concerns(fault: Fault, field: str = field) -> bool:
-            return field in fault.fields
-
-        found = entry(candidate, field, step.index)
-        yield Seen(field, step.index, found, foresee, concerns, ALLOWANCE * max(rounding, EPS))
-
-
-def _from_runs(name: str, runs: "_Runs", single: Options, double: Options) -> Iterator[Seen]:
-    """A field, or statistics of one, by whole runs."""
-    field = name.removesuffix(SUFFIX)
-
-    def foresee(faults: Faults) -> Tensor | None:
-        return runs.result(name, faults, single)
-
-    def concerns(fault: Fault) -> bool:
-        return runs.concerned(fault, field)
-
-    found, right, exact = runs.heard(name, runs.candidate), foresee(()), runs.result(name, (), double)
-    scale = None
-    if name != field and right is not None:
-        scale = right[..., STATS.index("rms")].abs().clamp(min=1e-6)[..., None]
-    comparable = right is not None and exact is not None and right.shape == exact.shape
-    rounding = _distance(right, exact, scale) if comparable else 0.0
-    scale = scale if scale is None or scale.shape[:-1] == found.shape[:-1] else torch.ones(())
-    yield Seen(field, None, found, foresee, concerns, max(WHOLE_RUN, ALLOWANCE * rounding), scale)
-
-
-class _Runs:
-    """Runs with mistakes, of what the reference was given; each begins as late as the candidate allows."""
-
-    def __init__(self, reference: Trace, candidate: Trace, pipe: Pipeline) -> None:
-        self.reference, self.candidate, self.pipe = reference, candidate, pipe
-        self.others = candidate is not reference
-        self.leg = functools.cache(self._leg)
-        seeds = [trace.attrs.get("options", {}).get("seed") for trace in (reference, candidate)]
-        self.drawn_alike = None not in seeds and seeds[0] == seeds[1]
-        self.has_inputs = all(name in reference for name in (*LM_INPUTS, "in/prompt_mel", "in/spk_embedding"))
-        self.has_tokens = "lm/speech_token" in candidate or "lm/speech_token" in reference
-        self.draws = self.has_inputs and self.drawn_alike and "lm/speech_token" not in candidate
-
-    def reaches(self, field: str) -> bool:
-        """Whether runs can tell what a field should be."""
-        stage = field.partition("/")[0]
-        if field in ("hift/phase", "hift/source", "hift/magnitude") and "hift/wav" in self.candidate:
-            return False  # the waveform says it, without the phase
-        if stage == "in":
-            both = field in self.candidate and field in self.reference
-            return field == "in/prompt_mel" and self.others and both
-        if stage == "lm":
-            return self.has_inputs and self.drawn_alike and self.others
-        if stage == "hift" and "flow/mel" in self.candidate:
-            return True
-        return self.has_inputs and self.has_tokens
-
-    def concerned(self, fault: Fault, field: str) -> bool:
-        """Whether a mistake can change a field, in the leg that leads to it."""
-        if RANK[fault.fields[0]] > RANK[field]:
-            return False
-        stage = field.partition("/")[0]
-        before_flow = ("in", "lm", "flow") if self.draws else ("in", "flow")
-        starts = {"in": ("in",), "lm": ("lm",), "flow": before_flow}
-        if stage != "hift":
-            return fault.stage in starts[stage]
-        return fault.stage == "hift" or ("flow/mel" not in self.candidate and fault.stage in starts["flow"])
-
-    def result(self, name: str, faults: Faults, options: Options) -> Tensor | None:
-        """A field, or statistics of one, of a run with mistakes."""
-        field = name.removesuffix(SUFFIX)
-        if field == "in/prompt_mel":
-            return spoiled(faults, utterance_of(self.reference)).prompt_mel[0]
-        try:
-            trace = self.leg(field.partition("/")[0], faults, options)
-        except (WorkbenchError, RuntimeError):  # such as a mel of NaN: no sound can follow
-            return None
-        return self.heard(name, trace) if field in trace else None
-
-    def heard(self, name: str, trace: Trace) -> Tensor:
-        """A field as it is compared: itself, its statistics, or sound as log-mel."""
-        field = name.removesuffix(SUFFIX)
-        if name != field:
-            return trace.statistics(field)
-        if field in SOUND:
-            return log_mel(trace[field].float(), self.pipe.config.mel)[0]
-        return trace[field]
-
-    def _leg(self, stage: str, faults: Faults, options: Options) -> Trace:
-        utt = spoiled(faults, utterance_of(self.reference)) if self.has_inputs else None
-        options = options_of(faults, options)
-        given = self.reference
-        if "lm/speech_token" in self.candidate:
-            token = self.candidate["lm/speech_token"]
-            given = Trace({"lm/speech_token": token}, {})
-        with applied(faults):
-            if stage == "lm":
-                return run(self.pipe, utt, options, EVERYTHING, "lm", "lm")
-            if stage == "hift" and "flow/mel" in self.candidate:
-                return run(self.pipe, None, options, EVERYTHING, "hift", given=self.candidate)
-            from_text = self.draws and any(fault.stage == "lm" for fault in faults)
-            return run(self.pipe, utt, options, EVERYTHING, "lm" if from_text else "flow", given=given)
-
-
-# ---- what would tell two suspects apart
-
-
-def _separate(rivals: list[Suspect], reference: Trace, candidate: Trace, pipe: Pipeline) -> str:
+def _separate(rivals: list[Suspect], candidate: Trace, runs: Runs) -> str:
     """Name the field, not recorded yet, in which two mistakes differ most."""
-    runs = _Runs(reference, candidate, pipe)
-    options = pipe.checkpoint.options.but(**reference.attrs.get("options", {}))
-    if not (runs.has_inputs and runs.has_tokens) or any(s.fault.stage == "lm" for s in rivals):
+    if not runs.reaches("flow/x") or any(s.fault.stage == "lm" for s in rivals):
         return ""
     try:
-        first, second = (runs.leg("flow", (s.fault,), options) for s in rivals)
+        first, second = (runs.leg("hift", (s.fault,), runs.rehearsals.options) for s in rivals)
+        if not runs.own_mel:
+            first, second = (runs.leg("flow", (s.fault,), runs.rehearsals.options) for s in rivals)
     except (WorkbenchError, RuntimeError):
         return ""
     apart = {
-        field: _distance(first[field], second[field], None)
+        field: distance_of(first[field], second[field])
         for field in first
         if field not in candidate and field in second and not field.startswith("in/")
     }

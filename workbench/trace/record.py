@@ -1,6 +1,6 @@
 """What a run keeps: `Save` says what, `Recorder` collects it, `taps` looks inside a module."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -128,7 +128,9 @@ def by_region(x: Tensor, prompt_frames: int) -> Tensor:
 
 
 @contextmanager
-def taps(module: nn.Module, *patterns: str) -> Iterator[Mapping[str, Sequence[Tensor]]]:
+def taps(
+    module: nn.Module, *patterns: str, keep: Callable[[Tensor], Tensor] = torch.clone
+) -> Iterator[Mapping[str, Sequence[Tensor]]]:
     """Look inside a module while the block lasts.
 
     Parameters
@@ -137,11 +139,13 @@ def taps(module: nn.Module, *patterns: str) -> Iterator[Mapping[str, Sequence[Te
         Such as `pipe.stage("flow", "float32").decoder.estimator`.
     *patterns : str
         Globs of submodule names, such as "transformer_blocks.*.attn".
+    keep : callable Tensor -> Tensor
+        What is kept of an output: a copy of it, or less.
 
     Yields
     ------
     mapping of str to list of Tensor
-        Outputs by name, one a call, copied. Hooks are gone when the block is left.
+        What was kept of the outputs by name, one a call. Hooks are gone when the block is left.
 
     Raises
     ------
@@ -159,7 +163,8 @@ def taps(module: nn.Module, *patterns: str) -> Iterator[Mapping[str, Sequence[Te
     def listen(name: str):
         def hook(module, inputs, output) -> None:
             first = output[0] if isinstance(output, tuple) else output
-            seen[name].append(first.detach().clone())
+            if isinstance(first, Tensor):
+                seen[name].append(keep(first.detach()))
 
         return hook
 
