@@ -59,7 +59,7 @@ def test_a_run_is_of_one_run(pipe, whole):
 
 def test_every_result_is_worked_out_again(whole):
     names = [(field, step.index) for step in transitions(whole) for field in step.fields]
-    assert len(names) == len(set(names)) == 3 + 3 + 1 + 4 * STEPS + 1 + 5
+    assert len(names) == len(set(names)) == 3 + 3 + 2 + 1 + 4 * STEPS + 1 + 5
     assert all(step.ready(whole) for step in transitions(whole))
 
 

@@ -79,13 +79,14 @@ class Costs:
         """Mistakes that can change a result that is wrong."""
         bad = [self.at(place, ()) > LEAST / 2 for place in range(len(self.seen))]
         wrong = [seen for seen, is_bad in zip(self.seen, bad, strict=True) if is_bad]
-        noted, off = {seen.field for seen in self.seen}, {seen.field for seen in wrong}
+        proven = {seen.field for seen in self.seen if not seen.summed}
+        off = {seen.field for seen in wrong}
         return [
             fault
             for fault in catalogue
             # A mistake shows where it is made: where all its own results were seen and are right, it was not.
             if any(seen.concerns(fault) for seen in wrong)
-            and not (noted.issuperset(fault.fields) and off.isdisjoint(fault.fields))
+            and not (proven.issuperset(fault.fields) and off.isdisjoint(fault.fields))
         ]
 
     def at_the_root(self, faults: Iterable[Fault]) -> list[Fault]:
@@ -102,7 +103,7 @@ class Costs:
             fault
             for fault in faults
             if field in fault.fields
-            or (not noted.issuperset(fault.fields) and not any(seen.concerns(fault) for seen in before))
+            or (not noted.issuperset(fault.fields) and not any(_denies(seen, fault) for seen in before))
         ]
 
     def alignment(self, fault: Fault) -> float:
@@ -133,6 +134,11 @@ class Costs:
         right = self.foresee(place, ())
         wrong = self.foresee(place, faults)
         return FAR if right is None or wrong is None else distance_of(wrong, right, self.seen[place].summed)
+
+
+def _denies(right: Seen, fault: Fault) -> bool:
+    """Whether a right result says that a mistake before it was not made; statistics hide a shifted frame."""
+    return right.concerns(fault) and (not right.summed or right.field.startswith("lm/"))
 
 
 def _causal(seen: Seen) -> tuple[int, int, int]:
@@ -172,6 +178,8 @@ def observations(candidate: Trace, runs: Runs) -> Iterator[Seen]:
     single, double = options.but(**SINGLE), options.but(**DOUBLE)
     local = set()
     for step in _sampled(candidate):
+        if step.fields == ("lm/drawn_token",) and runs.reaches("lm/drawn_token"):
+            continue  # how many are drawn is seen in a whole run alone
         if step.ready(candidate) and any(field in candidate for field in step.fields):
             local.update(step.fields)
             yield from _from_inputs(step, candidate, runs.pipe, single, double)

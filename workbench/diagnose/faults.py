@@ -268,7 +268,7 @@ CATALOGUE: tuple[Fault, ...] = (
     # ---- noise and grid
     Fault(
         "noise-other",
-        ("flow/x",),
+        ("flow/noise", "flow/x"),
         "the ODE starts from other noise; upstream's is one tensor, of torch's seed 0",
         _ODE + ": rand_noise; the case",
         options={"noise_seed": 20_240_601},
@@ -276,21 +276,21 @@ CATALOGUE: tuple[Fault, ...] = (
     ),
     Fault(
         "noise-transposed",
-        ("flow/x",),
+        ("flow/noise", "flow/x"),
         "the noise is filled frame by frame; it lies bin by bin",
         _ODE + ": torch.randn([1, 80, 15000])",
         patches=(wrong.noise(wrong.transposed),),
     ),
     Fault(
         "noise-late",
-        ("flow/x",),
+        ("flow/noise", "flow/x"),
         "the noise is cut one frame late; it begins with the first",
         _ODE,
         patches=(wrong.noise(lambda noise, n: noise[..., 1 : n + 1]),),
     ),
     Fault(
         "noise-zero",
-        ("flow/x",),
+        ("flow/noise", "flow/x"),
         "the ODE starts from zeros",
         _ODE,
         patches=(wrong.noise(lambda noise, n: torch.zeros_like(noise[..., :n])),),
@@ -481,7 +481,7 @@ CATALOGUE: tuple[Fault, ...] = (
     ),
     Fault(
         "flow-float16",
-        VELOCITIES,
+        ("flow/mu", "flow/cond", "flow/spks", *VELOCITIES),
         "the flow runs in float16",
         _CASE + "; FunAudioLLM/CosyVoice#1930",
         options={"flow_dtype": "float16"},
@@ -489,7 +489,7 @@ CATALOGUE: tuple[Fault, ...] = (
     ),
     Fault(
         "flow-bfloat16",
-        VELOCITIES,
+        ("flow/mu", "flow/cond", "flow/spks", *VELOCITIES),
         "the flow runs in bfloat16",
         "sgl-project/sglang-omni#1715",
         options={"flow_dtype": "bfloat16"},

@@ -146,7 +146,7 @@ def diagnose(
         return Diagnosis([], (), 1.0, True, "")
     tried = costs.worth_trying(catalogue)
     singles = {fault: costs.total((fault,)) for fault in costs.at_the_root(tried)}
-    if min(singles.values(), default=at_first) > (1 - ENOUGH) * at_first:  # two at once, or what shows late
+    if min(singles.values(), default=at_first) > (1 - CLEAR) * at_first:  # two at once, or what shows late
         singles |= {fault: costs.total((fault,)) for fault in tried if fault not in singles}
     order = sorted(singles, key=singles.__getitem__)
     best = _best(costs, order, tried, at_first)

@@ -61,6 +61,10 @@ def transitions(trace: Trace) -> Iterator[Transition]:
             yield Transition(("lm/drawn_token",), None, ("in/text_token", "lm/logp"), _drawn)
         yield Transition(("lm/speech_token",), None, ("lm/drawn_token",), _shortened)
     yield Transition(("flow/mu", "flow/cond", "flow/spks"), None, CONDITIONS, _condition)
+    if "flow/noise" in trace:
+        yield Transition(("flow/noise",), None, (), _noise)
+    if "flow/t" in trace:
+        yield Transition(("flow/t",), None, (), _grid)
     if not trace.attrs.get("first_step"):  # a run from inside the ODE does not start from noise
         yield Transition(("flow/x",), 0, (), _begin)
     n_steps = len(trace["flow/t"]) - 1 if "flow/t" in trace else 0
@@ -81,7 +85,8 @@ def _logp(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
     text, prompt_text, prompt, drawn = (
         trace[name].to(pipe.device) for name in (*LM_INPUTS, "lm/drawn_token")
     )
-    embedded = lm.embed(torch.cat((prompt_text, text)), torch.cat((prompt, drawn[:-1])))
+    start = lm.embed(torch.cat((prompt_text, text)), prompt)
+    embedded = torch.cat((start, lm.speech_embedding(drawn[:-1])[None]), dim=1)
     return (lm.logp(lm.qwen(embedded)[0, -len(drawn) :]),)
 
 
@@ -122,8 +127,22 @@ def _ask(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor
     return v.cond[0], v.uncond[0]
 
 
+def _noise(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    return (pipe.noise(trace["flow/noise"].shape[-1], options)[0],)
+
+
+def _grid(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    knots = flow.t_span(options.n_timesteps, options.t_scheduler, _wide(options))
+    first = trace.attrs.get("first_step", 0)
+    return (knots[first : first + len(trace["flow/t"])],)  # a run may have been stopped early
+
+
 def _begin(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
-    return (pipe.noise(trace["flow/x"].shape[-1], options)[0].cpu() * options.temperature,)
+    if "flow/noise" in trace:
+        noise = trace["flow/noise"]
+    else:
+        noise = pipe.noise(trace["flow/x"].shape[-1], options)[0].cpu()
+    return (noise * options.temperature,)
 
 
 def _wide(options: Options) -> torch.dtype:
