@@ -24,7 +24,6 @@ FAR = 10.0  # relative distance of what cannot be compared: other shapes, NaN on
 LEAST = 0.3  # decades above rounding from which on there is something to explain
 UNSURE = 0.15  # decades: what is known by its size alone stands behind what fits value by value
 SLACK = 0.3  # decades by which such a size may be off: it is one draw of many
-STEEP = 4.0  # times the decades beyond
 WHOLE_RUN = 1e-4  # relative: what other kernels may add up to over a whole run, and a log's few digits
 SAMPLED = 3  # steps whose velocities are worked out again
 
@@ -67,7 +66,7 @@ class Costs:
             if size > seen.allowed:
                 right, _ = self.distances(place, ())
                 off = abs(math.log10(max(right, 1e-12) / size))
-                return min(_decades(right, seen), UNSURE + STEEP * max(off - SLACK, 0.0))
+                return min(_decades(right, seen), UNSURE) if off <= SLACK else _decades(right, seen)
         return _decades(far, seen)
 
     def distances(self, place: int, faults: Faults) -> tuple[float, float]:

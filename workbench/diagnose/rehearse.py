@@ -110,9 +110,12 @@ class Runs:
             leads = ("hift",)
         else:
             leads = ("in", *STAGES[first : STAGES.index(stage) + 1])
-        # After its first knot, the state follows the velocities.
-        last = "flow/velocity" if field == "flow/x" and index != 0 else field
-        return fault.stage in leads and RANK[fault.fields[0]] <= RANK[last]
+        # After its first knot the state follows the velocities, and after the first draw so do all draws.
+        if field == "flow/x" and index != 0:
+            field = "flow/velocity"
+        elif stage == "lm" and field != "lm/speech_token":
+            field = "lm/drawn_token"
+        return fault.stage in leads and RANK[fault.fields[0]] <= RANK[field]
 
     def result(self, name: str, faults: Faults, options: Options) -> Tensor | None:
         """A field, or statistics of one, of a run with mistakes."""

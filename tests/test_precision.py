@@ -1,0 +1,86 @@
+"""Half precision: how near to the limit, what breaks when it is flipped alone, and that nothing stays flipped."""
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench.diagnose.bench import MODES, trace_cost, utterance_of_size
+from workbench.diagnose.precision import PARTS, bisect_precision, headroom, narrowed, repeatable
+from workbench.errors import WorkbenchError
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def options(pipe):
+    return pipe.checkpoint.options.but(n_timesteps=2, max_tokens=10, seed=7)
+
+
+@pytest.fixture(scope="module")
+def utt(pipe):
+    return pipe.prepare("Eight months to Mars.", "data/prompts/kumo_1.flac")
+
+
+def test_headroom_is_that_of_the_largest_value(pipe, utt, options):
+    trace = pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
+    room = headroom(pipe, trace)
+    last = room[(room["module"] == "proj_out") & (room["branch"] == "uncond")].set_index("step")
+    for step in (0, 1):
+        largest = float(trace["flow/velocity_uncond"][step].abs().max())
+        assert last.loc[step, "max_abs"] == pytest.approx(largest, rel=1e-4)
+        assert 2 ** last.loc[step, "doublings"] * largest == pytest.approx(65504, rel=1e-3)
+    assert {"conv_pre", "resblocks.0"} <= set(room.loc[room["stage"] == "hift", "module"])
+    assert not room["module"].str.contains("parametrizations").any() and (room["doublings"] > 0).all()
+    wide = headroom(pipe, trace, "bfloat16")
+    assert (wide["doublings"] > room["doublings"] + 100).all()
+    with pytest.raises(WorkbenchError, match="dtype is 'int8'"):
+        headroom(pipe, trace, "int8")
+
+
+def test_every_part_is_flipped_alone(pipe, utt, options):
+    found = bisect_precision(pipe, utt, "bfloat16", options)
+    stages = found.rows[found.rows["part"].isin(PARTS)]
+    assert list(stages["part"]) == list(PARTS) and (stages["change"] > stages["single"]).all()
+    assert set(found.recommended) == set(PARTS.values())
+    for _, row in stages.iterrows():
+        assert row["safe"] == (row["change"] <= row["limit"] and not row["nonfinite"])
+        assert (found.recommended[PARTS[row["part"]]] == "bfloat16") == row["safe"]
+    assert found.line.startswith("bfloat16 is safe for") and "<table" in found._repr_html_()
+    with pytest.raises(WorkbenchError, match="float16 or bfloat16"):
+        bisect_precision(pipe, utt, "float32", options)
+
+
+def test_an_f0_that_overflows_is_not_safe(pipe, utt, options):
+    loud = wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
+    name = "f0_predictor.classifier.weight"
+    loud.checkpoint.weights["hift"][name] = loud.checkpoint.weights["hift"][name].float() * 1e6
+    rows = bisect_precision(loud, utt, "float16", options).rows.set_index("part")
+    assert not rows.loc["f0", "safe"]
+
+
+def test_a_module_is_narrow_for_a_while():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(4, 4).double()
+    weight, x = linear.weight.clone(), torch.randn(2, 4, dtype=torch.float64)
+    right = linear(x)
+    with narrowed(linear, torch.bfloat16):
+        wrong = linear(x)
+        assert wrong.dtype == torch.float64 and 1e-4 < float((wrong - right).detach().abs().max()) < 0.1
+    assert torch.equal(linear.weight, weight) and torch.equal(linear(x), right)
+    assert not linear._forward_hooks and not linear._forward_pre_hooks
+
+
+def test_runs_repeat_and_recording_changes_nothing(pipe, utt, options):
+    assert repeatable(pipe, utt, options) == {"determinism": 0.0, "observer": 0.0}
+
+
+def test_what_recording_costs_is_measured(pipe):
+    short = utterance_of_size(pipe.config, text=4, prompt=10)
+    cost = trace_cost(
+        pipe, short, pipe.checkpoint.options.but(mask_stop_ids=True, max_tokens=8, n_timesteps=1), 1
+    )
+    assert list(cost.index) == list(MODES) and cost.loc["silent", "ratio"] == 1.0
+    assert (cost["seconds"] > 0).all() and cost["megabytes"].is_monotonic_increasing
