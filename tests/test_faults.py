@@ -1,14 +1,18 @@
 """Mistakes made on purpose: every one can be put on and taken off, and nothing of it stays."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 import workbench as wb
-from workbench.diagnose import faults
 from workbench.diagnose.faults import CATALOGUE, applied, options_of, spoiled
 from workbench.diagnose.transitions import transitions
+from workbench.diagnose.wrong import narrower
 from workbench.errors import WorkbenchError
 from workbench.speech import dit
+from workbench.speech.audio import log_mel, read_wav
 from workbench.trace.schema import FIELDS
 
 NAMED = {fault.name: fault for fault in CATALOGUE}
@@ -28,6 +32,7 @@ def trace(pipe):
 
 def test_the_catalogue_says_what_where_and_why():
     assert len(CATALOGUE) >= 30 and len(NAMED) == len(CATALOGUE)
+    assert f"a catalogue of {len(CATALOGUE)} mistakes" in Path("README.md").read_text(encoding="utf-8")
     for fault in CATALOGUE:
         assert (
             fault.cause
@@ -105,14 +110,8 @@ def test_a_fault_changes_its_own_results_and_no_others(pipe, trace, fault):
 
 
 def test_a_spectrum_from_other_filters_is_near(pipe):
-    from dataclasses import replace
-
-    from workbench.diagnose.wrong import narrower
-    from workbench.speech.audio import log_mel, read_wav
-
     wav = read_wav("data/prompts/kumo_1.flac", 24_000)[0]
     full = log_mel(wav, pipe.config.mel)
     wanted = log_mel(wav, replace(pipe.config.mel, fmax=8000.0))
     near, far = (float((x - wanted).square().mean().sqrt()) for x in (narrower(full), full))
     assert near < 0.5 * far
-    assert faults.Fault  # the catalogue's own type is public

@@ -10,7 +10,7 @@ from workbench.cli import main
 from workbench.diagnose.faults import CATALOGUE
 from workbench.diagnose.rehearse import Rehearsals
 from workbench.diagnose.selftest import Row, confusions, heard, inject, self_test, summed_up, table
-from workbench.diagnose.suspects import diagnose
+from workbench.diagnose.suspects import find_suspects
 from workbench.errors import WorkbenchError
 
 NAMED = {fault.name: fault for fault in CATALOGUE}
@@ -41,7 +41,7 @@ def rehearsals(pipe):
 
 
 def ask(rehearsals, candidate, catalogue=CATALOGUE):
-    return diagnose(rehearsals.reference, candidate, rehearsals.pipe, catalogue, rehearsals)
+    return find_suspects(rehearsals.reference, candidate, rehearsals.pipe, catalogue, rehearsals)
 
 
 @pytest.mark.parametrize("name", TEN)
@@ -83,7 +83,7 @@ def test_two_at_once(rehearsals):
 def test_a_right_run_has_no_suspects(pipe, rehearsals):
     utt = pipe.prepare("The letter came too late.", "data/prompts/kumo_1.flac")
     options = pipe.checkpoint.options.but(n_timesteps=2, max_tokens=10, seed=3)
-    found = diagnose(None, pipe.synthesise(utt, options=options, save=wb.EVERYTHING), pipe)
+    found = find_suspects(None, pipe.synthesise(utt, options=options, save=wb.EVERYTHING), pipe)
     assert (
         found.clean and not found.together
     )  # a run that brings its inputs is asked for with its own options
@@ -104,14 +104,16 @@ def test_what_would_tell_two_apart(rehearsals):
     whole = inject(rehearsals.pipe, rehearsals.reference, (fault,))
     only = wb.Trace({"flow/mel": whole["flow/mel"]}, whole.attrs)
     twins = [fault, NAMED["uncond-keeps-all"], NAMED["cfg-off"], NAMED["gelu-exact"]]
-    found = diagnose(rehearsals.reference, only, rehearsals.pipe, twins, rehearsals)
+    found = find_suspects(rehearsals.reference, only, rehearsals.pipe, twins, rehearsals)
     assert found.suspects[0].fault is fault
     assert found.next_experiment == "" or "record" in found.next_experiment
 
 
 def test_a_candidate_without_anything_to_follow(rehearsals):
     with pytest.raises(WorkbenchError, match="record a mel"):
-        diagnose(None, wb.Trace({"flow/mu": torch.zeros(80, 4)}, {"sample_rate": 24000}), rehearsals.pipe)
+        find_suspects(
+            None, wb.Trace({"flow/mu": torch.zeros(80, 4)}, {"sample_rate": 24000}), rehearsals.pipe
+        )
 
 
 def test_the_self_test_counts(pipe):

@@ -6,6 +6,8 @@ Load a checkpoint, make it speak, keep what happened on the way, find out where 
 
 from workbench.diagnose.compare import Comparison, compare
 from workbench.diagnose.plausible import implausible
+from workbench.diagnose.precision import bisect_precision, headroom
+from workbench.diagnose.suspects import Diagnosis, find_suspects
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Config, Options
@@ -25,6 +27,7 @@ __all__ = [
     "Checkpoint",
     "Comparison",
     "Config",
+    "Diagnosis",
     "Log",
     "Options",
     "Pipeline",
@@ -34,8 +37,11 @@ __all__ = [
     "Trace",
     "Utterance",
     "WorkbenchError",
+    "bisect_precision",
     "compare",
     "export_onnx",
+    "find_suspects",
+    "headroom",
     "implausible",
     "read_foreign",
     "read_log",

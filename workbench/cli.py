@@ -160,7 +160,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def diagnose(args: argparse.Namespace) -> int:
     """Print the answer, what to do next, the first suspects and the evidence for the first."""
-    from workbench.diagnose.suspects import diagnose as look_for_suspects
+    from workbench.diagnose.suspects import find_suspects
     from workbench.speech.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.loglines import NAMES
@@ -170,7 +170,7 @@ def diagnose(args: argparse.Namespace) -> int:
     candidate = open_run(args.candidate, names)
     reference = open_run(args.reference, names) if args.reference else None
     pipe = Pipeline(Checkpoint.load(args.voice), args.device)
-    found = look_for_suspects(reference, candidate, pipe)
+    found = find_suspects(reference, candidate, pipe)
     print(found)
     if found.next_experiment:
         print(found.next_experiment)

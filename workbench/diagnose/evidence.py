@@ -48,6 +48,7 @@ class Costs:
         self.seen = seen
         self.from_inputs = any(one.from_inputs for one in seen)
         self.foresee = functools.cache(self._foresee)
+        self.at = functools.cache(self._at)
 
     def total(self, faults: Faults) -> float:
         """Of a model with these mistakes; entries of one field are averaged."""
@@ -56,10 +57,12 @@ class Costs:
             fields.setdefault(self.seen[place].field, []).append(self.at(place, faults))
         return sum(sum(costs) / len(costs) for costs in fields.values())
 
-    def at(self, place: int, faults: Faults) -> float:
+    def _at(self, place: int, faults: Faults) -> float:
         """Of one result."""
         seen = self.seen[place]
         mine = tuple(fault for fault in faults if seen.concerns(fault))
+        if mine != faults:
+            return self.at(place, mine)
         far, _ = self.distances(place, mine)
         if any(fault.random for fault in mine):
             size = self._between(place, mine)

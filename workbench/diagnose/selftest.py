@@ -1,4 +1,4 @@
-"""How often `diagnose` is right: every mistake made on purpose, on texts and seeds nothing was tuned on."""
+"""How often `find_suspects` is right: every mistake is made on purpose, on texts and seeds of their own."""
 
 import itertools
 import os
@@ -11,7 +11,7 @@ import pandas as pd
 
 from workbench.diagnose.faults import CATALOGUE, Fault, applied, options_of, spoiled
 from workbench.diagnose.rehearse import Rehearsals
-from workbench.diagnose.suspects import diagnose
+from workbench.diagnose.suspects import find_suspects
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
@@ -124,7 +124,7 @@ def self_test(
         yield from _cases(next(rehearsals), tuple(draw.sample(list(faults), 2)), ("whole trace",))
     for n in range(clean):
         utt, seed = utterances[n % len(utterances)]
-        said = diagnose(None, pipe.synthesise(utt, seed + 1 + n, save=EVERYTHING), pipe)
+        said = find_suspects(None, pipe.synthesise(utt, seed + 1 + n, save=EVERYTHING), pipe)
         outcome = "right" if said.clean or not said.together else "wrong"
         yield Row("clean run", "", " and ".join(said.together), outcome == "right", True, outcome)
 
@@ -155,7 +155,7 @@ def _cases(rehearsals: Rehearsals, faults: Sequence[Fault], views: Sequence[str]
         yield from (Row(view, made, str(error), False, False, "no run") for view in views)
         return
     for view in views:
-        said = diagnose(reference, VIEWS[view](candidate), pipe, rehearsals=rehearsals)
+        said = find_suspects(reference, VIEWS[view](candidate), pipe, rehearsals=rehearsals)
         names = [suspect.fault.name for suspect in said.suspects[:TOP]]
         found = all(fault.name in names for fault in faults)
         first = found if len(faults) > 1 else said.together == (made,)

@@ -1,7 +1,7 @@
 """Which known mistake another implementation's run looks like.
 
-`diagnose(reference, candidate, pipe)` makes every mistake of the catalogue on purpose. A result whose inputs
-the candidate recorded is worked out again from just those inputs, by the right model and by each wrong one;
+`find_suspects(reference, candidate, pipe)` makes every mistake of the catalogue on purpose. A result whose
+inputs the candidate recorded is worked out again from just those, by the right model and by each wrong one;
 what lacks its inputs is compared with whole runs from the reference's. The mistake whose values are the
 candidate's own is the suspect; its statistics will do where there are no values.
 """
@@ -22,6 +22,7 @@ from workbench.trace.trace import Trace
 
 ENOUGH = 0.5  # share of the error that a suspect explains
 CLEAR = 0.95  # share from which on no second mistake is looked for
+LISTED = 10  # suspects
 PAIRED = 6  # mistakes that are tried in pairs
 
 
@@ -49,7 +50,7 @@ class Suspect:
 
 
 class Diagnosis:
-    """What `diagnose` found.
+    """What `find_suspects` found.
 
     Attributes
     ----------
@@ -103,7 +104,7 @@ class Diagnosis:
         return f"<div><b>{escape(self.line)}</b>{after}{table}{evidence}</div>"
 
 
-def diagnose(
+def find_suspects(
     reference: Trace | None,
     candidate: Trace,
     pipe: Pipeline,
@@ -153,7 +154,7 @@ def diagnose(
     explained = 1 - costs.total(best) / at_first
     singles |= {fault: costs.total((fault,)) for fault in best}
     order = [*best, *(fault for fault in order if fault not in best)]
-    suspects = [Suspect(f, 1 - singles[f] / at_first, costs.evidence(f)) for f in order]
+    suspects = [Suspect(f, 1 - singles[f] / at_first, costs.evidence(f)) for f in order[:LISTED]]
     together = tuple(fault.name for fault in best) if explained >= ENOUGH else ()
     rivals = [s for s in suspects if s.explained >= ENOUGH or s.fault in best][:2]
     next_ = _separate(rivals, candidate, runs) if len(rivals) == 2 and len(best) < 2 else ""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech import dit, flow, hift, lm
+from workbench.speech.audio import mel_centres
 from workbench.speech.config import Options
 from workbench.speech.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
@@ -278,10 +279,7 @@ def mel(change: Callable[[Tensor], Tensor]) -> Callable[[Utterance], Utterance]:
 
 def narrower(mel: Tensor, fmax: float = 8000.0, full: float = 12_000.0) -> Tensor:
     """Log-mel as filters up to `fmax` would see it, from filters up to `full`: near, not exact."""
-    import librosa
-
-    bands = (torch.from_numpy(librosa.mel_frequencies(mel.shape[1] + 2, fmax=f)) for f in (full, fmax))
-    centres, wanted = (band[1:-1] for band in bands)
+    centres, wanted = (mel_centres(mel.shape[1], fmax=f) for f in (full, fmax))
     at = torch.searchsorted(centres, wanted).clamp(1, len(centres) - 1)
     share = ((wanted - centres[at - 1]) / (centres[at] - centres[at - 1])).to(mel.dtype)[None, :, None]
     return mel[:, at - 1] * (1 - share) + mel[:, at] * share

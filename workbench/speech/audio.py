@@ -182,6 +182,13 @@ def _mel_filters(
     return torch.from_numpy(filters).to(device)
 
 
+def mel_centres(n_mels: int, fmax: float, fmin: float = 0.0) -> Tensor:
+    """Hz where each band of `log_mel` is most sensitive, (n_mels,) float64; Slaney's scale."""
+    import librosa
+
+    return torch.from_numpy(librosa.mel_frequencies(n_mels + 2, fmin=fmin, fmax=fmax))[1:-1]
+
+
 def _batched(wav: Tensor, least: int) -> Tensor:
     if wav.ndim not in (1, 2):
         raise WorkbenchError(f"a waveform of shape {tuple(wav.shape)}; expected (N,) or (B, N)")

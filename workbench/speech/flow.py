@@ -47,6 +47,7 @@ class FlowStep(NamedTuple):
     x: Tensor  # (1, 80, T) before the step
     velocity: Velocity
     x_next: Tensor
+    t_next: Tensor  # ()
 
 
 class PreLookahead(nn.Module):
@@ -242,13 +243,14 @@ class Flow(nn.Module):
             return self.velocity(x, t, c, options.cfg_rate, streaming, estimator)
 
         for index in range(options.n_timesteps):
+            t_next = t + (knots[index + 1] - t)
             if index >= start:
                 dt = step_size(knots, index, t)
                 velocity = SOLVERS[options.solver](ask, x, t, dt)
                 x_next = x + dt.to(x.dtype) * velocity.guided
-                yield FlowStep(index, t, dt, x, velocity, x_next)
+                yield FlowStep(index, t, dt, x, velocity, x_next, t_next)
                 x = x_next
-            t = t + (knots[index + 1] - t)
+            t = t_next
 
 
 def _euler(ask, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:

@@ -202,7 +202,7 @@ def _solve(
         record.add("flow/velocity", step.velocity.guided[0], c.prompt_frames)
         if Place(FLOW, step.index) == last:
             break
-    record.add("flow/t", step.t + step.dt)
+    record.add("flow/t", step.t_next)
     record.add("flow/x", step.x_next[0], c.prompt_frames)
     return pipe.target(step.x_next, c.prompt_frames, options.speed)
 
