@@ -35,10 +35,18 @@ def test_steps_are_stacked_in_order(tmp_path, tensors):
         tensors | {"step5_x": torch.zeros(1, 80, 6), "mu": torch.zeros(2)}, tmp_path / "dump.safetensors"
     )
     trace = read_foreign(tmp_path / "dump.safetensors", STEPS, text="hello", prompt_frames=2)
-    assert list(trace) == ["flow/x", "flow/velocity_cond", "flow/velocity_uncond"]
-    assert trace["flow/x"].shape == (3, 80, 6) and torch.equal(trace["flow/x"][1], tensors["step2_x"][0])
-    assert trace.attrs["unmapped"] == ["mu", "step5_x"] and trace.prompt_frames == 2
-    assert "flow/mel" not in trace
+    assert list(trace) == ["flow/velocity_cond", "flow/velocity_uncond"]  # x: none knows where it began
+    assert trace["flow/velocity_cond"].shape == (3, 80, 6)
+    assert trace.attrs["unmapped"] == ["mu", "step1_x", "step2_x", "step3_x", "step5_x"]
+    assert trace.prompt_frames == 2 and "flow/mel" not in trace
+
+
+def test_states_stand_behind_the_one_they_start_from(tmp_path, tensors):
+    save_file(tensors | {"noise": torch.ones(1, 80, 6)}, tmp_path / "dump.safetensors")
+    trace = read_foreign(tmp_path / "dump.safetensors", STEPS)
+    assert list(trace) == ["flow/noise", "flow/x", "flow/velocity_cond", "flow/velocity_uncond"]
+    assert trace["flow/x"].shape == (4, 80, 6) and torch.equal(trace["flow/x"][0], torch.ones(80, 6))
+    assert torch.equal(trace["flow/x"][2], tensors["step2_x"][0])
 
 
 @pytest.mark.parametrize("kind", ["npz", "pt", "f32"])

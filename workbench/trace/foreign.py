@@ -2,7 +2,9 @@
 
 A mapping is TOML: one table a field, with the tensor's `name` in the dump and its `axes` as the schema names
 them (`one` for an axis of length 1 that is dropped). A name with `{step}` stands for one tensor a step,
-counted from `first` (0 unless given). `scale` multiplies; `shape` is needed for raw float32 files, where
+counted from `first` (0 unless given); `start` lists what the tensor in front of the first step may be called:
+a loop of n steps has n + 1 states, and without the one it starts from none of them is at its place, so such a
+field is left out. `scale` multiplies; `shape` is needed for raw float32 files, where
 `name` is the file's. What the dump lacks is missing in the trace, never zero.
 
     [fields."flow/velocity_cond"]
@@ -24,7 +26,7 @@ from workbench.trace.dumps import Tensors, check_size, tensors_of
 from workbench.trace.schema import FIELDS, LOOPS
 from workbench.trace.trace import Trace
 
-KEYS = {"name": str, "axes": list, "first": int, "scale": (int, float), "shape": list}
+KEYS = {"name": str, "axes": list, "first": int, "start": list, "scale": (int, float), "shape": list}
 MOST_STEPS = 1000  # of one field; a mapping's pattern is tried until a step is missing
 
 
@@ -110,7 +112,10 @@ def _names(rule: dict[str, Any], tensors: Tensors) -> list[str]:
         if name not in tensors:
             break
         names.append(name)
-    return names
+    if "start" not in rule:
+        return names
+    start = [name for name in rule["start"] if isinstance(name, str) and name in tensors]
+    return start[:1] + names if start else []
 
 
 def _placed(field: str, rule: dict[str, Any], name: str, value: Tensor) -> Tensor:
