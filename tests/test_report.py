@@ -1,0 +1,124 @@
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import matplotlib
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from workbench.errors import WorkbenchError
+from workbench.show.report import ROWS, Report, shown, smallest
+
+HOSTILE = '</script><script>alert(1)</script>"><img src=x onerror=alert(1)>'
+
+
+class Elements(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.seen = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def of(self, tag):
+        return [attrs for name, attrs in self.seen if name == tag]
+
+
+def evidence(page):
+    return json.loads(re.search(r'<script type="application/json" id="evidence">(.*?)</script>', page)[1])
+
+
+def plain(points=3):
+    figure = Figure()
+    ax = figure.subplots()
+    ax.plot(range(points))
+    ax.set_title("a line")
+    return ax
+
+
+def test_sections_have_contents_anchors_and_copies():
+    page = Report("The glitch", "one step").add("First.\n\nSecond.", "Said").add("Third.", "Said").html()
+    seen = Elements(page)
+    assert [a["href"] for a in seen.of("a")] == ["#said", "#said-2"]
+    assert [s["id"] for s in seen.of("section")] == ["said", "said-2"]
+    assert [b["data-copy"] for b in seen.of("button")] == ["Said\nFirst.\n\nSecond.", "Said\nThird."]
+    assert "<p>First.</p><p>Second.</p>" in page
+
+
+def test_evidence_is_json_also_of_what_json_lacks():
+    table = pd.DataFrame(
+        {"x": [1.5, math.nan], "n": pd.array([1, None], dtype="Int64"), "what": ["a", HOSTILE]}
+    )
+    page = Report("r").add(table, "Numbers").html()
+    assert evidence(page)["numbers"] == [
+        {"x": 1.5, "n": 1, "what": "a"},
+        {"x": "nan", "n": None, "what": HOSTILE},
+    ]
+
+
+def test_hostile_text_runs_nothing():
+    table = pd.DataFrame({HOSTILE: [HOSTILE]}, index=[HOSTILE])
+    ax = plain()
+    ax.set_title(HOSTILE)
+    report = Report(HOSTILE, HOSTILE)
+    for thing in (HOSTILE, table, ax, [HOSTILE]):
+        report.add(thing, HOSTILE, HOSTILE)
+    seen = Elements(report.html())
+    assert len(seen.of("script")) == 2  # the evidence, and the copy buttons
+    assert all(image["src"].startswith("data:") and "onerror" not in image for image in seen.of("img"))
+
+
+def test_page_asks_for_nothing_from_outside(tmp_path):
+    page = Report("r").add(plain(), "Figure").save(tmp_path / "sub" / "r.html").read_text()
+    addresses = [v for _, a in Elements(page).seen for k, v in a.items() if k in ("src", "href")]
+    assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
+    assert "default-src 'none'" in page and "http://" not in page and "https://" not in page
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["r.html"]
+
+
+def test_size_is_the_files(tmp_path):
+    path = Report("r").add("x" * 3_000_000).save(tmp_path / "r.html")
+    said = float(re.search(r"One file of ([\d.]+) MB", path.read_text())[1])
+    assert said == pytest.approx(path.stat().st_size / 1e6, abs=0.02)
+
+
+def test_figures_take_the_smaller_form():
+    assert smallest(plain().figure).startswith("data:image/svg+xml")
+    many = Figure()
+    many.subplots().scatter(range(5000), range(5000))
+    assert smallest(many).startswith("data:image/png")
+    assert not matplotlib._pylab_helpers.Gcf.figs  # drawn beside pyplot's list of open ones
+
+
+def test_long_tables_are_cut_but_not_the_evidence():
+    table = pd.DataFrame({"x": range(ROWS + 5)})
+    look = shown(table)
+    assert look.html.count("<tr") == ROWS + 1 and len(look.evidence) == ROWS + 5
+    assert f"the first {ROWS} of {ROWS + 5} rows" in look.html
+
+
+def test_anything_else_shows_its_repr():
+    class Odd:
+        def __repr__(self):
+            return "<odd>"
+
+    class Html:
+        def _repr_html_(self):
+            return "<b>bold</b>"
+
+        def to_frame(self):
+            return pd.DataFrame({"a": [1]})
+
+    assert shown(Odd()).html == "<pre>&lt;odd&gt;</pre>"
+    look = shown(Html())
+    assert "<b>bold</b>" in look.html and look.evidence == [{"a": 1}]
+
+
+def test_no_half_file_where_none_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkbenchError, match="could not be written"):
+        Report("r").save(tmp_path / "file" / "r.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
