@@ -5,6 +5,7 @@ Load a checkpoint, make it speak, keep what happened on the way, find out where 
 """
 
 from workbench.diagnose.compare import Comparison, compare
+from workbench.diagnose.experiment import CachedRuns, Experiment
 from workbench.diagnose.plausible import implausible
 from workbench.diagnose.precision import bisect_precision, headroom
 from workbench.diagnose.suspects import Diagnosis, find_suspects
@@ -24,10 +25,12 @@ __all__ = [
     "EVERYTHING",
     "NOTHING",
     "SUMMARY",
+    "CachedRuns",
     "Checkpoint",
     "Comparison",
     "Config",
     "Diagnosis",
+    "Experiment",
     "Log",
     "Options",
     "Pipeline",

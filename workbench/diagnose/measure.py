@@ -1,12 +1,17 @@
 """Trace or waveform -> numbers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.trace.trace import Trace
 
 SILENCE_DBFS = -50.0  # a 20 ms frame below this is silence
 FRAME_S = 0.02
+MEL_FRAMES_PER_S = 50
+LOWEST_F0 = 10.0  # Hz; the excitation takes less for unvoiced
 
 
 def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dict[str, float]:
@@ -52,3 +57,59 @@ def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dict
         "nonfinite": nonfinite,
         "silence": float((level < SILENCE_DBFS).double().mean()),
     }
+
+
+# ---- of a run, beside another where there is one; NaN where the two have no common time
+
+
+def seconds(trace: Trace, reference: Trace | None = None) -> float:
+    """Length of the sound."""
+    return trace.seconds
+
+
+def rtf(trace: Trace, reference: Trace | None = None) -> float:
+    """Compute seconds per second of sound."""
+    return trace.rtf
+
+
+def mel_l1(trace: Trace, reference: Trace | None = None) -> float:
+    """Mean absolute difference of the flow's log-mels, natural units."""
+    apart = _mel_apart(trace, reference)
+    return float("nan") if apart is None else float(apart.mean())
+
+
+def worst_100ms(trace: Trace, reference: Trace | None = None) -> float:
+    """The same over the 100 ms where it is largest."""
+    apart = _mel_apart(trace, reference)
+    if apart is None:
+        return float("nan")
+    n = min(round(0.1 * MEL_FRAMES_PER_S), apart.shape[-1])
+    return float(apart.mean(0).unfold(0, n, 1).mean(1).max())
+
+
+def f0_change(trace: Trace, reference: Trace | None = None) -> float:
+    """Median absolute difference of F0 in Hz, over frames that both voice."""
+    if reference is None or not all("hift/f0" in t for t in (trace, reference)):
+        return float("nan")
+    x, y = trace["hift/f0"].double(), reference["hift/f0"].double()
+    if x.shape != y.shape:
+        return float("nan")
+    both = (x > LOWEST_F0) & (y > LOWEST_F0)
+    return float((x - y).abs()[both].median()) if both.any() else float("nan")
+
+
+def _mel_apart(trace: Trace, reference: Trace | None) -> Tensor | None:
+    """|difference| (mel, frame) of two runs of one length."""
+    if reference is None or not all("flow/mel" in t for t in (trace, reference)):
+        return None
+    x, y = trace["flow/mel"].double(), reference["flow/mel"].double()
+    return (x - y).abs() if x.shape == y.shape else None
+
+
+MEASURES: dict[str, Callable[[Trace, Trace | None], float]] = {
+    "mel_l1": mel_l1,
+    "worst_100ms": worst_100ms,
+    "f0_change": f0_change,
+    "seconds": seconds,
+    "rtf": rtf,
+}

@@ -3,8 +3,9 @@
 Each stage can also be run alone, from somebody else's tokens or mel.
 """
 
+import copy
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -348,6 +349,12 @@ class Pipeline:
         if which not in self._estimators:
             self._estimators[which] = open_estimator(self.checkpoint, which, self.device)
         return self._estimators[which]
+
+    def watched(self, bar: Callable[[Iterator, str, str, int | None], Iterator]) -> "Pipeline":
+        """Return the same pipeline with another `bar`, which may show its steps or stop the run."""
+        other = copy.copy(self)
+        other.bar = bar
+        return other
 
     def bar(self, steps: Iterator, name: str, unit: str, total: int | None = None) -> Iterator:
         """Show how far a loop is, once it has taken a second."""

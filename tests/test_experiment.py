@@ -1,0 +1,109 @@
+from dataclasses import fields
+
+import pytest
+import torch
+
+from workbench.diagnose.experiment import STAGE_OF, CachedRuns, Experiment, content_key
+from workbench.diagnose.measure import mel_l1, worst_100ms
+from workbench.errors import WorkbenchError
+from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.config import Options
+from workbench.speech.pipeline import Pipeline
+from workbench.trace.trace import Trace
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return Pipeline(Checkpoint.load("data/voices/tiny"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def utt(pipe):
+    return pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")
+
+
+def counted(pipe):
+    """The pipeline, and the names of the loops that it ran."""
+    seen = []
+
+    def bar(steps, name, unit, total=None):
+        seen.append(name)
+        return steps
+
+    return pipe.watched(bar), seen
+
+
+def test_every_option_has_its_stage():
+    assert {field.name for field in fields(Options)} == STAGE_OF.keys()
+
+
+def test_a_stage_runs_once_for_all_that_share_it(pipe, utt):
+    watched, seen = counted(pipe)
+    runs = CachedRuns(watched)
+    base = pipe.checkpoint.options.but(n_timesteps=2, max_tokens=8)
+    plain = runs.run(utt, base)
+    half = runs.run(utt, base.but(head_dtype="float16"))
+    stronger = runs.run(utt, base.but(cfg_rate=1.0))
+    again = runs.run(utt, base)
+    assert seen == ["LM", "flow", "flow"]
+    assert torch.equal(plain["flow/mel"], half["flow/mel"]) and not torch.equal(plain.wav, half.wav)
+    assert not torch.equal(plain["flow/mel"], stronger["flow/mel"])
+    assert torch.equal(plain.wav, again.wav) and again.attrs["options"]["cfg_rate"] == base.cfg_rate
+    direct = pipe.synthesise(utt, options=base)
+    assert list(direct) == list(plain) and all(torch.equal(direct[name], plain[name]) for name in direct)
+    assert direct.attrs.keys() <= plain.attrs.keys()
+
+
+def test_a_folder_outlives_the_session(pipe, utt, tmp_path):
+    options = pipe.checkpoint.options.but(n_timesteps=2, max_tokens=8)
+    first = CachedRuns(pipe, folder=tmp_path).run(utt, options)
+    watched, seen = counted(pipe)
+    again = CachedRuns(watched, folder=tmp_path).run(utt, options)
+    assert not seen and torch.equal(first.wav, again.wav)
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:50])
+    assert torch.equal(CachedRuns(watched, folder=tmp_path).run(utt, options).wav, first.wav) and seen
+
+
+def test_memory_is_bounded(pipe, utt):
+    runs = CachedRuns(pipe, most=3)
+    for steps in (1, 2):
+        runs.run(utt, pipe.checkpoint.options.but(n_timesteps=steps, max_tokens=8))
+    assert len(runs._kept) == 3
+
+
+def test_key_depends_on_values_names_types_and_shapes():
+    x = torch.arange(6.0)
+    given = [{"a": x}, {"b": x}, {"a": x.view(2, 3)}, {"a": x.double()}, {"a": x + 1}]
+    assert len({content_key("run", tensors) for tensors in given}) == len(given)
+    assert content_key("run", {"a": x.view(2, 3).T}) == content_key("run", {"a": x.view(2, 3).T.contiguous()})
+
+
+def test_table_is_tidy_and_keeps_what_failed(pipe, utt):
+    variants = {
+        "two": {"n_timesteps": 2, "max_tokens": 8},
+        "one": {"n_timesteps": 1, "max_tokens": 8},
+        "lost": {"max_tokens": 8, "estimator": "nowhere.onnx"},
+    }
+    table = Experiment(pipe, {"u": utt}, variants, "two", seeds=(1, 2)).run()
+    assert len(table) == 6 and list(table["variant"][:3]) == list(variants)
+    rows = table.set_index(["variant", "seed"])
+    assert rows.loc[("two", 1), "mel_l1"] == 0 and rows.loc[("one", 2), "mel_l1"] > 0.05
+    assert rows.loc[("lost", 1), "error"] and rows.loc[("lost", 1), ["mel_l1", "seconds"]].isna().all()
+
+
+def test_nothing_runs_when_it_was_asked_wrongly(pipe, utt):
+    with pytest.raises(WorkbenchError, match="reference"):
+        Experiment(pipe, {"u": utt}, {"a": {}}, reference="b")
+    with pytest.raises(WorkbenchError, match="n_timesteps"):
+        Experiment(pipe, {"u": utt}, {"a": {"n_timesteps": 0}})
+
+
+def test_measures_know_when_there_is_nothing_to_compare():
+    mel = torch.zeros(80, 10)
+    bump = mel.clone()
+    bump[:, 3:5] = 1.0
+    one, other = Trace({"flow/mel": mel}, {}), Trace({"flow/mel": bump}, {})
+    assert mel_l1(other, one) == pytest.approx(0.2) and worst_100ms(other, one) == pytest.approx(0.4)
+    shorter = Trace({"flow/mel": mel[:, :5]}, {})
+    assert mel_l1(shorter, one) != mel_l1(shorter, one) and worst_100ms(one) != worst_100ms(one)
