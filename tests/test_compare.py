@@ -1,5 +1,6 @@
 """Two runs side by side: the first place where they part, and whether the error was made there."""
 
+import math
 import re
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 import workbench as wb
 from workbench.diagnose.compare import compare
-from workbench.diagnose.difference import measure
+from workbench.diagnose.difference import measure, where_is
 from workbench.diagnose.misfits import misfits
 from workbench.diagnose.transitions import transitions
 from workbench.errors import WorkbenchError
@@ -162,11 +163,20 @@ def test_a_run_from_inside_the_ode(pipe, whole):
         pipe.replay(pipe.replay(whole, "flow/step/2", save="flow/x"), "flow/step/1")
 
 
+def test_worst_place_has_a_name_and_a_time():
+    trace = wb.Trace({}, {"prompt_frames": 10, "sample_rate": 24000})
+    assert where_is(("mel", "frame"), (3, 60), trace) == ("mel 3, frame 60 (target)", 1.0)
+    words, seconds = where_is(("mel", "frame"), (3, 9), trace)
+    assert words == "mel 3, frame 9 (prompt)" and math.isnan(seconds)
+    assert where_is(("sample",), (12000,), trace) == ("sample 12000", 0.5)
+    assert where_is(("draw", "vocab"), (5, 7), trace) == ("draw 5, vocab 7", 0.2)
+
+
 def test_measures():
     x = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     row = measure(x, 2 * x, prompt_frames=1)
     assert row["rel_l2"] == 1 and row["norm_ratio"] == 2 and row["cosine"] == pytest.approx(1)
-    assert row["snr_db"] == pytest.approx(0) and row["worst"] == "(0, 1)" and row["max_abs"] == 4
+    assert row["snr_db"] == pytest.approx(0) and row["worst"] == (0, 1) and row["max_abs"] == 4
     assert row["prompt"] == pytest.approx(4.5**0.5) and row["target"] == pytest.approx(8**0.5)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from workbench.diagnose import alike
-from workbench.diagnose.difference import hints, measure, place_name, relative
+from workbench.diagnose.difference import hints, measure, place_name, relative, where_is
 from workbench.diagnose.misfits import misfits
 from workbench.diagnose.plausible import implausible
 from workbench.diagnose.transitions import Transition, entry, loop_of, transitions
@@ -147,7 +147,8 @@ class Comparison:
 
         `field`, `index`, `verdict`, `rel_l2`, `allowed` (what rounding explains), `added` and
         `added_allowed` (isolated error), `max_abs`, `rms`, `snr_db`, `cosine`, `norm_ratio`, `nonfinite`,
-        `prompt` and `target` (rms error by region), `worst` (place of the largest error), `note`.
+        `prompt` and `target` (rms error by region), `worst` (place of the largest error),
+        `seconds` (when that is in the target's sound), `note`.
         """
         return self.rows.copy()
 
@@ -222,7 +223,7 @@ def compare(
             row |= {"added": check[0], "added_allowed": check[1]}
         rows.append(row)
     order = ["field", "index", "verdict", "rel_l2", "allowed", "added", "added_allowed", "max_abs", "rms"]
-    order += ["snr_db", "cosine", "norm_ratio", "nonfinite", "prompt", "target", "worst", "note"]
+    order += ["snr_db", "cosine", "norm_ratio", "nonfinite", "prompt", "target", "worst", "seconds", "note"]
     frame = pd.DataFrame(rows).reindex(columns=order)
     frame["index"] = frame["index"].astype("Int64")
     causes = (
@@ -327,6 +328,10 @@ def _row(reference: Trace, candidate: Trace, field: str, index: int | None, allo
     if x.shape != y.shape:
         return {"verdict": "SHAPE", "note": f"{tuple(x.shape)} and {tuple(y.shape)}"}
     row = measure(x, y, _cut_of(field, reference))
+    dims = dims_of(field)[0 if index is None else 1 :]
+    row["worst"], row["seconds"] = (
+        where_is(dims, row["worst"], reference) if row["worst"] else ("", float("nan"))
+    )
     if row["nonfinite"]:
         return row | {"verdict": "NONFINITE"}
     if torch.equal(x.double(), y.double()):

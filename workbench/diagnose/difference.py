@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from workbench.diagnose.transitions import entry
-from workbench.trace.schema import SUFFIX
+from workbench.trace.schema import RATES, SUFFIX
 from workbench.trace.trace import Trace
 
 
@@ -34,16 +34,33 @@ def measure(x: Tensor, y: Tensor, prompt_frames: int | None = None) -> dict[str,
         "snr_db": 20 * float(torch.tensor(nx / nd).log10()) if nd and nx else float("inf"),
         "cosine": cosine if nx and ny else float("nan"),
         "norm_ratio": ny / nx if nx else float("nan"),
-        "worst": str(
-            tuple(int(i) for i in torch.unravel_index(d.abs().nan_to_num(torch.inf).argmax(), d.shape))
-        )
-        if d.ndim and d.numel()
-        else "",
+        "worst": tuple(int(i) for i in torch.unravel_index(d.abs().nan_to_num(torch.inf).argmax(), d.shape))
+        if d.numel()
+        else (),
     }
     if prompt_frames is not None:
         for region, part in (("prompt", d[..., :prompt_frames]), ("target", d[..., prompt_frames:])):
             row[region] = float(part.square().mean().sqrt()) if part.numel() else 0.0
     return row
+
+
+def where_is(dims: tuple[str, ...], place: tuple[int, ...], trace: Trace) -> tuple[str, float]:
+    """Return a place in words, and when in the target's sound it is: seconds, NaN where it has no time.
+
+    >>> where_is(("mel", "frame"), (3, 60), Trace({}, {"prompt_frames": 10}))
+    ('mel 3, frame 60 (target)', 1.0)
+    """
+    words, seconds = [], float("nan")
+    for dim, at in zip(dims, place, strict=True):
+        word = f"{dim.replace('_', ' ')} {at}"
+        if dim == "frame":
+            word += " (target)" if at >= trace.prompt_frames else " (prompt)"
+            at -= trace.prompt_frames
+        words.append(word)
+        rate = trace.sample_rate if dim == "sample" else RATES.get(dim)
+        if rate and at >= 0:
+            seconds = at / rate
+    return ", ".join(words), seconds
 
 
 def relative(x: Tensor, y: Tensor) -> float:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.trace.schema import RATES
 from workbench.trace.trace import Trace
 
 SILENCE_DBFS = -50.0  # a 20 ms frame below this is silence
 FRAME_S = 0.02
-MEL_FRAMES_PER_S = 50
 LOWEST_F0 = 10.0  # Hz; the excitation takes less for unvoiced
 
 
@@ -83,7 +83,7 @@ def worst_100ms(trace: Trace, reference: Trace | None = None) -> float:
     apart = _mel_apart(trace, reference)
     if apart is None:
         return float("nan")
-    n = min(round(0.1 * MEL_FRAMES_PER_S), apart.shape[-1])
+    n = min(round(0.1 * RATES["target_frame"]), apart.shape[-1])
     return float(apart.mean(0).unfold(0, n, 1).mean(1).max())
 
 

@@ -13,6 +13,8 @@ STATS = ("min", "max", "mean", "mean_abs", "rms", "nonfinite")  # the first five
 REGIONS = ("prompt", "target", "whole")  # the whole alone is what a text log prints
 LOOPS = ("draw", "knot", "step")  # dimensions that grow while the run goes on
 SUFFIX = ".stats"
+# Entries per second along a dimension that is the time of the target; `sample` has the trace's own rate.
+RATES = {"frame": 50, "target_frame": 50, "token": 25, "draw": 25}
 
 
 class Field(NamedTuple):
