@@ -4,6 +4,9 @@ Load a checkpoint, make it speak, keep what happened on the way, find out where 
 `workbench.speech.run` first: the main path fits one screen.
 """
 
+from importlib import import_module
+from types import ModuleType
+
 from workbench.diagnose.compare import Comparison, compare
 from workbench.diagnose.experiment import CachedRuns, Experiment
 from workbench.diagnose.plausible import implausible
@@ -46,8 +49,20 @@ __all__ = [
     "find_suspects",
     "headroom",
     "implausible",
+    "plots",
     "read_foreign",
     "read_log",
     "stream",
     "taps",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import `plots` when it is asked for: matplotlib takes as long as a third of all else together."""
+    if name != "plots":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module("workbench.show.plots")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
