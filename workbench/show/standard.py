@@ -70,7 +70,9 @@ def comparison_report(
     compared = compare(reference, candidate, pipe)
     suspected = _suspected(reference, candidate, pipe, compared)
     lead = [str(compared), *compared.guards]
-    report = Report(f"{names[1]} beside {names[0]}", "\n".join([*lead, *([str(suspected)] if suspected else [])]))
+    report = Report(
+        f"{names[1]} beside {names[0]}", "\n".join([*lead, *([str(suspected)] if suspected else [])])
+    )
     found = {name: _heard(trace) for name, trace in zip(names, (reference, candidate), strict=True)}
     heard = [
         (name, trace)
@@ -103,7 +105,9 @@ def comparison_report(
 
 def origin(traces: Mapping[str, Trace]) -> pd.DataFrame:
     """Return a row for everything that runs say about themselves, a column a run."""
-    return pd.DataFrame({name: pd.Series(_facts(trace), dtype=object) for name, trace in traces.items()}).fillna("")
+    return pd.DataFrame(
+        {name: pd.Series(_facts(trace), dtype=object) for name, trace in traces.items()}
+    ).fillna("")
 
 
 def _facts(trace: Trace) -> dict[str, str]:
