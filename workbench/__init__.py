@@ -4,6 +4,9 @@ Load a checkpoint, make it speak, keep what happened on the way, find out where 
 `workbench.speech.run` first: the main path fits one screen.
 """
 
+import sys
+from importlib import import_module
+
 from workbench.diagnose.compare import Comparison, compare
 from workbench.diagnose.plausible import implausible
 from workbench.diagnose.precision import bisect_precision, headroom
@@ -31,6 +34,7 @@ __all__ = [
     "Log",
     "Options",
     "Pipeline",
+    "Player",
     "Prompt",
     "Save",
     "StreamState",
@@ -43,8 +47,34 @@ __all__ = [
     "find_suspects",
     "headroom",
     "implausible",
+    "player",
     "read_foreign",
     "read_log",
     "stream",
     "taps",
 ]
+
+# Imported when they are asked for: what they stand on is slow to import.
+LATE = {"Player": "workbench.show.player", "player": "workbench.show.player"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(LATE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *LATE])
+
+
+def _show_players_in_cells() -> None:
+    """Where IPython runs, a trace in a cell shows its player from now on."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        from workbench.show.display import register
+
+        register(shell)
+
+
+_show_players_in_cells()
