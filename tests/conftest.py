@@ -54,9 +54,9 @@ CHROMIUM += " --disable-background-networking --disable-component-update --disab
 CHROMIUM += " --autoplay-policy=no-user-gesture-required"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
-    """A browser for a module of tests; longer, and its event loop would be in the way of the notebooks' one."""
+    """One browser for all tests that look at pages."""
     executable = shutil.which("chromium") or shutil.which("google-chrome")
     if executable is None:
         pytest.skip("no browser: neither chromium nor google-chrome is on the PATH")

@@ -108,7 +108,8 @@ const SKELETON = `
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 const letter = (index) => String.fromCharCode(65 + index);
 const seconds = (t) => t.toFixed(3);
-const decibel = (x) => (x === null ? "\u2212\u221e" : (x < 0 ? "\u2212" : x > 0 ? "+" : "") + Math.abs(x).toFixed(1)) + " dB";
+const tenth = (x) => (x < 0 ? "\u2212" : "") + Math.abs(x).toFixed(1);
+const decibel = (x) => `${x === null ? "\u2212\u221e" : tenth(x)} dB`;
 
 function bytesOf(address) {
   const text = atob(address.slice(address.indexOf(",") + 1));
@@ -674,6 +675,7 @@ export function mount(host, given, model) {
     loop: (ends) => (ends.length ? setLoop(...ends, true) : state.looping && toggleLoop(false)),
     choice: (index) => (index < 0 ? chooseBlind() : choose(index)),
   };
+  const asked = model ? Object.keys(orders).map((name) => [name, model.get(name)]) : []; // before it was shown
   const links = Object.entries(orders).map(([name, act]) => [
     `change:${name}`,
     () => !telling && String(model.get(name)) !== String(shared()[name]) && act(model.get(name)),
@@ -738,7 +740,7 @@ export function mount(host, given, model) {
       ? "X: levels are hidden"
       : `${trace.rate} Hz PCM16 \u00b7 peak ${decibel(trace.peak_db)}FS \u00b7 RMS ${decibel(trace.rms_db)}FS \u00b7 ` +
         `gain ${decibel(trace.gain_db)} \u00b7 ${trace.clipped} clipped \u00b7 ` +
-        `mel ${data.mel_range.map((x) => x.toFixed(1)).join(" to ")} ln`;
+        `mel ${data.mel_range.map(tenth).join(" to ")} ln`;
     picture.base.setAttribute("aria-label", state.blind ? "hidden" : `Waveform, mel and f0 of ${trace.name}; mel from ${trace.mel_from}`);
     $(".findings").hidden = state.blind || !trace.findings.length;
     if (state.blind) return;
@@ -822,8 +824,8 @@ export function mount(host, given, model) {
   Promise.all(pictures).then(() => {
     if (leaving.signal.aborted) return;
     picture.resize();
+    for (const [name, value] of asked) if (String(value) !== String(shared()[name])) orders[name](value);
     theme();
-    for (const [, act] of model ? links : []) act(); // set before it was shown
     watcher.observe(picture.base);
     on(matchMedia("(prefers-color-scheme: dark)"), "change", theme);
     on(window, "beforeprint", () => paint(false));
