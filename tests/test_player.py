@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from IPython.core.interactiveshell import InteractiveShell
+from ipywidgets import VBox
 from PIL import Image
 
 import workbench as wb
@@ -24,7 +25,6 @@ from workbench.speech.audio import write_wav
 from workbench.trace.trace import Trace
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
-VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def tone(seconds=1.0, level=0.5, hz=440.0, rate=24_000, **more):
@@ -231,13 +231,22 @@ def test_size_of_half_a_minute():
     assert len(wb.player(trace).static()) <= 2_500_000
 
 
-def test_bundle_has_the_widget_and_the_twin():
+def test_a_cell_shows_the_twin_and_sends_nothing_else():
     player = wb.player(tone(), names=["one"])
-    bundle, _ = player._repr_mimebundle_()
-    assert set(bundle) == {VIEW, "text/html", "text/plain"}
-    assert bundle[VIEW]["model_id"] == player.model_id
-    assert bundle["text/plain"] == repr(player) == "Player('one')"
-    assert "<audio" in bundle["text/html"]
+    shown, _ = InteractiveShell().display_formatter.format(player)
+    assert set(shown) == {"text/html", "text/plain"}
+    assert shown["text/plain"] == repr(player) == "Player('one')"
+    assert "<audio" in shown["text/html"]
+    assert player.comm is None
+
+
+def test_a_container_has_the_widget():
+    player = wb.player(tone())
+    box = VBox([player])
+    assert box.get_state("children") == {"children": [f"IPY_MODEL_{player.model_id}"]}
+    assert player.comm is not None
+    assert player.get_state(["_esm"])["_esm"] == MODULE.read_text(encoding="utf-8")
+    player.close()
 
 
 def test_traits():

@@ -11,7 +11,11 @@ from workbench.trace.trace import Trace
 
 
 class Player(anywidget.AnyWidget):
-    """What `player` returns: a widget, and beside it the same thing as HTML for where no kernel runs.
+    """What `player` returns: a widget that shows itself as HTML.
+
+    A cell shows `static()`: it plays in a notebook that is opened again or exported, where the view of a
+    widget is an empty place, because its state is gone or its code would have to be fetched from a server.
+    In a container, `ipywidgets.VBox([player])`, it is live: the attributes follow it and move it.
 
     Attributes
     ----------
@@ -49,9 +53,18 @@ class Player(anywidget.AnyWidget):
         """Return the player as HTML that needs no kernel and nothing outside it, for reports and exports."""
         return static_player(self.data)
 
-    def _repr_mimebundle_(self, **kwargs: object) -> tuple[dict, dict]:
-        bundle, metadata = super()._repr_mimebundle_(**kwargs)
-        return bundle | {"text/html": self.static()}, metadata
+    def open(self) -> None:
+        """Wait until a container asks for the model: the page that shows the HTML has the sound already."""
+
+    @property
+    def model_id(self) -> str:
+        """Name of the model, which is sent to the page with the first question for it."""
+        if self.comm is None:
+            super().open()
+        return super().model_id
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self.static()}
 
     def __repr__(self) -> str:
         return f"Player({', '.join(repr(trace['name']) for trace in self.data.get('traces', ()))})"
