@@ -137,10 +137,9 @@ class Sound {
     this.context = context;
   }
 
-  async play(from, loop) {
+  async prepare() {
     await (this.ready ??= this.open());
     await this.context.resume();
-    this.start(from, loop);
   }
 
   start(from, loop) {
@@ -502,8 +501,10 @@ export function mount(host, given, model) {
       return show();
     }
     document.dispatchEvent(new CustomEvent(STARTED, { detail: host }));
-    const from = sound.rest >= data.length - 0.001 ? 0 : sound.rest;
-    await sound.play(inside(from), loop());
+    await sound.prepare();
+    if (sound.group || leaving.signal.aborted) return; // asked twice meanwhile, or gone
+    if (sound.rest >= data.length - 0.001) sound.rest = 0;
+    sound.start(inside(sound.rest), loop());
     say("playing");
     show();
     follow();
