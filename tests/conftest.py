@@ -6,6 +6,7 @@ test run: copy one (`copy.deepcopy`) before changing its precision or its weight
 """
 
 import json
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +47,52 @@ def ready(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> torch.nn.
 
 def tuples(value):
     return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+
+CHROMIUM = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
+CHROMIUM += " --disable-background-networking --disable-component-update --disable-sync"
+CHROMIUM += " --autoplay-policy=no-user-gesture-required"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One browser for all tests that look at pages."""
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    if executable is None:
+        pytest.skip("no browser: neither chromium nor google-chrome is on the PATH")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=executable, args=CHROMIUM.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=["light"])
+def page(browser, request):
+    """A page without network; a request beyond the file itself or a complaint in the console fails the test.
+
+    Parametrise it indirectly with the colour scheme.
+    """
+    context = browser.new_context(color_scheme=request.param, viewport={"width": 1000, "height": 700})
+    context.set_default_timeout(10_000)
+    context.set_offline(True)
+    wrong = []
+
+    def gate(route):
+        url = route.request.url
+        if url.startswith(("file:", "data:", "blob:")):
+            return route.continue_()
+        wrong.append(f"request of {url}")
+        route.abort()
+
+    context.route("**/*", gate)
+    page = context.new_page()
+    page.on("console", lambda said: said.type in ("error", "warning") and wrong.append(said.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    yield page
+    context.close()
+    assert not wrong
 
 
 @pytest.fixture

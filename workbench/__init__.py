@@ -4,8 +4,8 @@ Load a checkpoint, make it speak, keep what happened on the way, find out where 
 `workbench.speech.run` first: the main path fits one screen.
 """
 
+import sys
 from importlib import import_module
-from types import ModuleType
 
 from workbench.diagnose.compare import Comparison, compare
 from workbench.diagnose.experiment import CachedRuns, Experiment
@@ -37,7 +37,9 @@ __all__ = [
     "Log",
     "Options",
     "Pipeline",
+    "Player",
     "Prompt",
+    "Report",
     "Save",
     "StreamState",
     "Trace",
@@ -45,24 +47,52 @@ __all__ = [
     "WorkbenchError",
     "bisect_precision",
     "compare",
+    "comparison_report",
     "export_onnx",
     "find_suspects",
     "headroom",
     "implausible",
+    "player",
     "plots",
     "read_foreign",
     "read_log",
+    "run_report",
     "stream",
     "taps",
+    "widgets",
 ]
 
+# Imported when they are asked for: what they stand on is slow to import.
+LATE = {
+    "Player": "workbench.show.player",
+    "Report": "workbench.show.report",
+    "comparison_report": "workbench.show.standard",
+    "player": "workbench.show.player",
+    "plots": "workbench.show",
+    "run_report": "workbench.show.standard",
+    "widgets": "workbench.show",
+}
 
-def __getattr__(name: str) -> ModuleType:
-    """Import `plots` when it is asked for: matplotlib takes as long as a third of all else together."""
-    if name != "plots":
+
+def __getattr__(name: str) -> object:
+    if name not in LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module("workbench.show.plots")
+    if LATE[name] == "workbench.show":
+        return import_module(f"workbench.show.{name}")
+    return getattr(import_module(LATE[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *LATE})
+
+
+def _show_players_in_cells() -> None:
+    """Where IPython runs, a trace in a cell shows its player from now on."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        from workbench.show.display import register
+
+        register(shell)
+
+
+_show_players_in_cells()

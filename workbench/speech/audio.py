@@ -150,7 +150,7 @@ def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, sample_rate: in
         raise WorkbenchError(f"{path}: a waveform of shape {tuple(wav.shape)}; expected (N,), one channel")
     if bad := int((~np.isfinite(samples)).sum()):
         raise WorkbenchError(f"{path} not written: {bad} of {len(samples)} samples are NaN or infinite")
-    pcm = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+    pcm = to_pcm16(samples)
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +161,11 @@ def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, sample_rate: in
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def to_pcm16(samples: np.ndarray) -> np.ndarray:
+    """Return finite samples as 16-bit integers; full scale is 1, and what is beyond saturates."""
+    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
 
 
 @lru_cache(maxsize=16)
