@@ -10,7 +10,6 @@ from workbench.diagnose.difference import place_name
 from workbench.diagnose.suspects import ENOUGH, LISTED, Diagnosis
 from workbench.errors import WorkbenchError
 from workbench.show.canvas import (
-    BLACK,
     BLUE,
     GREEN,
     GREY,
@@ -41,10 +40,10 @@ LOOKS = {
     "ROUNDING": Look(SKY, "s"),
     "ALIKE": Look(BLUE, "D"),
     "MISSING": Look(GREY, "x"),
-    "NOT COMPARABLE": Look(PURPLE, "P"),
+    "NOT COMPARABLE": Look(GREY, "P"),
     "DIVERGED": Look(VERMILLION, "^"),
     "SHAPE": Look(ORANGE, "*"),
-    "NONFINITE": Look(BLACK, "X"),
+    "NONFINITE": Look(PURPLE, "X"),
 }
 
 
