@@ -237,7 +237,7 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
     named = [suspect.fault.name in diagnosis.together for suspect in best]
     for chosen, color, hatch, label in (
         (True, BLUE, "//", "the answer"),
-        (False, SKY, "", "does not explain it"),
+        (False, SKY, "", "others"),
     ):
         spots = [k for k, mine in enumerate(named) if mine is chosen]
         if spots:
