@@ -18,6 +18,7 @@ from workbench.trace.schema import STATS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.colors import to_hex
 
 plots = wb.plots
 STEPS = 3
@@ -469,7 +470,7 @@ def test_given_axes_are_used_and_nothing_else(trace, name):
         assert list(np.atleast_1d(found)) == list(axes.ravel())
         assert plt.get_fignums() == [fig.number] and fig._supxlabel is None
         boxes = [ax.get_legend() for ax in axes.ravel() if ax.get_legend()]
-        assert {text.get_color() for box in boxes for text in box.get_texts()} <= {"white"}
+        assert {to_hex(text.get_color()) for box in boxes for text in box.get_texts()} <= {"#ffffff"}
         others = [child for ax in axes.ravel() for child in ax.child_axes]
         assert {other.xaxis.label.get_color() for other in others} <= {"white"}
         assert {one.get_color() for other in others for one in other.get_xticklabels()} <= {"white"}

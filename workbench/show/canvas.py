@@ -23,7 +23,7 @@ from workbench.trace.schema import FIELDS, SUFFIX
 from workbench.trace.trace import Trace
 
 # Okabe and Ito, "Color Universal Design", 2008.
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#767676"  # contrast of 4.5 against white
 SPEECH = Config()  # rates and limits that every CosyVoice3 shares
@@ -38,7 +38,7 @@ class Look(NamedTuple):
     marker: str
 
 
-REGION_LOOKS = {"prompt": Look(ORANGE, "s"), "target": Look(BLUE, "o"), "whole": Look(BLACK, "D")}
+REGION_LOOKS = {"prompt": Look(ORANGE, "s"), "target": Look(BLUE, "o"), "whole": Look(GREEN, "D")}
 
 
 def axis(ax: Axes | None, size: tuple[float, float], *traces: Trace) -> Axes:

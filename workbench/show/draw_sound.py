@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from workbench.diagnose.plausible import HIGHEST_F0
 from workbench.errors import WorkbenchError
 from workbench.show.canvas import (
-    BLACK,
     BLUE,
     GREEN,
     GREY,
@@ -43,7 +42,7 @@ QUIETEST = -100.0  # dB
 VOICED = SPEECH.hift.nsf_voiced_threshold
 LIMIT = SPEECH.hift.audio_limit
 KINDS = [(ORANGE, "//"), (SKY, "\\\\"), (PURPLE, "xx"), (GREEN, ".."), (YELLOW, "||"), (BLUE, "--")]
-CLAMPED, NONFINITE = Look(VERMILLION, "v"), Look(BLACK, "X")
+CLAMPED, NONFINITE = Look(ORANGE, "v"), Look(VERMILLION, "X")
 SPEECH_TOKEN, REPEAT, SILENT = Look(BLUE, "o"), Look(VERMILLION, "s"), Look(GREY, "d")
 
 

@@ -10,7 +10,6 @@ from workbench.diagnose.difference import place_name
 from workbench.diagnose.suspects import ENOUGH, LISTED, Diagnosis
 from workbench.errors import WorkbenchError
 from workbench.show.canvas import (
-    BLACK,
     BLUE,
     GREEN,
     GREY,
@@ -41,10 +40,10 @@ LOOKS = {
     "ROUNDING": Look(SKY, "s"),
     "ALIKE": Look(BLUE, "D"),
     "MISSING": Look(GREY, "x"),
-    "NOT COMPARABLE": Look(PURPLE, "P"),
+    "NOT COMPARABLE": Look(GREY, "P"),
     "DIVERGED": Look(VERMILLION, "^"),
     "SHAPE": Look(ORANGE, "*"),
-    "NONFINITE": Look(BLACK, "X"),
+    "NONFINITE": Look(PURPLE, "X"),
 }
 
 
@@ -238,7 +237,7 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
     named = [suspect.fault.name in diagnosis.together for suspect in best]
     for chosen, color, hatch, label in (
         (True, BLUE, "//", "the answer"),
-        (False, SKY, "", "does not explain it"),
+        (False, SKY, "", "others"),
     ):
         spots = [k for k, mine in enumerate(named) if mine is chosen]
         if spots:

@@ -158,7 +158,8 @@ def _(table: pd.DataFrame) -> Shown:
 
 @shown.register
 def _(figure: Figure) -> Shown:
-    what = "; ".join(filter(None, (ax.get_title() or ax.get_ylabel() for ax in figure.axes))) or "figure"
+    names = (ax.get_title("left") or ax.get_title() or ax.get_ylabel() for ax in figure.axes)
+    what = "; ".join(filter(None, names)) or "figure"
     image = Markup('<img class="figure" alt="{}" src="{}">').format(what, smallest(figure))
     return Shown(Markup("<figure>{}</figure>").format(image), what)
 

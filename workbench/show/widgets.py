@@ -295,6 +295,7 @@ class FilePicker(Panel):
         """List what is there now, the newest first."""
         found = sorted(self.folder.glob(self.pattern), key=lambda path: -path.stat().st_mtime)
         self.choice.options = [(str(path.relative_to(self.folder)), path) for path in found]
+        self.choice.value = found[0] if found else None
         self.look()
 
     def look(self) -> None:
