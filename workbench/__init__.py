@@ -5,6 +5,7 @@ Load a checkpoint, make it speak, keep what happened on the way, find out where 
 """
 
 from workbench.diagnose.compare import Comparison, compare
+from workbench.diagnose.glitches import Finding, Findings, find_glitches
 from workbench.diagnose.plausible import implausible
 from workbench.diagnose.precision import bisect_precision, headroom
 from workbench.diagnose.suspects import Diagnosis, find_suspects
@@ -28,6 +29,8 @@ __all__ = [
     "Comparison",
     "Config",
     "Diagnosis",
+    "Finding",
+    "Findings",
     "Log",
     "Options",
     "Pipeline",
@@ -40,6 +43,7 @@ __all__ = [
     "bisect_precision",
     "compare",
     "export_onnx",
+    "find_glitches",
     "find_suspects",
     "headroom",
     "implausible",
