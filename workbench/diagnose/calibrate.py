@@ -37,8 +37,6 @@ TUNED_ON = (
     "We have two hours to finish the work.",
     "The teacher spoke slowly, so that everybody could follow.",
     "Nobody expected the answer to be so simple.",
-)
-REPORTED_ON = (
     "The road to the village was closed because of the snow.",
     "My brother keeps three black cats in his kitchen.",
     "It took them a week to cross the desert.",
@@ -57,6 +55,32 @@ REPORTED_ON = (
     "There was a long silence after the speech.",
     "He put the keys on the table and went to bed.",
     "The museum is free on the first day of the month.",
+)
+REPORTED_ON = (
+    "The train was late, and the platform was full of people.",
+    "My sister paints small boats on large plates.",
+    "It was too cold to swim in the lake.",
+    "Have you seen the man with the red umbrella?",
+    "The winner thanked her parents and her coach.",
+    "Warm bread and fresh butter are all I want.",
+    "Keep to the path until you reach the mill.",
+    "Two brown dogs ran after the yellow ball.",
+    "I lost my ticket somewhere between here and the station.",
+    "The moon was hidden behind a thick cloud.",
+    "Every house in the street had a green roof.",
+    "The nurse asked the boy to open his mouth.",
+    "She wrote the number on the back of her hand.",
+    "You can see the mountains from the kitchen.",
+    "The hunter followed the tracks into the forest.",
+    "He waited an hour, and then he went home.",
+    "Most of the paper was wet and could not be used.",
+    "The captain sold the ship to pay his debts.",
+    "Somebody left the gate open during the night.",
+    "This coat was made for a much taller man.",
+    "They danced in the square and drank sweet wine.",
+    "Is there a room with a view of the sea?",
+    "The library closes at nine on weekdays.",
+    "An honest answer would have saved us trouble.",
 )
 NEAR_S = 0.05  # a finding this near to the defect is of it
 LEAST_S = 1.2  # shorter utterances are not spoiled
@@ -120,15 +144,18 @@ def detection(clean: Iterable[Clean]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kind", "severity", "magnitude", "unit", "found", "n"])
 
 
-def one_step(pipe: Pipeline, clean: Iterable[Clean]) -> list[bool]:
-    """Render the same tokens with one step of the ODE; return which are found."""
+def one_step(pipe: Pipeline, clean: Iterable[Clean]) -> pd.DataFrame:
+    """Render the same tokens with one step of the ODE; return which are found: `wav` alone, `trace`."""
     options = pipe.checkpoint.options.but(n_timesteps=1)
-    renders = (pipe.replay(trace, "flow", options) for _, trace in clean if "lm/speech_token" in trace)
-    bare = (as_sound(trace.wav, trace.sample_rate) for trace in renders)
-    return [any(found_by(kind, sound) for kind in ("smear", "buzz")) for sound in bare]
+    renders = [pipe.replay(trace, "flow", options) for _, trace in clean if "lm/speech_token" in trace]
+    kinds = {"wav": ("smear", "buzz"), "trace": ("smear", "buzz", "mel", "off mel")}
+    rows = [
+        [any(found_by(kind, as_sound(trace)) for kind in of) for of in kinds.values()] for trace in renders
+    ]
+    return pd.DataFrame(rows, columns=list(kinds))
 
 
-def summary(found: pd.DataFrame, alarms: pd.DataFrame, renders: list[bool]) -> pd.DataFrame:
+def summary(found: pd.DataFrame, alarms: pd.DataFrame, renders: pd.DataFrame) -> pd.DataFrame:
     """Return one row a kind: what the severities are, % found at each, false alarms a minute."""
     rows = []
     for kind, part in found.groupby("kind", sort=False):
@@ -136,9 +163,8 @@ def summary(found: pd.DataFrame, alarms: pd.DataFrame, renders: list[bool]) -> p
         finders = DEFECTS[kind].finders
         count = int(alarms["kind"].isin(finders).sum())
         rows.append((kind, what, *(100 * part["found"]), count / alarms.attrs["minutes"]))
-    share = 100 * sum(renders) / len(renders) if renders else float("nan")
-    per_minute = alarms["kind"].isin(("smear", "buzz")).sum() / alarms.attrs["minutes"]
-    rows.append(("one step", "the ODE in one step", *[float("nan")] * 3, share, per_minute))
+    for what, share in (100 * renders.mean()).items():
+        rows.append(("one step", f"of the ODE, {what}", *[float("nan")] * 3, share, float("nan")))
     alarm = len(alarms) / alarms.attrs["minutes"]
     rows.append(("all detectors", f"{alarms.attrs['minutes']:.1f} min clean", *[float("nan")] * 4, alarm))
     return pd.DataFrame(rows, columns=["kind", "severities", "1", "2", "3", "4", "false alarms/min"])

@@ -209,13 +209,15 @@ DEFECTS: dict[str, Defect] = {
     "dead": Defect(_dead, (-62, -70, -80, -100), "dBFS is the level of all", ("dead",)),
     "clamped": Defect(_clamped, (0.03, 0.1, 1, 5), "% of samples beyond 0.99", ("clamped",)),
     "offset": Defect(_offset, (0.003, 0.01, 0.03, 0.1), "of full scale", ("offset",)),
-    "click": Defect(_click, (0.05, 0.2, 0.4, 0.7), "of full scale, one sample", ("click",)),
+    "click": Defect(_click, (0.05, 0.25, 0.5, 0.8), "of full scale, one sample", ("click",)),
     "gap": Defect(_gap, (12, 25, 60, 200), "ms of silence amid speech", ("gap",)),
     "start cut": Defect(
         _start_cut, (25, 18, 12, 6), "dB below loud speech is its first 10 ms", ("start cut",)
     ),
     "stop cut": Defect(_stop_cut, (25, 18, 12, 6), "dB below loud speech is its last 10 ms", ("stop cut",)),
-    "onset burst": Defect(_onset_burst, (-50, -40, -30, -20), "dBFS, 30 ms of noise", ("onset burst",)),
+    "onset burst": Defect(
+        _onset_burst, (-50, -40, -30, -20), "dBFS, 30 ms of noise, then quiet", ("onset burst",)
+    ),
     "tail burst": Defect(_tail_burst, (-50, -40, -30, -20), "dBFS, 40 ms of noise", ("tail burst",)),
     "hiss": Defect(_hiss, (45, 35, 25, 15), "dB below loud speech, white", ("hiss", "noise floor")),
     "line": Defect(_line, (-75, -65, -55, -45), "dBFS, a sine of 2.4 to 9.6 kHz", ("line",)),

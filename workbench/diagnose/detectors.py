@@ -1,8 +1,8 @@
 """The detectors of glitches, each with its threshold and with what usually causes it here.
 
 A detector is a function of a `Sound` that yields every `Spot` it could speak of, with a score; the higher,
-the worse. What it counts stands in its docstring. Thresholds were set on one half of the clean speech of
-`calibrate.py`, and on recordings of the same voices, and are tested on the other half.
+the worse. What it counts stands in its docstring. Thresholds were set on part of the clean speech of
+`calibrate.py`, and on more recordings of the same voices, and are tested on the rest.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,14 +39,14 @@ DETECTORS: dict[str, Detector] = {
     ),
     "offset": Detector(samples.offset, 0.0025, "of full scale", "the vocoder in half precision"),
     "click": Detector(
-        samples.clicks, 13.5, "dB", "two chunks joined without looking at each other, or a lost buffer"
+        samples.clicks, 11.0, "dB", "two chunks joined without looking at each other, or a lost buffer"
     ),
     "seam": Detector(
         samples.seams, 6.5, "dB", "chunks rendered from unlike histories, or samples lost between"
     ),
     "hop": Detector(samples.hops, 5.2, "standard deviations", "a click at every chunk of a streaming player"),
     "repeat": Detector(
-        samples.repeats, 9.5, "dB", "the inverse STFT or an upsampling stride written wrongly"
+        samples.repeats, 10.5, "dB", "the inverse STFT or an upsampling stride written wrongly"
     ),
     "start cut": Detector(
         levels.start_cut, -42, "dB", "samples cut off at the front, or a stale vocoder state"
@@ -55,7 +55,7 @@ DETECTORS: dict[str, Detector] = {
         levels.stop_cut, -38, "dB", "the LM stopped too early, or the last chunk was dropped"
     ),
     "onset burst": Detector(
-        levels.onset_burst, 18, "dB", "the prompt's end leaks in, or the vocoder starts from a cold state"
+        levels.onset_burst, 12, "dB", "the prompt's end leaks in, or the vocoder starts from a cold state"
     ),
     "tail burst": Detector(
         levels.tail_burst, 10, "dB", "the last chunk lacks look-ahead: its mel ends in noise"
@@ -73,7 +73,7 @@ DETECTORS: dict[str, Detector] = {
     "line": Detector(spectra.lines, 20.5, "dB", "the vocoder's upsampling, or mains hum in the prompt"),
     "unvoiced": Detector(spectra.unvoiced, 0.6, "share", "f0 is lost: the excitation is noise everywhere"),
     "smear": Detector(
-        spectra.smear, 1.22, "standard deviations", "too few steps of the ODE: a mean of many mels"
+        spectra.smear, 1.2, "standard deviations", "too few steps of the ODE: a mean of many mels"
     ),
     "buzz": Detector(spectra.buzz, 0.45, "harmonicity", "the excitation reaches where noise should be"),
     "f0": Detector(spectra.f0, 0.25, "octaves", "the f0 predictor in half precision, or a wrong mel"),

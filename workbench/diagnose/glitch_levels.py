@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import binary_closing, maximum_filter1d, uniform_filter1d
 
 from workbench.diagnose.glitch_samples import Spot
@@ -10,13 +11,14 @@ from workbench.diagnose.sound import FRAME_S, Array, Sound, runs
 from workbench.speech.config import SILENT_TOKENS
 
 EDGE_S = 0.005
-BURST_S = 0.06  # how long a burst at either end may be
-QUIET_S, LOOK_S = 0.04, 0.25  # the quiet beside it, and how far off that may be
+ONSET_S, ONSET_QUIET_S = 0.04, 0.09  # a burst and the quiet behind it; "it" before a plosive has less
+TAIL_S, TAIL_QUIET_S = 0.06, 0.04
+LATE_S = 0.02  # how long after such a burst the quiet may begin; a first vowel lasts longer
 INAUDIBLE_DB = -65.0
 GAP_S = (0.01, 3.5)
 EDGE_MS, INSIDE_MS = 4, 8  # of a gap, that levels are compared over
 SIDE_S = 1.5  # of a step
-LEAST_SPEECH = 50  # frames of 10 ms, on either side of it
+LEAST_SPEECH = 40  # frames of 10 ms, on either side of it
 TOKEN_S = 0.04
 
 
@@ -34,15 +36,16 @@ def stop_cut(sound: Sound) -> Iterator[Spot]:
 
 
 def onset_burst(sound: Sound) -> Iterator[Spot]:
-    """Sound in the first 60 ms with quiet behind it; dB between the two."""
+    """Sound in the first 40 ms with 90 ms of quiet behind it; dB between the two."""
     if sound.active.any():
-        yield Spot(0.0, BURST_S, _burst(sound, sound.wav))
+        yield Spot(0.0, ONSET_S, _burst(sound, sound.wav, ONSET_S, ONSET_QUIET_S))
 
 
 def tail_burst(sound: Sound) -> Iterator[Spot]:
-    """Sound in the last 60 ms with quiet before it; dB between the two."""
+    """Sound in the last 60 ms with 40 ms of quiet before it; dB between the two."""
     if sound.active.any():
-        yield Spot(max(0.0, sound.seconds - BURST_S), sound.seconds, _burst(sound, sound.wav[::-1]))
+        score = _burst(sound, sound.wav[::-1], TAIL_S, TAIL_QUIET_S)
+        yield Spot(max(0.0, sound.seconds - TAIL_S), sound.seconds, score)
 
 
 def gaps(sound: Sound) -> Iterator[Spot]:
@@ -91,14 +94,14 @@ def _speech(sound: Sound, levels: Array) -> Array:
     return levels[levels > max(np.percentile(levels, 95) - 20, sound.floor + 12, -60)]
 
 
-def _burst(sound: Sound, wav: Array) -> float:
-    """Level of the first 60 ms above the quietest 40 ms of the next quarter of a second, dB."""
+def _burst(sound: Sound, wav: Array, burst_s: float, quiet_s: float) -> float:
+    """Highest level of a burst above the quiet that begins before it could be a vowel, dB."""
     level = np.maximum(sound.level(EDGE_S, wav), INAUDIBLE_DB)
-    n, look, quiet = (round(s / EDGE_S) for s in (BURST_S, LOOK_S, QUIET_S))
-    if len(level) < n + quiet:
+    n, late, quiet = (round(s / EDGE_S) for s in (burst_s, LATE_S, quiet_s))
+    if len(level) < n + late + quiet:
         return 0.0
-    behind = uniform_filter1d(level[: n + look], quiet, origin=-(quiet // 2))[: n + look - quiet + 1]
     peak = int(np.argmax(level[:n]))
+    behind = sliding_window_view(level[: n + late + quiet], quiet).mean(1)
     return float(level[peak] - behind[peak + 1 :].min())
 
 

@@ -13,7 +13,7 @@ LOUD_ENOUGH = 0.1  # of full scale: a limit below this is not taken for one
 JOIN_S = 0.05  # plateaus this near are one clipping
 OFFSET_S = 0.25
 ALONE_S = 0.015  # a click is compared with the pulses of the voice this far to both sides
-WIDTH_S = 0.001  # and reaches this far itself
+WIDTH_S = 0.0003  # and reaches this far itself
 FAINT_CLICK = 1e-4
 PERIODS = range(2, 65)  # samples; HiFT's own strides are 4, 12, 60 and 480
 PATTERN_S = 0.02
@@ -87,7 +87,7 @@ def clicks(sound: Sound) -> Iterator[Spot]:
     alone = _alone(sound)
     peaks = alone == maximum_filter1d(alone, 2 * sound.samples(WIDTH_S) + 1)
     for k in np.flatnonzero(peaks & (alone > 0)):
-        yield Spot(k / sound.rate, (k + 1) / sound.rate, float(alone[k]))
+        yield Spot(int(k) / sound.rate, (int(k) + 1) / sound.rate, float(alone[k]))
 
 
 def seams(sound: Sound) -> Iterator[Spot]:
@@ -142,7 +142,7 @@ def repeats(sound: Sound) -> Iterator[Spot]:
 
 
 def _alone(sound: Sound) -> Array:
-    """By how much each jump of the residual stands above all near it but its own millisecond, (N,) dB."""
+    """By how much each jump of the residual stands above all near it but the sample's own, (N,) dB."""
     jump = np.abs(np.diff(sound.residual, prepend=0.0))
     guard, side = sound.samples(WIDTH_S), sound.samples(ALONE_S)
     if len(jump) < 2 * (guard + side):

@@ -12,7 +12,7 @@ from workbench.diagnose.plausible import implausible
 from workbench.diagnose.sound import Array, Sound, decibel
 from workbench.errors import WorkbenchError
 from workbench.speech.audio import log_mel
-from workbench.speech.config import MelConfig
+from workbench.speech.config import HiFTConfig, MelConfig
 from workbench.trace.trace import Trace
 
 HISS = (0.29, 0.48)  # band, as a share of the sample rate: 7 to 11.5 kHz
@@ -116,7 +116,7 @@ def leaps(sound: Sound) -> Iterator[Spot]:
     """Recorded f0 that leaves the median of the nine frames around it, amid voice; octaves."""
     recorded = _f0(sound)
     middle = median_filter(recorded, 9, mode="nearest")
-    amid = minimum_filter1d(recorded, 5, mode="constant") > LOWEST_VOICE
+    amid = minimum_filter1d(recorded, 9, mode="constant") > LOWEST_VOICE
     for i in np.flatnonzero(amid):
         octaves = abs(float(np.log2(recorded[i] / middle[i])))
         yield Spot(i / FRAME_RATE, (i + 1) / FRAME_RATE, octaves, f"{recorded[i]:,.0f} Hz")
@@ -140,7 +140,8 @@ def off_mel(sound: Sound) -> Iterator[Spot]:
     except WorkbenchError:
         return
     made = made.reshape(config.n_mels, -1)
-    frames = min(made.shape[-1], wanted.shape[-1])
+    # The vocoder looks ahead and has nothing to see at the end.
+    frames = min(made.shape[-1], wanted.shape[-1]) - HiFTConfig().conv_pre_look_right
     a, b = made[:, :frames].double().numpy(), wanted[:, :frames].double().numpy()
     n = round(MEL_S * FRAME_RATE)
     if frames < n:

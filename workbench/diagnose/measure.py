@@ -78,8 +78,8 @@ def wave_report(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dic
     Returns
     -------
     dict
-        What `wave_stats` returns, and: `true_peak` (dB of full scale, at four times the rate, as in ITU-R
-        BS.1770-4), `lufs` (integrated loudness) and `lufs_momentary` (highest of 400 ms), `crest` (peak over rms),
+        What `wave_stats` returns, and: `true_peak` (dB of full scale, at four times the rate, ITU-R BS.1770),
+        `lufs` (integrated loudness), `lufs_momentary` (highest of 400 ms), `crest` (peak over rms),
         `zero_crossings` (a second), `noise_floor` (dB, level that a tenth of the 20 ms frames stays below),
         `flat` (samples, the longest run of one value), `nan`, `inf` and `denormal` (samples). NaN where a
         waveform is too short or silent to say.

@@ -131,7 +131,7 @@ def as_sound(source: Trace | Tensor | Array, sample_rate: int | None = None) -> 
         )
     wav = source.wav if isinstance(source, Trace) else source
     rate = sample_rate or (source.sample_rate if isinstance(source, Trace) else None)
-    raw = np.asarray(wav.detach().cpu().double() if isinstance(wav, Tensor) else wav)
+    raw = _array(wav)
     if raw.ndim != 1 or not raw.size or not np.issubdtype(raw.dtype, np.number) or np.iscomplexobj(raw):
         raise WorkbenchError(
             f"a waveform of shape {raw.shape} and {raw.dtype} found; expected real samples (samples,), not "
@@ -144,6 +144,13 @@ def as_sound(source: Trace | Tensor | Array, sample_rate: int | None = None) -> 
             f"{len(raw) / rate:.0f} s found; expected {MAX_SECONDS} s at most: pass one utterance at a time"
         )
     return Sound(raw.astype(np.float64), round(rate), trace)
+
+
+def _array(wav: Tensor | Array) -> Array:
+    if not isinstance(wav, Tensor):
+        return np.asarray(wav)
+    wav = wav.detach().cpu()
+    return wav.numpy() if wav.is_complex() else wav.double().numpy()
 
 
 def decibel(power: Array) -> Array:
