@@ -57,6 +57,15 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(run=compare)
 
+    verb = verbs.add_parser("report", help="write one HTML file about a run, or about two side by side")
+    verb.add_argument("trace", help="such as `speak --trace everything` writes, or a .log")
+    verb.add_argument("other", nargs="?", help="the run that is in doubt, when the first is the reference")
+    verb.add_argument("-o", "--out", default="output/report.html")
+    verb.add_argument("--names", help="table of what logs call tensors (default: data/foreign/logs.toml)")
+    verb.add_argument("--voice", help="checkpoint folder both ran: finds the cause, names suspects")
+    verb.add_argument("--device", default="cpu")
+    verb.set_defaults(run=report)
+
     verb = verbs.add_parser("diagnose", help="name the known mistakes that a run looks like")
     verb.add_argument("candidate", help="a trace or a log of the implementation that is in doubt")
     verb.add_argument("--reference", help="a right run of the same utterance; not needed for a whole trace")
@@ -156,7 +165,7 @@ def compare(args: argparse.Namespace) -> int:
     pipe = Pipeline(Checkpoint.load(args.voice), args.device) if args.voice else None
     found = put_side_by_side(reference, candidate, pipe)
     print(found)
-    for note in (*found.guards, *found.hints, *(f"adds an error: {cause}" for cause in found.causes or ())):
+    for note in found.remarks:
         print(f"- {note}")
     rows = found.rows[found.rows["verdict"] != "MATCH"]
     columns = ["field", "index", "verdict", "rel_l2", "allowed", "added", "cosine", "norm_ratio", "note"]
@@ -165,6 +174,27 @@ def compare(args: argparse.Namespace) -> int:
     if args.fail_on == "never":
         return 0
     return int(VERDICTS.index(found.verdict) >= VERDICTS.index(args.fail_on.upper()) or bool(found.causes))
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write the standard report of a run or of a comparison."""
+    from workbench.show.standard import comparison_report, run_report
+    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.pipeline import Pipeline
+    from workbench.trace.loglines import NAMES
+    from workbench.trace.logs import open_run
+
+    names = [path for path in (args.trace, args.other) if path]
+    traces = [open_run(path, args.names or NAMES) for path in names]
+    titles = [Path(name).name for name in names]
+    if len(traces) == 1:
+        page = run_report(traces[0], titles[0])
+    else:
+        pipe = Pipeline(Checkpoint.load(args.voice), args.device) if args.voice else None
+        page = comparison_report(*traces, pipe, tuple(titles))
+    path = page.save(args.out)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    return 0
 
 
 def diagnose(args: argparse.Namespace) -> int:

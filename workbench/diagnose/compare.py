@@ -155,6 +155,11 @@ class Comparison:
     def __repr__(self) -> str:
         return self.line
 
+    @property
+    def remarks(self) -> list[str]:
+        """What to know beside the line: guards, hints, and where errors are added."""
+        return [*self.guards, *self.hints, *(f"adds an error: {text}" for text in self._causes())]
+
     def _causes(self) -> list[str]:
         """The first place of every field that adds an error, and how many more it has."""
         grouped: dict[str, list[Cause]] = {}
@@ -166,10 +171,9 @@ class Comparison:
         ]
 
     def _repr_html_(self) -> str:
-        items = "".join(f"<li>{escape(text)}</li>" for text in (*self.guards, *self.hints))
-        more = "".join(f"<li>adds an error: {escape(text)}</li>" for text in self._causes())
+        items = "".join(f"<li>{escape(text)}</li>" for text in self.remarks)
         table = self.rows.to_html(float_format="{:.3g}".format, na_rep="", border=0, index=False)
-        return f"<div><b>{escape(self.line)}</b><ul>{items}{more}</ul>{table}</div>"
+        return f"<div><b>{escape(self.line)}</b><ul>{items}</ul>{table}</div>"
 
 
 def compare(

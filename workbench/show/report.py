@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,11 +20,16 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workbench.diagnose.compare import NOT_BAD, Comparison
+from workbench.diagnose.glitches import Finding, Findings
 from workbench.errors import WorkbenchError
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ROWS = 200  # of a table; the evidence keeps all
+FIRST = 12  # rows of a comparison that are bad
 SIZE = "@SIZE@"  # replaced when the rest of the page is known
+HERE = "@ANCHOR@"  # in a thing's HTML: the anchor of the section that it came to stand in
+COPY = Markup('<button class="copy" type="button" data-copy="{}" aria-label="Copy {} as text">copy</button>')
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,9 @@ class Report:
         title = title or type(thing).__name__
         taken = [section.anchor for section in self.sections]
         anchor = _anchor(title, taken)
-        self.sections.append(Section(anchor, title, note, shown(thing)))
+        look = shown(thing)
+        look = replace(look, html=Markup(look.html.replace(HERE, anchor)))
+        self.sections.append(Section(anchor, title, note, look))
         return self
 
     def html(self) -> str:
@@ -157,6 +164,70 @@ def _(table: pd.DataFrame) -> Shown:
 
 
 @shown.register
+def _(comparison: Comparison) -> Shown:
+    remarks = Markup("").join(Markup("<li>{}</li>").format(text) for text in comparison.remarks)
+    rows = comparison.to_frame()
+    bad = rows[~rows["verdict"].isin(NOT_BAD)]
+    html = Markup("<p><b>{}</b></p><ul>{}</ul>").format(comparison.line, remarks)
+    if len(bad):
+        first = bad.dropna(axis=1, how="all").head(FIRST)
+        html += _fenced(
+            table_html(first), f"the first {FIRST} of {len(bad)} rows" if len(bad) > FIRST else ""
+        )
+    more = Markup("<details><summary>All {} rows in causal order</summary>{}</details>")
+    html += more.format(len(rows), _fenced(table_html(rows)))
+    return Shown(html, "\n".join([comparison.line, *comparison.remarks]), _records(rows))
+
+
+@shown.register
+def _(findings: Findings) -> Shown:
+    columns = (
+        "kind",
+        "start",
+        "end",
+        "score",
+        "threshold",
+        "percentile",
+        "sample",
+        "frame",
+        "token",
+        "cause",
+    )
+    head = Markup("").join(Markup("<th scope='col'>{}</th>").format(name) for name in columns)
+    rows = Markup("").join(_finding_row(i, finding, columns) for i, finding in enumerate(findings))
+    table = Markup("<table><thead><tr>{}<th scope='col'>text</th></tr></thead><tbody>{}</tbody></table>")
+    line = Markup("<p>{}</p>").format(repr(findings))
+    return Shown(line + (_fenced(table.format(head, rows)) if rows else Markup()), *_told(findings))
+
+
+def _finding_row(number: int, finding: Finding, columns: tuple[str, ...]) -> Markup:
+    """One finding with an address of its own and a button that copies it as a sentence."""
+    cells = [_cell(getattr(finding, name)) for name in columns]
+    anchor = f"{HERE}-{number + 1}"
+    link = Markup('<a href="#{}">{}</a>').format(anchor, finding.kind)
+    body = Markup("").join(
+        Markup("<td>{}</td>").format(link if i == 0 else cell) for i, cell in enumerate(cells)
+    )
+    text = (
+        f"{finding.kind} at {finding.start:.3f} to {finding.end:.3f} s (frame {finding.frame}, token "
+        f"{finding.token}): score {finding.score:.4g}, threshold {finding.threshold:.4g}. {finding.cause}"
+    )
+    button = COPY.format(text, f"finding {number + 1}")
+    return Markup('<tr id="{}">{}<td>{}</td></tr>').format(anchor, body, button)
+
+
+def _cell(value: str | float) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else ""
+    return str(value)
+
+
+def _told(thing: Any) -> tuple[str, list[dict[str, Any]]]:
+    table = thing.to_frame()
+    return _text(thing, table), _records(table)
+
+
+@shown.register
 def _(figure: Figure) -> Shown:
     names = (ax.get_title("left") or ax.get_title() or ax.get_ylabel() for ax in figure.axes)
     what = "; ".join(filter(None, names)) or "figure"
@@ -199,6 +270,7 @@ def table_html(table: pd.DataFrame) -> Markup:
 def _fenced(html: Markup, more: str = "") -> Markup:
     """Wide things scroll by themselves, not the page, and a keyboard can do it."""
     tail = Markup("<p>{}</p>").format(more) if more else Markup()
+    html = Markup(re.sub(r"<td>([^<]{40,})</td>", r'<td class="long">\1</td>', html))
     return Markup('<div class="wide" tabindex="0" role="group" aria-label="table">{}</div>{}').format(
         html, tail
     )

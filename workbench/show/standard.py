@@ -34,7 +34,7 @@ def run_report(trace: Trace, name: str = "run") -> Report:
     report = Report(f"Run: {name}", "\n".join([_summary(trace, found), *oddities]))
     if found is not None:
         report.add(player(trace, names=[name], findings=found), "Sound")
-        report.add(found, "Findings", "Places that clean speech rarely has, the strangest first.")
+        report.add(found, "Findings", "Places that clean speech rarely has, in order of time.")
     report.add(origin({name: trace}), "Where it comes from")
     lacking = _add_figures(
         report,
@@ -83,7 +83,7 @@ def comparison_report(
         sides = [trace for _, trace in heard]
         marks = [found[name] for name, _ in heard]
         report.add(player(*sides, names=[name for name, _ in heard], findings=marks), "Sound")
-    report.add(compared, "Where they part", "A row for every result in causal order, the first cause on top.")
+    report.add(compared, "Where they part", "Results in causal order, from the first that is wrong.")
     if suspected is not None:
         report.add(suspected, "Suspects", suspected.next_experiment)
     lacking = _add_figures(
