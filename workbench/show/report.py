@@ -8,7 +8,6 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.errors import WorkbenchError
+from workbench.show.whole import whole
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ROWS = 200  # of a table; the evidence keeps all
@@ -116,17 +115,8 @@ class Report:
             When it cannot be written.
         """
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        page = self.html()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(page, encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            raise WorkbenchError(f"{path} could not be written ({error}); is the folder writable?") from None
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        with whole(path) as draft:
+            draft.write_text(self.html(), encoding="utf-8")
         return path
 
     def __repr__(self) -> str:
