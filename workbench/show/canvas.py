@@ -68,7 +68,7 @@ def grid(
         if len(given) != count:
             raise WorkbenchError(f"axes holds {len(given)}; expected {count}, one a panel")
         return given
-    # The first figure loads the backend, which turns a notebook's display on: leaving a style would undo that.
+    # Loading the backend turns a notebook's display on, and the end of a style would turn it off again.
     fig = plt.figure(figsize=size, layout="constrained", facecolor="white")
     with plt.style.context("default"):
         made = fig.subplots(*shape, sharex=True, squeeze=False)
