@@ -150,8 +150,9 @@ def _(table: pd.DataFrame) -> Shown:
 def _(figure: Figure) -> Shown:
     names = (ax.get_title("left") or ax.get_title() or ax.get_ylabel() for ax in figure.axes)
     what = "; ".join(filter(None, names)) or "figure"
-    image = Markup('<img class="figure" alt="{}" src="{}">').format(what, smallest(figure))
-    return Shown(Markup("<figure>{}</figure>").format(image), what)
+    image = Markup('<img class="figure" style="max-width:100%;height:auto" alt="{}" src="{}">')
+    image = image.format(what, smallest(figure))
+    return Shown(Markup('<figure style="margin:0">{}</figure>').format(image), what)
 
 
 @shown.register
