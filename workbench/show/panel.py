@@ -13,8 +13,9 @@ from workbench.errors import WorkbenchError
 from workbench.show.job import Bar, Job
 from workbench.show.report import shown
 
-# JupyterLab's own look of tables and text, which widgets.HTML lacks; its lines are as high as buttons.
-SHOWN = '<div class="jp-RenderedHTMLCommon workbench-shown" style="line-height:1.4">{}</div>'
+# JupyterLab's look of tables and text, which widgets.HTML lacks: its lines are as high as buttons.
+SHOWN = """<style>.workbench-shown {{ line-height: 1.4 }} .workbench-shown table {{ margin: 0.5em 0 }}</style>
+<div class="jp-RenderedHTMLCommon workbench-shown">{}</div>"""
 
 
 class Panel(widgets.VBox):

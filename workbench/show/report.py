@@ -190,6 +190,7 @@ def table_html(table: pd.DataFrame) -> Markup:
 def _fenced(html: Markup, more: str = "") -> Markup:
     """Wide things scroll by themselves, not the page, and a keyboard can do it."""
     tail = Markup("<p>{}</p>").format(more) if more else Markup()
+    html = Markup(str(html).replace("<th></th>", "<td></td>"))  # pandas' corner is no header of anything
     return Markup('<div class="wide" tabindex="0" role="group" aria-label="table">{}</div>{}').format(
         html, tail
     )
