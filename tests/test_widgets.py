@@ -164,3 +164,12 @@ def test_file_picker_lists_opens_and_says_what_is_wrong(trace, tmp_path):
     assert "cannot be read" in picker.static()
     with pytest.raises(wb.WorkbenchError, match="no folder"):
         FilePicker(tmp_path / "b")
+
+
+def test_what_a_thread_draws_is_on_nobodys_list(trace):
+    drawn, seen = [], []
+    for draw in (lambda: drawn.append(wb.plots.mel(trace)), lambda: seen.extend(plt.get_fignums())):
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join()
+    assert drawn and not seen

@@ -115,6 +115,18 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder")
     verb.set_defaults(run=export)
 
+    verb = verbs.add_parser(
+        "notebook", help="run a notebook with other parameters and keep it as one HTML file"
+    )
+    verb.add_argument(
+        "name", help="of a notebook in notebooks/, such as start-here, or the path of any other"
+    )
+    verb.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="of its parameters' cell"
+    )
+    verb.add_argument("-o", "--out", help="file (default: output/NAME.html)")
+    verb.set_defaults(run=notebook)
+
     return top
 
 
@@ -328,13 +340,23 @@ def bench_trace(args: argparse.Namespace) -> int:
     return 0
 
 
+def notebook(args: argparse.Namespace) -> int:
+    """Write the page and say where it is."""
+    from workbench.show.notebook import notebook_path, run_notebook
+
+    path = notebook_path(args.name)
+    out = run_notebook(path, options_of(args.parameter), args.out or f"output/{path.stem}.html")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
 def options_of(pairs: Sequence[str]) -> dict[str, object]:
     """Read NAME=VALUE pairs; values are JSON where they parse as such, text otherwise."""
     found: dict[str, object] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise WorkbenchError(f"--option is {pair!r}; expected NAME=VALUE, such as n_timesteps=1")
+            raise WorkbenchError(f"{pair!r} is no NAME=VALUE, such as n_timesteps=1")
         try:
             found[name] = json.loads(value)
         except ValueError:

@@ -6,11 +6,13 @@ white and a dark page. Axes that are passed in keep their own style, and what is
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from threading import current_thread, main_thread
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
@@ -68,10 +70,12 @@ def grid(
         if len(given) != count:
             raise WorkbenchError(f"axes holds {len(given)}; expected {count}, one a panel")
         return given
+    # The first figure loads the backend, which turns a notebook's display on: not within a style, whose end
+    # would turn it off. A thread's figure must not come up under the cell that happens to run meanwhile.
+    new = plt.figure if current_thread() is main_thread() else Figure
+    fig = new(figsize=size, layout="constrained", facecolor="white")
     with plt.style.context("default"):
-        fig, made = plt.subplots(
-            *shape, figsize=size, layout="constrained", sharex=True, squeeze=False, facecolor="white"
-        )
+        made = fig.subplots(*shape, sharex=True, squeeze=False)
         lines = [provenance(trace) for trace in traces]
         if len(traces) == 2:
             lines = [f"{who}: {line}" for who, line in zip(("reference", "candidate"), lines, strict=True)]

@@ -13,6 +13,10 @@ from workbench.errors import WorkbenchError
 from workbench.show.job import Bar, Job
 from workbench.show.report import shown
 
+# JupyterLab's look of tables and text, which widgets.HTML lacks: its lines are as high as buttons.
+SHOWN = """<style>.workbench-shown {{ line-height: 1.4 }} .workbench-shown table {{ margin: 0.5em 0 }}</style>
+<div class="jp-RenderedHTMLCommon workbench-shown">{}</div>"""
+
 
 class Panel(widgets.VBox):
     """Controls and a view; the view is HTML, so it stays when the kernel is gone.
@@ -32,7 +36,7 @@ class Panel(widgets.VBox):
             _let_go(thing)
         self._parts = [str(look) for look in looks]
         self._view.children = [
-            thing if isinstance(thing, widgets.Widget) else widgets.HTML(str(look))
+            thing if isinstance(thing, widgets.Widget) else widgets.HTML(SHOWN.format(look))
             for thing, look in zip(things, looks, strict=True)
         ]
 
@@ -65,7 +69,7 @@ class Lab(Panel):
 
     def __init__(self, controls: dict[str, widgets.Widget]) -> None:
         self.controls = controls
-        self.progress = widgets.FloatProgress(0.0, min=0.0, max=1.0, layout={"width": "14em"})
+        self.progress = widgets.FloatProgress(0.0, min=0.0, max=1.0, layout={"width": "300px"})
         self.cancel = widgets.Button(description="cancel", icon="stop", layout={"width": "7em"})
         self.status = widgets.HTML()
         self.job = Job(self._finish, self._fail, self._advance)
@@ -110,6 +114,8 @@ class Lab(Panel):
         self._say(f"{name} {count}" + (f" of {total}" if total else ""))
 
     def _cancelled(self) -> None:
+        if self.job.wait(0):
+            return
         self.job.cancel()
         self._say("cancelled; move a control to go on")
 

@@ -8,7 +8,6 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 
 from workbench.diagnose.compare import NOT_BAD, Comparison
 from workbench.diagnose.glitches import Finding, Findings
-from workbench.errors import WorkbenchError
+from workbench.show.whole import whole
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ROWS = 200  # of a table; the evidence keeps all
@@ -123,17 +122,8 @@ class Report:
             When it cannot be written.
         """
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        page = self.html()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(page, encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            raise WorkbenchError(f"{path} could not be written ({error}); is the folder writable?") from None
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+        with whole(path) as draft:
+            draft.write_text(self.html(), encoding="utf-8")
         return path
 
     def __repr__(self) -> str:
@@ -231,8 +221,9 @@ def _told(thing: Any) -> tuple[str, list[dict[str, Any]]]:
 def _(figure: Figure) -> Shown:
     names = (ax.get_title("left") or ax.get_title() or ax.get_ylabel() for ax in figure.axes)
     what = "; ".join(filter(None, names)) or "figure"
-    image = Markup('<img class="figure" alt="{}" src="{}">').format(what, smallest(figure))
-    return Shown(Markup("<figure>{}</figure>").format(image), what)
+    image = Markup('<img class="figure" style="max-width:100%;height:auto" alt="{}" src="{}">')
+    image = image.format(what, smallest(figure))
+    return Shown(Markup('<figure style="margin:0">{}</figure>').format(image), what)
 
 
 @shown.register
@@ -270,6 +261,7 @@ def table_html(table: pd.DataFrame) -> Markup:
 def _fenced(html: Markup, more: str = "") -> Markup:
     """Wide things scroll by themselves, not the page, and a keyboard can do it."""
     tail = Markup("<p>{}</p>").format(more) if more else Markup()
+    html = Markup(str(html).replace("<th></th>", "<td></td>"))  # pandas' corner is no header of anything
     html = Markup(re.sub(r"<td>([^<]{40,})</td>", r'<td class="long">\1</td>', html))
     return Markup('<div class="wide" tabindex="0" role="group" aria-label="table">{}</div>{}').format(
         html, tail

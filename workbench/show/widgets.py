@@ -22,7 +22,7 @@ from workbench.speech.pipeline import Pipeline
 from workbench.trace.schema import LOOPS
 from workbench.trace.trace import Trace
 
-WIDE = {"description_width": "7em"}
+WIDE = {"description_width": "8.5em"}
 ODE_FIELDS = ("flow/x", "flow/velocity", "flow/velocity_cond", "flow/velocity_uncond")
 BESIDE_S = 0.3  # seconds around a place that are played
 

@@ -1,0 +1,128 @@
+"""The widgets in JupyterLab itself, as a person uses them: a server, a kernel and a browser."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAB = f"""import workbench as wb
+pipe = wb.Pipeline(wb.Checkpoint.load("{ROOT}/data/voices/tiny"))
+utt = pipe.prepare("Hello.", "{ROOT}/data/prompts/kumo_0.flac")
+lab = wb.widgets.ode_explorer(pipe, utt, seed=7)
+lab"""
+CELLS = (LAB, "wb.player(lab.result.trace)", "wb.plots.mel(lab.result.trace);", "print('all' + ' ran')")
+PICTURES = "(images) => images.map((image) => image.src)"
+
+
+@pytest.fixture
+def address(tmp_path):
+    """A server of its own, which knows nothing of the person's settings and files."""
+    about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    (tmp_path / "files").mkdir()
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), tmp_path / "files" / "small.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    own = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
+    folders = {f"JUPYTER_{name}": str(tmp_path / name) for name in own}
+    folders |= {f"JUPYTERLAB_{name}_DIR": str(tmp_path / name) for name in ("SETTINGS", "WORKSPACES")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    command += [f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={tmp_path / 'files'}"]
+    command += [f"--IdentityProvider.token={token}"]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    env = os.environ | folders | {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path / "ipython")}
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=tmp_path)
+        try:
+            for _ in range(300):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}").close()
+                    break
+                except OSError:
+                    assert server.poll() is None, (tmp_path / "log").read_text()
+                    time.sleep(0.1)
+            yield f"http://127.0.0.1:{port}/lab/tree/small.ipynb?token={token}"
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.fixture
+def lab(browser, address):
+    """The notebook after Run All, all of it in view; a request elsewhere or a complaint fails the test."""
+    context = browser.new_context(viewport={"width": 1300, "height": 4000})
+    context.set_default_timeout(60_000)
+    wrong, host = [], address.partition("/lab")[0]
+
+    def gate(route):
+        if route.request.url.startswith((f"{host}/", "data:", "blob:")):
+            return route.continue_()
+        wrong.append(f"request of {route.request.url}")
+        route.abort()
+
+    context.route("**/*", gate)
+    page = context.new_page()
+    page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(address)
+    page.get_by_text("(ipykernel) | Idle").wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.get_by_text("all ran", exact=True).wait_for()
+    yield page
+    context.close()
+    assert not wrong
+
+
+def test_widgets_answer(lab):
+    """One test, because the way there is long."""
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import expect
+
+    explorer, sound, figure = (lab.locator(".jp-Notebook .jp-CodeCell").nth(i) for i in range(3))
+    status = explorer.locator(".widget-html").first
+    slider = {
+        name: explorer.locator(f".widget-slider:has-text('{name}')") for name in ("n_timesteps", "knot")
+    }
+    handle = {name: found.locator(".noUi-handle") for name, found in slider.items()}
+    pictures = explorer.locator("img.figure")
+    expect(figure.locator("img")).to_have_count(1)  # its own, and none of the panel's
+    expect(pictures).to_have_count(2)
+    right = explorer.bounding_box()["x"] + explorer.bounding_box()["width"]
+    for picture in pictures.all():
+        assert picture.bounding_box()["x"] + picture.bounding_box()["width"] <= right
+    first, trajectory = pictures.evaluate_all(PICTURES)
+
+    handle["knot"].press("ArrowRight")  # looked up, not computed
+    expect(pictures.first).not_to_have_attribute("src", first)
+    assert pictures.evaluate_all(PICTURES)[1] == trajectory
+
+    handle["n_timesteps"].press("ArrowLeft")
+    expect(status).to_contain_text("flow")
+    expect(status).to_be_empty()
+    expect(pictures.nth(1)).not_to_have_attribute("src", trajectory)
+
+    for _ in range(20):  # of 54 steps that it could take
+        handle["n_timesteps"].press("ArrowRight")
+    expect(status).to_contain_text("flow")
+    explorer.get_by_role("button", name="cancel").click()
+    expect(status).to_have_text("cancelled; move a control to go on")
+
+    for cell in (explorer, sound):
+        cell.get_by_role("button", name="Play").click()
+        expect(cell.locator(".time b")).not_to_have_text("0.000")
+
+    for own in (".workbench-shown", "[data-player]"):
+        found = Axe().run(lab, context=own).response
+        assert found["passes"]
+        assert [v["id"] for v in found["violations"] if v["impact"] in ("serious", "critical")] == []
