@@ -7,9 +7,10 @@ SENTENCES := "Hello! I am an AI voice assistant." \
 .PHONY: demo test lint lab clean
 
 demo: .venv/installed
-	$(BIN)/workbench speak $(SENTENCES) --name voice_clone --out output
+	$(BIN)/workbench speak $(SENTENCES) --name voice_clone --out output --trace summary
+	$(BIN)/workbench report output/voice_clone_1_0.trace --out output/report.html
 	@echo
-	@echo "Listen to output/voice_clone_0_0.wav and output/voice_clone_1_0.wav."
+	@echo "Listen to output/voice_clone_0_0.wav and output/voice_clone_1_0.wav; open output/report.html in a browser."
 	@echo "The case's first mistake is one option away:"
 	@echo "  $(BIN)/workbench speak 'Hello!' --option n_timesteps=1 --name one_step"
 	@echo "Then 'make lab' and notebooks/00-start-here.ipynb."

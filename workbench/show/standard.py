@@ -1,14 +1,15 @@
 """The two reports that everybody needs: of a run, and of two runs side by side."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from workbench.diagnose.compare import Comparison, compare
+from workbench.diagnose.faults import CATALOGUE, Fault
 from workbench.diagnose.glitches import Findings, find_glitches
 from workbench.diagnose.plausible import implausible
-from workbench.diagnose.suspects import find_suspects
+from workbench.diagnose.suspects import Diagnosis, find_suspects
 from workbench.errors import WorkbenchError
 from workbench.show import plots
 from workbench.show.player import player
@@ -56,6 +57,7 @@ def comparison_report(
     candidate: Trace,
     pipe: Pipeline | None = None,
     names: tuple[str, str] = ("reference", "candidate"),
+    catalogue: Sequence[Fault] = CATALOGUE,
 ) -> Report:
     """Return where two runs part, what caused it, which known mistake it looks like, and both to hear.
 
@@ -66,9 +68,11 @@ def comparison_report(
         Of the checkpoint both should have run; without it no cause is isolated and no suspect is named.
     names : (str, str)
         What the report calls the two.
+    catalogue : sequence of Fault
+        Mistakes to look for.
     """
     compared = compare(reference, candidate, pipe)
-    suspected = _suspected(reference, candidate, pipe, compared)
+    suspected = _suspected(reference, candidate, pipe, compared, catalogue)
     lead = [str(compared), *compared.guards]
     report = Report(
         f"{names[1]} beside {names[0]}", "\n".join([*lead, *([str(suspected)] if suspected else [])])
@@ -130,11 +134,17 @@ def _summary(trace: Trace, found: Findings | None) -> str:
     return f"{trace.seconds:.2f} s of sound. {found!r}"
 
 
-def _suspected(reference: Trace, candidate: Trace, pipe: Pipeline | None, compared: Comparison) -> Any:
+def _suspected(
+    reference: Trace,
+    candidate: Trace,
+    pipe: Pipeline | None,
+    compared: Comparison,
+    catalogue: Sequence[Fault],
+) -> Diagnosis | None:
     if pipe is None or compared.ok:
         return None
     try:
-        return find_suspects(reference, candidate, pipe)
+        return find_suspects(reference, candidate, pipe, catalogue)
     except WorkbenchError:  # too little was recorded to ask
         return None
 

@@ -1,0 +1,89 @@
+"""The report of a run and the one of two runs, as files that somebody else opens."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench.cli import main
+from workbench.diagnose.faults import CATALOGUE
+from workbench.diagnose.selftest import inject
+
+MISTAKES = [fault for fault in CATALOGUE if fault.name in ("uncond-keeps-mu", "cfg-off", "last-slope")]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def traces(pipe):
+    """A right run, and one with a mistake."""
+    utt = pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")
+    options = pipe.checkpoint.options.but(n_timesteps=3, seed=7)
+    right = pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
+    return right, inject(pipe, right, MISTAKES[:1])
+
+
+def evidence(page):
+    return json.loads(re.search(r'<script type="application/json" id="evidence">(.*?)</script>', page)[1])
+
+
+def test_report_of_two_runs_names_cause_and_suspect(pipe, traces):
+    report = wb.comparison_report(*traces, pipe, ("ours", "theirs"), MISTAKES)
+    wrong = MISTAKES[0]
+    assert wrong.name in report.lead and "first cause" in report.lead
+    titles = [section.title for section in report.sections]
+    assert titles[:3] == ["Sound", "Where they part", "Suspects"] and "Mel difference" in titles
+    page = report.html()
+    numbers = evidence(page)
+    assert numbers["suspects"][0]["suspect"] == wrong.name
+    assert numbers["where-they-part"][0]["field"] == "in/text_token"
+    assert "data:audio/wav" in page and len(page) < 6e6
+    assert "All " in page and "<details>" in page
+
+
+def test_report_of_equal_runs_has_no_suspects(pipe, traces):
+    report = wb.comparison_report(traces[0], traces[0], pipe)
+    assert report.lead.startswith("MATCH") and "Suspects" not in [s.title for s in report.sections]
+
+
+def test_report_of_a_run_says_what_it_lacks(traces):
+    trace = wb.Trace({name: traces[0][name] for name in ("flow/mel", "hift/wav")}, {"sample_rate": 24000})
+    report = wb.run_report(trace, "theirs")
+    titles = [section.title for section in report.sections]
+    assert {"Sound", "Findings", "Waveform", "Mel"} < set(titles) and "F0" not in titles
+    assert titles[-1] == "Not shown, and why" and "hift/f0" in report.sections[-1].shown.text
+
+
+def test_findings_have_an_address_and_a_text_each(traces):
+    wav = traces[0].wav.clone()
+    wav[6000:6010] = float("nan")
+    wav[9000] = 0.9
+    data = {**traces[0].data, "hift/wav": wav}
+    report = wb.run_report(wb.Trace(data, traces[0].attrs))
+    found = wb.find_glitches(wb.Trace(data, traces[0].attrs))
+    page = report.html()
+    assert len(found) and all(f'id="findings-{i + 1}"' in page for i in range(len(found)))
+    assert page.count('aria-label="Copy finding ') == len(found)
+    assert f"at {found[0].start:.3f} to" in page and evidence(page)["findings"][0]["kind"] == found[0].kind
+
+
+def test_hostile_text_stays_text(traces):
+    evil = "</script><script>alert(1)</script>"
+    attrs = traces[0].attrs | {"text": evil, "source": evil, "tag": evil}
+    page = wb.run_report(wb.Trace(traces[0].data, attrs), evil).html()
+    assert "<script>alert" not in page
+
+
+def test_report_from_the_shell(traces, tmp_path, capsys):
+    a, b = (trace.save(tmp_path / f"{name}.trace") for name, trace in zip("ab", traces, strict=True))
+    assert main(["report", str(a), "-o", str(tmp_path / "a.html")]) == 0
+    assert main(["report", str(a), str(b), "-o", str(tmp_path / "ab.html")]) == 0
+    assert "a.html: " in capsys.readouterr().out
+    assert "b.trace beside a.trace" in (tmp_path / "ab.html").read_text()
+    assert main(["report", str(tmp_path / "none.trace"), "-o", str(tmp_path / "none.html")]) == 2
+    assert not (tmp_path / "none.html").exists() and torch.equal(wb.Trace.load(a).wav, traces[0].wav)
