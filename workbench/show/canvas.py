@@ -68,10 +68,10 @@ def grid(
         if len(given) != count:
             raise WorkbenchError(f"axes holds {len(given)}; expected {count}, one a panel")
         return given
+    # Outside the style: the first figure of a kernel switches the showing of figures on, the style off again.
+    fig = plt.figure(figsize=size, layout="constrained", facecolor="white")
     with plt.style.context("default"):
-        fig, made = plt.subplots(
-            *shape, figsize=size, layout="constrained", sharex=True, squeeze=False, facecolor="white"
-        )
+        made = fig.subplots(*shape, sharex=True, squeeze=False)
         lines = [provenance(trace) for trace in traces]
         if len(traces) == 2:
             lines = [f"{who}: {line}" for who, line in zip(("reference", "candidate"), lines, strict=True)]
