@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from workbench.diagnose.experiment import STAGE_OF, CachedRuns, Experiment, content_key
-from workbench.diagnose.measure import mel_l1, worst_100ms
+from workbench.diagnose.run_measures import mel_l1, worst_100ms
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Options

@@ -1,9 +1,13 @@
 """Half precision: how near to the limit, what breaks when it is flipped alone, and that nothing stays flipped."""
 
+from types import SimpleNamespace
+
+import pandas as pd
 import pytest
 import torch
 
 import workbench as wb
+from workbench.diagnose import precision
 from workbench.diagnose.bench import MODES, trace_cost, utterance_of_size
 from workbench.diagnose.precision import PARTS, bisect_precision, headroom, narrowed, repeatable
 from workbench.errors import WorkbenchError
@@ -47,10 +51,31 @@ def test_every_part_is_flipped_alone(pipe, utt, options):
     assert set(found.recommended) == set(PARTS.values())
     for _, row in stages.iterrows():
         assert row["safe"] == (row["change"] <= row["limit"] and not row["nonfinite"])
-        assert (found.recommended[PARTS[row["part"]]] == "bfloat16") == row["safe"]
+        assert (found.recommended[PARTS[row["part"]]] == "bfloat16") == (row["part"] in found.kept)
+        assert row["safe"] or row["part"] not in found.kept
     assert found.line.startswith("bfloat16 is safe for") and "<table" in found._repr_html_()
     with pytest.raises(WorkbenchError, match="float16 or bfloat16"):
         bisect_precision(pipe, utt, "float32", options)
+
+
+def test_what_is_recommended_was_heard_together(monkeypatch):
+    """Each part alone stays below 1 dB, all of them do not: those that change most stay wide."""
+    alone = {"lm": 0.001, "flow": 0.9, "vocoder": 0.1, "f0": 0.4, "source": 0.7, "head": 2.0}
+    rows = pd.DataFrame(
+        {"part": alone.keys(), "change": alone.values(), "safe": [c <= 1 for c in alone.values()]}
+    )
+    fake = SimpleNamespace(replay=lambda right, stage, options: options)
+
+    def added(pipe, right, options):
+        return sum(c for part, c in alone.items() if getattr(options, PARTS[part]) == "float16"), 0
+
+    monkeypatch.setattr(precision, "_apart", added)
+    exact = wb.Options(**precision.EXACT)
+    kept, change = precision._together(fake, None, rows, "float16", exact)
+    assert kept == ("lm", "vocoder", "f0") and change == pytest.approx(0.5)
+    found = precision.PrecisionMap("float16", rows, kept, change)
+    assert "for flow, source alone, but not beside them; not for head" in found.line
+    assert found.recommended["f0_dtype"] == "float16" and found.recommended["flow_dtype"] == "float32"
 
 
 def test_an_f0_that_overflows_is_not_safe(pipe, utt, options):

@@ -9,6 +9,7 @@ from importlib import import_module
 
 from workbench.diagnose.compare import Comparison, compare
 from workbench.diagnose.experiment import CachedRuns, Experiment
+from workbench.diagnose.glitches import Finding, Findings, find_glitches
 from workbench.diagnose.plausible import implausible
 from workbench.diagnose.precision import bisect_precision, headroom
 from workbench.diagnose.suspects import Diagnosis, find_suspects
@@ -34,6 +35,8 @@ __all__ = [
     "Config",
     "Diagnosis",
     "Experiment",
+    "Finding",
+    "Findings",
     "Log",
     "Options",
     "Pipeline",
@@ -49,6 +52,7 @@ __all__ = [
     "compare",
     "comparison_report",
     "export_onnx",
+    "find_glitches",
     "find_suspects",
     "headroom",
     "implausible",

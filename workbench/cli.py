@@ -84,13 +84,22 @@ def parser() -> argparse.ArgumentParser:
     verb.set_defaults(run=precision)
 
     verb = verbs.add_parser("bench", help="measure what something costs, in turns")
-    verb.add_argument("what", choices=("trace",), help="trace: recording against a silent run")
+    verb.add_argument(
+        "what", choices=("trace", "glitches"), help="recording against a silent run; or the glitch detectors"
+    )
     verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder")
     verb.add_argument("--released", action="store_true", help="released sizes, random weights")
     verb.add_argument("--device", default="cpu")
     verb.add_argument("--tokens", type=int, default=250, help="speech tokens, 25 a second")
     verb.add_argument("--rounds", type=int, default=7)
+    verb.add_argument("--clean", nargs="*", default=[], help="glitches: more clean recordings, or folders")
+    verb.add_argument("-o", "--out", help="glitches: also write the scores of clean speech, JSON")
     verb.set_defaults(run=bench)
+
+    verb = verbs.add_parser("glitches", help="say what is wrong with a sound, where, and what causes it")
+    verb.add_argument("path", nargs="+", help="a sound file, or a .trace")
+    verb.add_argument("--fail-on-any", action="store_true", help="exit with 1 if anything was found")
+    verb.set_defaults(run=glitches)
 
     verb = verbs.add_parser("export-onnx", help="write the flow's estimator as ONNX, with upstream's names")
     verb.add_argument("out", help="file; as flow.decoder.estimator.fp32.onnx in --voice it is found there")
@@ -231,7 +240,48 @@ def precision(args: argparse.Namespace) -> int:
     return 0
 
 
+def glitches(args: argparse.Namespace) -> int:
+    """Print one line a file and one row a finding."""
+    from workbench.diagnose.glitches import find_glitches
+    from workbench.speech.audio import read_wav
+    from workbench.trace.trace import Trace
+
+    found_any = False
+    for path in args.path:
+        is_trace = Path(path).suffix in (".trace", ".safetensors")
+        found = find_glitches(Trace.load(path)) if is_trace else find_glitches(*read_wav(path))
+        found_any |= len(found) > 0
+        print(f"{path}: {found}")
+        if len(found):
+            columns = ["kind", "start", "end", "score", "threshold", "percentile", "frame", "token", "cause"]
+            print(found.table[columns].to_string(index=False, float_format="{:.4g}".format))
+    return int(args.fail_on_any and found_any)
+
+
 def bench(args: argparse.Namespace) -> int:
+    """Print what recording costs, or how well glitches are found."""
+    return bench_glitches(args) if args.what == "glitches" else bench_trace(args)
+
+
+def bench_glitches(args: argparse.Namespace) -> int:
+    """Print the share of defects found, false alarms a minute and where they are."""
+    from workbench.diagnose import calibrate
+    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.pipeline import Pipeline
+
+    pipe = Pipeline(Checkpoint.load(args.voice), args.device, progress=False)
+    unseen = [*calibrate.spoken(pipe, calibrate.REPORTED_ON), *calibrate.recordings(args.clean)]
+    alarms, renders = calibrate.false_alarms(unseen), calibrate.one_step(pipe, unseen)
+    table = calibrate.summary(calibrate.detection(unseen), alarms, renders)
+    print(table.to_string(index=False, float_format="{:.3g}".format, na_rep=""))
+    print(alarms.to_string(index=False, float_format="{:.3g}".format) if len(alarms) else "no false alarm")
+    if args.out:
+        seen = [*calibrate.recordings([calibrate.PROMPTS]), *calibrate.spoken(pipe, calibrate.TUNED_ON)]
+        Path(args.out).write_text(json.dumps(calibrate.clean_scores([*seen, *unseen])), encoding="utf-8")
+    return 0
+
+
+def bench_trace(args: argparse.Namespace) -> int:
     """Print what recording costs."""
     from workbench.diagnose.bench import released_size, trace_cost, utterance_of_size
     from workbench.speech.checkpoint import Checkpoint

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from workbench.diagnose.measure import MEASURES
+from workbench.diagnose.run_measures import MEASURES
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.frontend import Utterance
@@ -155,7 +155,7 @@ class Experiment:
     reference : str, optional
         The variant that measures compare with, of the same utterance and seed.
     measures : mapping of str to callable
-        `(trace, reference's trace or None) -> number`; see `workbench.diagnose.measure`.
+        `(trace, reference's trace or None) -> number`; see `workbench.diagnose.run_measures`.
     seeds : sequence of int
         Of the sampler.
     save, folder

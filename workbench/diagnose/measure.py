@@ -1,28 +1,24 @@
 """Trace or waveform -> numbers."""
 
-import itertools
 import math
-from collections.abc import Callable, Collection
+import warnings
 
-import pandas as pd
+import numpy as np
 import torch
+from pyloudnorm import Meter
+from scipy.signal import resample_poly
 from torch import Tensor
 
+from workbench.diagnose.sound import LARGEST, decibel, runs
 from workbench.errors import WorkbenchError
-from workbench.speech.audio import log_mel
-from workbench.speech.config import MelConfig
-from workbench.trace.schema import RATES
-from workbench.trace.trace import Trace
 
 SILENCE_DBFS = -50.0  # a 20 ms frame below this is silence
 FRAME_S = 0.02
-AUDIO_LIMIT = 0.99  # where the vocoder clamps
-DB_PER_NEPER = 20 / math.log(10)
-MEL = MelConfig()
-LOWEST_F0 = 10.0  # Hz; the excitation takes less for unvoiced
+BLOCK_S = 0.4  # of momentary loudness, ITU-R BS.1770-4
+LEAST_RATE = 4000  # Hz; its weighting is made for more
 
 
-def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = AUDIO_LIMIT) -> dict[str, float]:
+def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dict[str, float]:
     """Return what a first look at a waveform should tell.
 
     Parameters
@@ -67,104 +63,77 @@ def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = AUDIO_LIMIT) 
     }
 
 
-def run_lengths(trace: Trace, silent: Collection[int]) -> pd.DataFrame:
-    """Return what was drawn in a row: one row a run of at least two equal, or at least two silent tokens.
+def wave_report(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dict[str, float]:
+    """Return what audio tools tell of a waveform, beside `wave_stats`.
 
     Parameters
     ----------
-    trace : Trace
-        With `lm/drawn_token`, or `lm/speech_token` at least, where long silences are cut already.
-    silent : collection of int
-        Ids that sound like silence, `pipe.config.silent_tokens`.
+    wav : Tensor (N,)
+        Full scale is 1.
+    sample_rate : int
+        Hz.
+    audio_limit : float
+        As for `wave_stats`.
 
     Returns
     -------
-    DataFrame
-        `kind` ("silent" or "repeat"), `token` (place of the first), `length`, `seconds`, `first_id`.
+    dict
+        What `wave_stats` returns, and: `true_peak` (dB of full scale, at four times the rate, ITU-R BS.1770),
+        `lufs` (integrated loudness), `lufs_momentary` (highest of 400 ms), `crest` (peak over rms),
+        `zero_crossings` (a second), `noise_floor` (dB, level that a tenth of the 20 ms frames stays below),
+        `flat` (samples, the longest run of one value), `nan`, `inf` and `denormal` (samples). NaN where a
+        waveform is too short or silent to say.
+
+    Raises
+    ------
+    WorkbenchError
+        When wav is not one-dimensional or empty.
     """
-    name = "lm/drawn_token" if "lm/drawn_token" in trace else "lm/speech_token"
-    rows, at = [], 0
-    for _, run in itertools.groupby(trace[name].tolist(), lambda i: -1 if i in silent else i):
-        ids = list(run)
-        if len(ids) > 1:
-            kind = "silent" if ids[0] in silent else "repeat"
-            rows.append((kind, at, len(ids), at / RATES["token"], ids[0]))
-        at += len(ids)
-    return pd.DataFrame(rows, columns=["kind", "token", "length", "seconds", "first_id"])
+    found = wave_stats(wav, sample_rate, audio_limit)
+    x = wav.detach().cpu().double()
+    x = x[x.isfinite()].clamp(-LARGEST, LARGEST).numpy()
+    flat = max((b - a for a, b in runs(np.diff(x) == 0)), default=0) + min(len(x), 1)
+    smallest = torch.finfo(wav.dtype if wav.is_floating_point() else torch.float32).tiny
+    level = decibel(np.square(_frames(x, round(FRAME_S * sample_rate))).mean(1)) if len(x) else [math.nan]
+    return found | {
+        "true_peak": _true_peak(x),
+        "lufs": _loudness(x, sample_rate),
+        "lufs_momentary": max(
+            (
+                _loudness(x[i : i + round(BLOCK_S * sample_rate) + 1], sample_rate)
+                for i in _blocks(x, sample_rate)
+            ),
+            default=math.nan,
+        ),
+        "crest": found["peak"] / found["rms"] if found["rms"] else math.nan,
+        "zero_crossings": float((x[1:] * x[:-1] < 0).sum()) / max(len(x), 1) * sample_rate,
+        "noise_floor": float(np.percentile(level, 10)),
+        "flat": int(flat),
+        "nan": int(wav.isnan().sum()),
+        "inf": int(wav.isinf().sum()),
+        "denormal": int(((np.abs(x) > 0) & (np.abs(x) < smallest)).sum()),
+    }
 
 
-# ---- of a run, beside another where there is one; NaN where the two have no common time
+def _true_peak(x: np.ndarray) -> float:
+    return float(decibel(np.square(np.abs(resample_poly(x, 4, 1)).max()))) if len(x) else math.nan
 
 
-def seconds(trace: Trace, reference: Trace | None = None) -> float:
-    """Length of the sound."""
-    return trace.seconds
+def _blocks(x: np.ndarray, sample_rate: int) -> range:
+    """Where blocks of 400 ms begin, a quarter apart."""
+    return range(0, len(x) - round(BLOCK_S * sample_rate), max(1, round(BLOCK_S * sample_rate / 4)))
 
 
-def rtf(trace: Trace, reference: Trace | None = None) -> float:
-    """Compute seconds per second of sound."""
-    return trace.rtf
+def _loudness(x: np.ndarray, sample_rate: int) -> float:
+    """Gated loudness, LUFS; NaN for what is too short, silent or sampled too slowly."""
+    if len(x) <= BLOCK_S * sample_rate or sample_rate < LEAST_RATE:
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # silence has no loudness, which pyloudnorm warns of
+        found = float(Meter(sample_rate).integrated_loudness(x))
+    return found if math.isfinite(found) else math.nan
 
 
-def mel_l1(trace: Trace, reference: Trace | None = None) -> float:
-    """Mean absolute difference of the flow's log-mels, natural units."""
-    apart = _mel_apart(trace, reference)
-    return float("nan") if apart is None else float(apart.mean())
-
-
-def worst_100ms(trace: Trace, reference: Trace | None = None) -> float:
-    """The same over the 100 ms where it is largest."""
-    apart = _mel_apart(trace, reference)
-    if apart is None:
-        return float("nan")
-    n = min(round(0.1 * RATES["target_frame"]), apart.shape[-1])
-    return float(apart.mean(0).unfold(0, n, 1).mean(1).max())
-
-
-def sound_db(trace: Trace, reference: Trace | None = None) -> float:
-    """RMS difference of the waveforms' log-mels, dB; what the phase of the excitation cannot change much."""
-    if reference is None or trace.wav.shape != reference.wav.shape or len(trace.wav) < MEL.n_fft:
-        return float("nan")
-    mels = [log_mel(t.wav.double().nan_to_num(), MEL) for t in (trace, reference)]
-    return DB_PER_NEPER * float((mels[0] - mels[1]).square().mean().sqrt())
-
-
-def clamped(trace: Trace, reference: Trace | None = None) -> float:
-    """Samples at the vocoder's clamp or beyond."""
-    return float((trace.wav.abs() >= AUDIO_LIMIT).sum())
-
-
-def flow_s(trace: Trace, reference: Trace | None = None) -> float:
-    """Seconds the flow took."""
-    return trace.attrs.get("timings", {}).get("flow", float("nan"))
-
-
-def f0_change(trace: Trace, reference: Trace | None = None) -> float:
-    """Median absolute difference of F0 in Hz, over frames that both voice."""
-    if reference is None or not all("hift/f0" in t for t in (trace, reference)):
-        return float("nan")
-    x, y = trace["hift/f0"].double(), reference["hift/f0"].double()
-    if x.shape != y.shape:
-        return float("nan")
-    both = (x > LOWEST_F0) & (y > LOWEST_F0)
-    return float((x - y).abs()[both].median()) if both.any() else float("nan")
-
-
-def _mel_apart(trace: Trace, reference: Trace | None) -> Tensor | None:
-    """|difference| (mel, frame) of two runs of one length."""
-    if reference is None or not all("flow/mel" in t for t in (trace, reference)):
-        return None
-    x, y = trace["flow/mel"].double(), reference["flow/mel"].double()
-    return (x - y).abs() if x.shape == y.shape else None
-
-
-MEASURES: dict[str, Callable[[Trace, Trace | None], float]] = {
-    "mel_l1": mel_l1,
-    "worst_100ms": worst_100ms,
-    "sound_db": sound_db,
-    "f0_change": f0_change,
-    "clamped": clamped,
-    "flow_s": flow_s,
-    "seconds": seconds,
-    "rtf": rtf,
-}
+def _frames(x: np.ndarray, n: int) -> np.ndarray:
+    n = min(max(n, 1), len(x))
+    return x[: len(x) // n * n].reshape(-1, n)

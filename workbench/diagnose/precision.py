@@ -50,28 +50,37 @@ class PrecisionMap:
         A row per part that was flipped alone: `part`, `change` and `limit` (dB of the waveform's log-mel, or
         nat of the LM's distribution), `single` (the same with that part in float32: what is there anyway),
         `nonfinite`, `safe`.
+    kept : tuple of str
+        Parts that are safe together.
+    together : float
+        dB that all of `kept` change the waveform's log-mel by, at once.
     """
 
     dtype: str
     rows: pd.DataFrame
+    kept: tuple[str, ...]
+    together: float
 
     @property
     def recommended(self) -> dict[str, str]:
-        """Options by name: half precision where it is safe, else what upstream runs there."""
-        stages = self.rows[self.rows["part"].isin(PARTS)]
+        """Options by name: half precision where it is safe together, else what upstream runs there."""
         plain = Options()
         return {
-            PARTS[part]: self.dtype if safe else getattr(plain, PARTS[part])
-            for part, safe in zip(stages["part"], stages["safe"], strict=True)
+            option: self.dtype if part in self.kept else getattr(plain, option)
+            for part, option in PARTS.items()
         }
 
     @property
     def line(self) -> str:
         """The answer in one line."""
         stages = self.rows[self.rows["part"].isin(PARTS)]
-        good, bad = (list(stages.loc[stages["safe"] == which, "part"]) for which in (True, False))
+        bad = list(stages.loc[~stages["safe"], "part"])
+        crowded = [part for part in stages["part"] if part not in (*self.kept, *bad)]
         inside = self.rows[~self.rows["part"].isin(PARTS) & ~self.rows["safe"]]
-        parts = [f"{self.dtype} is safe for {', '.join(good) or 'nothing'}"]
+        parts = [
+            f"{self.dtype} is safe for {', '.join(self.kept) or 'nothing'} ({self.together:.2g} dB together)"
+        ]
+        parts += [f"for {', '.join(crowded)} alone, but not beside them"] if crowded else []
         parts += [f"not for {', '.join(bad)}"] if bad else []
         parts += [f"what breaks inside: {', '.join(inside['part'].head(4))}"] if len(inside) else []
         return "; ".join(parts)
@@ -135,7 +144,8 @@ def bisect_precision(
     """Find out by trying which parts may run in half precision.
 
     Everything runs in float64 once. Then one part at a time runs in `dtype`, all others in float64, from the
-    same tokens, and the waveform is measured. In stages that change too much every block is flipped alone.
+    same tokens, and the waveform is measured. In stages that change too much every block is flipped alone. At
+    last all that are safe run together; while that changes too much, the one that changed most stays wide.
 
     Parameters
     ----------
@@ -164,7 +174,8 @@ def bisect_precision(
                 _row(f"{part}/{name}", _inside(pipe, right, part, module, dtype, exact), None)
                 for name, module in _blocks(pipe, part, exact)
             ]
-    return PrecisionMap(dtype, pd.DataFrame(rows))
+    table = pd.DataFrame(rows)
+    return PrecisionMap(dtype, table, *_together(pipe, right, table, dtype, exact))
 
 
 def repeatable(pipe: Pipeline, utt: Utterance, options: Options | None = None) -> dict[str, float]:
@@ -195,6 +206,23 @@ def _change(pipe: Pipeline, right: Trace, part: str, options: Options) -> tuple[
         return _apart(pipe, right, pipe.replay(right, "flow" if part == "flow" else "hift", options))
     except WorkbenchError:  # a mel of NaN
         return float("inf"), right["flow/mel"].numel()
+
+
+def _together(
+    pipe: Pipeline, right: Trace, rows: pd.DataFrame, dtype: str, exact: Options
+) -> tuple[tuple[str, ...], float]:
+    """The parts that may be narrow at once, in the order of the run, and what they change."""
+    safe = rows[rows["safe"] & rows["part"].isin(PARTS)].sort_values("change")
+    words, heard = (list(safe.loc[(safe["part"] == "lm") == which, "part"]) for which in (True, False))
+    change = 0.0
+    while heard:
+        options = exact.but(**{PARTS[part]: dtype for part in heard})
+        change, bad = _apart(pipe, right, pipe.replay(right, "flow", options))
+        if change <= AUDIBLE and not bad:
+            break
+        heard.pop()
+        change = 0.0
+    return tuple(part for part in PARTS if part in (*words, *heard)), change
 
 
 def _moved(pipe: Pipeline, right: Trace, options: Options) -> tuple[float, int]:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from workbench.diagnose.compare import Comparison
 from workbench.diagnose.experiment import CachedRuns
-from workbench.diagnose.measure import MEASURES, run_lengths
+from workbench.diagnose.run_measures import MEASURES, run_lengths
 from workbench.errors import WorkbenchError
 from workbench.show import plots
 from workbench.show.job import Bar
