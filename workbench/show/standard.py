@@ -11,6 +11,7 @@ from workbench.diagnose.plausible import implausible
 from workbench.diagnose.suspects import find_suspects
 from workbench.errors import WorkbenchError
 from workbench.show import plots
+from workbench.show.canvas import let_go
 from workbench.show.player import player
 from workbench.show.report import Report
 from workbench.speech.pipeline import Pipeline
@@ -150,6 +151,7 @@ def _add_figures(report: Report, figures: Mapping[str, Draw]) -> list[str]:
         else:
             if figure is not None:
                 report.add(figure, title)
+                let_go(figure)
     return lacking
 
 
