@@ -68,6 +68,14 @@ def test_statistics_will_do(rehearsals, name):
     assert ask(rehearsals, candidate, few).together == (name,)
 
 
+def test_a_state_that_no_log_prints_is_no_error(rehearsals):
+    candidate = summed_up(inject(rehearsals.pipe, rehearsals.reference, (NAMED["cfg-off"],)))
+    x = candidate["flow/x.stats"].clone()
+    x[0] = float("nan")
+    found = ask(rehearsals, wb.Trace({"flow/x.stats": x}, {}), [NAMED["cfg-off"], NAMED["cfg-sign"]])
+    assert found.together == ("cfg-off",) and found.explained > 0.99
+
+
 def test_a_mel_and_a_waveform_will_do(rehearsals):
     candidate = heard(inject(rehearsals.pipe, rehearsals.reference, (NAMED["window-sum-left-out"],)))
     assert set(candidate) == {"flow/mel", "hift/wav"}

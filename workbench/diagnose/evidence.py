@@ -252,6 +252,8 @@ def _from_runs(name: str, runs: Runs, single: Options, double: Options) -> Itera
         mine, ours, best = (y if index is None or y is None else y[index] for y in (found, right, exact))
         alike = ours is not None and best is not None and mine.shape == ours.shape == best.shape
         summed = name != field
+        if summed and mine.isnan().all():
+            continue  # nothing is known of it, such as the state before the first step in a log
         rounding = distance_of(ours, best, summed) if alike else 0.0
         allowed = max(WHOLE_RUN, ALLOWANCE * min(rounding, WHOLE_RUN))
         yield Seen(field, index, mine, foresee, concerns, allowed, summed)

@@ -86,6 +86,13 @@ def grid(
     return made.ravel()
 
 
+def let_go(thing: object) -> None:
+    """Take a figure that is shown elsewhere off pyplot's list, or the cell would show it again."""
+    for item in thing.flat if isinstance(thing, np.ndarray) else [thing]:
+        if isinstance(item, Axes):
+            plt.close(item.get_figure(root=True))
+
+
 def require(trace: Trace, *names: str) -> None:
     """Raise a WorkbenchError that says what to record, where a field is lacking or is empty."""
     missing = [name for name in names if name not in trace]

@@ -5,11 +5,9 @@ from html import escape
 from typing import Any
 
 import ipywidgets as widgets
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.axes import Axes
 
 from workbench.errors import WorkbenchError
+from workbench.show.canvas import let_go
 from workbench.show.job import Bar, Job
 from workbench.show.report import shown
 
@@ -33,7 +31,7 @@ class Panel(widgets.VBox):
         """Put things in the view, as a report would; one that has a live twin is live."""
         looks = [shown(thing).html for thing in things]
         for thing in things:
-            _let_go(thing)
+            let_go(thing)
         self._parts = [str(look) for look in looks]
         self._view.children = [
             thing if isinstance(thing, widgets.Widget) else widgets.HTML(SHOWN.format(look))
@@ -51,13 +49,6 @@ class Panel(widgets.VBox):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
-
-
-def _let_go(thing: Any) -> None:
-    """Take a figure that was drawn off pyplot's list, or the next cell would show it again."""
-    for item in thing.flat if isinstance(thing, np.ndarray) else [thing]:
-        if isinstance(item, Axes):
-            plt.close(item.get_figure(root=True))
 
 
 class Lab(Panel):

@@ -12,6 +12,7 @@ from workbench.diagnose.plausible import implausible
 from workbench.diagnose.suspects import Diagnosis, find_suspects
 from workbench.errors import WorkbenchError
 from workbench.show import plots
+from workbench.show.canvas import let_go
 from workbench.show.player import player
 from workbench.show.report import Report
 from workbench.speech.pipeline import Pipeline
@@ -160,6 +161,7 @@ def _add_figures(report: Report, figures: Mapping[str, Draw]) -> list[str]:
         else:
             if figure is not None:
                 report.add(figure, title)
+                let_go(figure)
     return lacking
 
 
