@@ -5,6 +5,7 @@ import math
 import re
 from itertools import pairwise
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -430,6 +431,7 @@ def report(page, tmp_path):
     report.add(tone(), "Trace").add([1, 2], "Anything")
     page.goto(report.save(tmp_path / "report.html").as_uri())
     ready(page)
+    plt.close()
     return page
 
 

@@ -26,6 +26,8 @@ panel = Panel([ipywidgets.IntSlider()])
 panel.show(wb.plots.mel(trace), pd.DataFrame({"row": range(count)}), wb.player(trace, names=["in a panel"]))
 panel"""
 
+HEARD = "from IPython.display import Audio\nAudio(trace.wav.numpy(), rate=24000, normalize=False)"
+
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
@@ -43,7 +45,7 @@ def written(tmp_path, monkeypatch):
 
 
 def test_page_shows_everything_without_kernel_and_network(written, page, tmp_path):
-    path = written(PARAMETERS, SHOWN, "wb.player(trace)", "wb.plots.waveform(trace);", "print(count)")
+    path = written(PARAMETERS, SHOWN, "wb.player(trace)", "wb.plots.waveform(trace);", HEARD)
     out = run_notebook(path, {"seconds": 0.5, "label": "hers"}, tmp_path / "a" / "small.html", False)
     assert [p.name for p in out.parent.iterdir()] == ["small.html"]
     from playwright.sync_api import expect
@@ -54,6 +56,7 @@ def test_page_shows_everything_without_kernel_and_network(written, page, tmp_pat
     assert page.locator(".of").all_inner_texts() == ["/ 0.500 s"] * 2
     page.get_by_role("button", name="Play").first.click()
     expect(page.locator(".time b").first).not_to_have_text(re.compile("^0.0"))
+    expect(page.locator("audio:has(source)")).to_have_js_property("duration", 0.5)
     assert page.locator("tbody tr").count() == 3
     pictures = page.locator(".jp-OutputArea img:visible")
     assert pictures.count() == 2
