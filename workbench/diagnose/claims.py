@@ -1,0 +1,138 @@
+"""Claims about a model, and what an experiment says of each: a ledger that leaves none out.
+
+What is claimed stands in a table; what was measured, and by which rule it decides, where it is settled.
+"""
+
+import os
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from workbench.errors import WorkbenchError
+
+CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decidable without the released weights"
+COLUMNS = ("id", "claim", "line", "measured")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one claim.
+
+    Attributes
+    ----------
+    claim : str
+        What was claimed.
+    experiment : str
+        What was done to test it.
+    measured : str
+        The numbers that came out.
+    holds : bool or None
+        None where the numbers leave it open.
+    next_run : str
+        What would decide it; empty where it is decided.
+    """
+
+    claim: str
+    experiment: str
+    measured: str
+    holds: bool | None
+    next_run: str = ""
+
+    @property
+    def text(self) -> str:
+        """The verdict in words."""
+        if self.holds is None:
+            return f"{OPEN}: {self.next_run}"
+        return CONFIRMED if self.holds else REFUTED
+
+    def __repr__(self) -> str:
+        return f"{self.text}: {self.claim} {self.measured}"
+
+    def _repr_html_(self) -> str:
+        parts = (self.claim, f"{self.experiment}: {self.measured}")
+        return f"<div><b>{escape(self.text)}</b><br>{'<br>'.join(escape(part) for part in parts)}</div>"
+
+
+class Claims:
+    """Claims by id, and the verdicts that were given so far.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns `id`, `claim`, `line` (where it was made) and `measured` (what it rested on).
+
+    Raises
+    ------
+    WorkbenchError
+        When a column is missing, or an id stands twice.
+    """
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        if missing := [name for name in COLUMNS if name not in table]:
+            raise WorkbenchError(f"the claims lack {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+        if twice := list(table.loc[table["id"].duplicated(), "id"]):
+            raise WorkbenchError(f"claims that stand twice: {', '.join(map(str, twice))}")
+        self.table = table.set_index("id")
+        self.verdicts: dict[str, Verdict] = {}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Claims":
+        """Read a CSV file.
+
+        Raises
+        ------
+        WorkbenchError
+            When it cannot be read, or as above.
+        """
+        try:
+            table = pd.read_csv(path, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise WorkbenchError(
+                f"{Path(path).name} is no table of claims that can be read: {error}"
+            ) from error
+        return cls(table)
+
+    def settle(
+        self, name: str, holds: bool | None, experiment: str, measured: str, next_run: str = ""
+    ) -> Verdict:
+        """Give a verdict.
+
+        Parameters
+        ----------
+        name : str
+            The claim's id.
+        holds : bool or None
+            None leaves it open, and `next_run` says what would decide it.
+        experiment, measured, next_run : str
+            As in `Verdict`.
+
+        Raises
+        ------
+        WorkbenchError
+            When there is no such claim, or it is left open without saying what to run.
+        """
+        if name not in self.table.index:
+            raise WorkbenchError(f"{name!r} is no claim; expected one of {', '.join(self.table.index)}")
+        if holds is None and not next_run:
+            raise WorkbenchError(f"{name} is left open; say what to run next")
+        decided = None if holds is None else bool(holds)
+        verdict = Verdict(self.table.loc[name, "claim"], experiment, measured, decided, next_run)
+        self.verdicts[name] = verdict
+        return verdict
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a claim, in the order of the table: claim, experiment, measured, verdict.
+
+        Raises
+        ------
+        WorkbenchError
+            When a claim has no verdict yet.
+        """
+        if missing := [name for name in self.table.index if name not in self.verdicts]:
+            raise WorkbenchError(f"claims without a verdict: {', '.join(missing)}")
+        found = (self.verdicts[name] for name in self.table.index)
+        rows = [(v.claim, v.experiment, v.measured, v.text) for v in found]
+        columns = ["claim", "experiment", "measured here", "verdict"]
+        return pd.DataFrame(rows, columns=columns, index=self.table.index)
