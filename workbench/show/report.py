@@ -160,7 +160,7 @@ def _(comparison: Comparison) -> Shown:
     bad = rows[~rows["verdict"].isin(NOT_BAD)]
     html = Markup("<p><b>{}</b></p><ul>{}</ul>").format(comparison.line, remarks)
     if len(bad):
-        first = bad.dropna(axis=1, how="all").head(FIRST)
+        first = bad.dropna(axis=1, how="all").head(FIRST).reset_index(drop=True)
         html += _fenced(
             table_html(first), f"the first {FIRST} of {len(bad)} rows" if len(bad) > FIRST else ""
         )
@@ -262,7 +262,7 @@ def _fenced(html: Markup, more: str = "") -> Markup:
     """Wide things scroll by themselves, not the page, and a keyboard can do it."""
     tail = Markup("<p>{}</p>").format(more) if more else Markup()
     html = Markup(str(html).replace("<th></th>", "<td></td>"))  # pandas' corner is no header of anything
-    html = Markup(re.sub(r"<td>([^<]{40,})</td>", r'<td class="long">\1</td>', html))
+    html = Markup(re.sub(r"<td>([^<]{40,})</td>", r'<td class="long">\1</td>', str(html)))
     return Markup('<div class="wide" tabindex="0" role="group" aria-label="table">{}</div>{}').format(
         html, tail
     )

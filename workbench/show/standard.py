@@ -103,7 +103,7 @@ def comparison_report(
         },
     )
     for name, _ in heard:
-        report.add(found[name], f"Findings in the {name}")
+        report.add(found[name], f"Findings: {name}")
     report.add(origin(dict(zip(names, (reference, candidate), strict=True))), "Where they come from")
     return _and_lacking(report, lacking)
 
