@@ -144,7 +144,7 @@ def _onset_burst(sound: Sound, dbfs: float, draw: Draw) -> Made:
 
 
 def _tail_burst(sound: Sound, dbfs: float, draw: Draw) -> Made:
-    quiet = _noise(draw, sound.samples(0.06), sound.floor)
+    quiet = _noise(draw, sound.samples(0.12), sound.floor)
     burst = _noise(draw, sound.samples(0.04), dbfs)
     y = np.concatenate((sound.wav, quiet, burst))
     return y, len(y) / sound.rate - 0.04, len(y) / sound.rate
@@ -218,7 +218,9 @@ DEFECTS: dict[str, Defect] = {
     "onset burst": Defect(
         _onset_burst, (-50, -40, -30, -20), "dBFS, 30 ms of noise, then quiet", ("onset burst",)
     ),
-    "tail burst": Defect(_tail_burst, (-50, -40, -30, -20), "dBFS, 40 ms of noise", ("tail burst",)),
+    "tail burst": Defect(
+        _tail_burst, (-50, -40, -30, -20), "dBFS, 40 ms of noise after quiet", ("tail burst",)
+    ),
     "hiss": Defect(_hiss, (45, 35, 25, 15), "dB below loud speech, white", ("hiss", "noise floor")),
     "line": Defect(_line, (-75, -65, -55, -45), "dBFS, a sine of 2.4 to 9.6 kHz", ("line",)),
     "buzz": Defect(_buzz, (20, 15, 10, 5), "dB below the speech, 100 pulses a second", ("buzz", "smear")),

@@ -11,8 +11,8 @@ from workbench.diagnose.sound import FRAME_S, Array, Sound, runs
 from workbench.speech.config import SILENT_TOKENS
 
 EDGE_S = 0.005
-ONSET_S, ONSET_QUIET_S = 0.04, 0.09  # a burst and the quiet behind it; "it" before a plosive has less
-TAIL_S, TAIL_QUIET_S = 0.06, 0.04
+ONSET_S, TAIL_S = 0.04, 0.06  # how long a burst may be
+QUIET_S = 0.09  # beside it; the closure of a plosive is shorter
 LATE_S = 0.02  # how long after such a burst the quiet may begin; a first vowel lasts longer
 INAUDIBLE_DB = -65.0
 GAP_S = (0.01, 3.5)
@@ -38,13 +38,13 @@ def stop_cut(sound: Sound) -> Iterator[Spot]:
 def onset_burst(sound: Sound) -> Iterator[Spot]:
     """Sound in the first 40 ms with 90 ms of quiet behind it; dB between the two."""
     if sound.active.any():
-        yield Spot(0.0, ONSET_S, _burst(sound, sound.wav, ONSET_S, ONSET_QUIET_S))
+        yield Spot(0.0, ONSET_S, _burst(sound, sound.wav, ONSET_S))
 
 
 def tail_burst(sound: Sound) -> Iterator[Spot]:
-    """Sound in the last 60 ms with 40 ms of quiet before it; dB between the two."""
+    """Sound in the last 60 ms with 90 ms of quiet before it; dB between the two."""
     if sound.active.any():
-        score = _burst(sound, sound.wav[::-1], TAIL_S, TAIL_QUIET_S)
+        score = _burst(sound, sound.wav[::-1], TAIL_S)
         yield Spot(max(0.0, sound.seconds - TAIL_S), sound.seconds, score)
 
 
@@ -94,10 +94,10 @@ def _speech(sound: Sound, levels: Array) -> Array:
     return levels[levels > max(np.percentile(levels, 95) - 20, sound.floor + 12, -60)]
 
 
-def _burst(sound: Sound, wav: Array, burst_s: float, quiet_s: float) -> float:
+def _burst(sound: Sound, wav: Array, burst_s: float) -> float:
     """Highest level of a burst above the quiet that begins before it could be a vowel, dB."""
     level = np.maximum(sound.level(EDGE_S, wav), INAUDIBLE_DB)
-    n, late, quiet = (round(s / EDGE_S) for s in (burst_s, LATE_S, quiet_s))
+    n, late, quiet = (round(s / EDGE_S) for s in (burst_s, LATE_S, QUIET_S))
     if len(level) < n + late + quiet:
         return 0.0
     peak = int(np.argmax(level[:n]))

@@ -18,7 +18,7 @@ from workbench.trace.trace import Trace
 HISS = (0.29, 0.48)  # band, as a share of the sample rate: 7 to 11.5 kHz
 LINE_S = 0.08
 LINE_AROUND = 25  # bins that a line is compared with
-LOWEST_VOICE, HIGHEST_VOICE = 50.0, 500.0  # Hz
+LOWEST_VOICE, HIGHEST_VOICE = 75.0, 500.0  # Hz; below, a voice creaks and f0 means little
 SMEAR = {"flux": 1.4, "swing": 0.5, "rasp": 16.7, "pitch": -14.3}  # weights
 FRAME_RATE = 50
 TOKEN_S = 0.04
