@@ -92,15 +92,15 @@ MEASURES: dict[str, Callable[[Trace, Trace | None], float]] = {
 }
 
 
-def run_lengths(trace: Trace, silent: Collection[int]) -> pd.DataFrame:
+def run_lengths(trace: Trace, silent: Collection[int] | None = None) -> pd.DataFrame:
     """Return what was drawn in a row: one row a run of at least two equal, or at least two silent tokens.
 
     Parameters
     ----------
     trace : Trace
         With `lm/drawn_token`, or `lm/speech_token` at least, where long silences are cut already.
-    silent : collection of int
-        Ids that sound like silence, `pipe.config.silent_tokens`.
+    silent : collection of int, optional
+        Ids that sound like silence; those that the run noted unless given.
 
     Returns
     -------
@@ -108,6 +108,7 @@ def run_lengths(trace: Trace, silent: Collection[int]) -> pd.DataFrame:
         `kind` ("silent" or "repeat"), `token` (place of the first), `length`, `seconds`, `first_id`.
     """
     name = "lm/drawn_token" if "lm/drawn_token" in trace else "lm/speech_token"
+    silent = trace.attrs.get("silent_tokens", ()) if silent is None else silent
     rows, at = [], 0
     for _, run in itertools.groupby(trace[name].tolist(), lambda i: -1 if i in silent else i):
         ids = list(run)

@@ -224,7 +224,7 @@ def f0(trace: Trace, *, reference: Trace | None = None, ax: Axes | None = None) 
 
 
 def tokens(
-    trace: Trace, *, silent: Collection[int] = (), axes: Sequence[Axes] | None = None
+    trace: Trace, *, silent: Collection[int] | None = None, axes: Sequence[Axes] | None = None
 ) -> NDArray[np.object_]:
     """Draw the speech tokens over time, how sure the LM was of each, and how near to ending.
 
@@ -233,7 +233,7 @@ def tokens(
     trace : Trace
         With `lm/drawn_token` or `lm/speech_token`.
     silent : collection of int
-        Ids that sound like silence, `pipe.config.silent_tokens`; a trace does not know them.
+        Ids that sound like silence; those that the run noted unless given.
     axes : sequence of 3 Axes, optional
 
     Returns
@@ -250,7 +250,7 @@ def tokens(
     name = "lm/drawn_token" if "lm/drawn_token" in trace else "lm/speech_token"
     require(trace, name)
     ids = trace[name].numpy()
-    quiet = np.isin(ids, list(silent))
+    quiet = np.isin(ids, list(trace.attrs.get("silent_tokens", ()) if silent is None else silent))
     again = np.append(False, ids[1:] == ids[:-1]) & ~quiet
     margin = _stop_margin(trace)
     axes = grid(axes, (3, 1), (8, 5.6), trace)

@@ -167,8 +167,7 @@ class SamplingLab(Lab):
 
     def draw(self, result: Trace) -> None:
         """Show the timeline of the tokens, and the counts that matter."""
-        silent = self.pipe.config.silent_tokens
-        self.show(plots.tokens(result, silent=silent), run_lengths(result, silent))
+        self.show(plots.tokens(result), run_lengths(result))
 
 
 # ---- browsers: something is looked up

@@ -230,6 +230,7 @@ def _provenance(pipe: "Pipeline", options: Options, save: Save) -> dict[str, Any
     return {
         "options": asdict(options),
         "sample_rate": pipe.config.mel.sample_rate,
+        "silent_tokens": list(pipe.config.silent_tokens),
         "device": str(pipe.device),
         "checkpoint": checkpoint,
         "versions": {"torch": torch.__version__, "python": platform.python_version()},

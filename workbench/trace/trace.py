@@ -24,7 +24,7 @@ ATTRS = {  # what other code relies on, and the kind it has to be of
     **dict.fromkeys(("prompt_frames", "first_step"), int),
     **dict.fromkeys(("text", "mode", "tag", "source"), str),
     **dict.fromkeys(("options", "timings", "checkpoint", "prompt", "shapes", "half_units"), dict),
-    **dict.fromkeys(("notes", "lines", "unmapped", "seams"), list),
+    **dict.fromkeys(("notes", "lines", "unmapped", "seams", "silent_tokens"), list),
     "sample_rate": (int, float),
 }
 LENGTHS = {"region": REGIONS, "stat": STATS}  # dimensions of one length, always the last
