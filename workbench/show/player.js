@@ -51,6 +51,7 @@ svg { width: 12px; height: 12px; fill: currentColor; }
 .stage canvas { display: block; width: 100%; }
 .stage .over { position: absolute; inset: 0; height: 100%; cursor: crosshair; touch-action: pan-y; }
 .chips { display: flex; gap: 3px; overflow-x: auto; flex: 1 1 0; min-width: 12em; padding: 2px; }
+.chips > * { flex: none; }
 .chips button { border-left-width: 4px; }
 .warn { margin: 0; padding: 5px 8px; background: var(--panel); border-bottom: 1px solid var(--line); color: var(--ink); list-style: none; }
 .warn li::before { content: "\\26a0\\fe0e  "; color: var(--cursor); }
