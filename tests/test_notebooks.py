@@ -6,6 +6,8 @@ import nbclient
 import nbformat
 import pytest
 
+from workbench.show.notebook import page as export
+
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
@@ -18,19 +20,38 @@ def test_stored_clean(path):
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel client's own
-def test_runs(path):
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
+def executed(request, tmp_path_factory):
+    """A notebook after "Run all", on disk."""
+    path = request.param
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": path.parent}})
     client.execute()
-    said = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    out = tmp_path_factory.mktemp("executed") / path.name
+    nbformat.write(notebook, out)
+    return out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel client's own
+def test_runs_and_shows_figures_and_sound(executed):
+    cells = nbformat.read(executed, as_version=4).cells
+    said = [output for cell in cells for output in cell.get("outputs", [])]
     assert not any(output.output_type == "error" for output in said)
-    drawing = [
-        c for c in notebook.cells if c.cell_type == "code" and ("wb.plots." in c.source or "plt." in c.source)
-    ]
+    drawing = [c for c in cells if c.cell_type == "code" and ("wb.plots." in c.source or "plt." in c.source)]
     assert drawing and all(any(map(is_picture, cell.outputs)) for cell in drawing)
     assert any("data:audio/wav" in output.get("data", {}).get("text/html", "") for output in said)
+
+
+def test_shows_the_same_without_a_kernel(executed, page, tmp_path):
+    out = tmp_path / f"{executed.stem}.html"
+    out.write_text(export(executed, executed.stem), encoding="utf-8")
+    page.goto(out.as_uri())
+    page.locator("audio, canvas.base[aria-label]").first.wait_for(state="attached")
+    cells = nbformat.read(executed, as_version=4).cells
+    drawn = sum(is_picture(output) for cell in cells for output in cell.get("outputs", []))
+    pictures = page.locator(".jp-OutputArea img:visible")
+    assert pictures.count() >= drawn > 0
+    assert all(picture.evaluate("image => image.naturalWidth") > 100 for picture in pictures.all())
 
 
 def is_picture(output: nbformat.NotebookNode) -> bool:
