@@ -1,10 +1,12 @@
+import math
 from dataclasses import fields
 
 import pytest
 import torch
 
+import workbench as wb
 from workbench.diagnose.experiment import STAGE_OF, CachedRuns, Experiment, content_key
-from workbench.diagnose.run_measures import mel_l1, worst_100ms
+from workbench.diagnose.run_measures import mel_l1, sound_db, worst_100ms, worst_place
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Options
@@ -107,3 +109,18 @@ def test_measures_know_when_there_is_nothing_to_compare():
     assert mel_l1(other, one) == pytest.approx(0.2) and worst_100ms(other, one) == pytest.approx(0.4)
     shorter = Trace({"flow/mel": mel[:, :5]}, {})
     assert mel_l1(shorter, one) != mel_l1(shorter, one) and worst_100ms(one) != worst_100ms(one)
+
+
+def test_worst_place_is_where_the_sound_differs():
+    wav = 0.1 * torch.sin(torch.arange(24000) * 0.1)
+    other = wav.clone()
+    other[12000:13000] = 0
+    one, changed = (wb.Trace({"hift/wav": x}, {"sample_rate": 24000}) for x in (wav, other))
+    place = worst_place(changed, one).iloc[0]
+    assert (
+        place["start"] <= 0.5 and place["end"] >= 0.54 and place["end"] - place["start"] == pytest.approx(0.1)
+    )
+    assert place["score"] > sound_db(changed, one) > 0
+    assert worst_place(one, one).empty and sound_db(one, one) == 0
+    shorter = wb.Trace({"hift/wav": wav[:9000]}, {})
+    assert worst_place(shorter, one).empty and math.isnan(sound_db(shorter, one))

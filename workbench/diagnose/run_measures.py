@@ -45,10 +45,34 @@ def worst_100ms(trace: Trace, reference: Trace | None = None) -> float:
 
 def sound_db(trace: Trace, reference: Trace | None = None) -> float:
     """RMS difference of the waveforms' log-mels, dB; what the phase of the excitation cannot change much."""
-    if reference is None or trace.wav.shape != reference.wav.shape or len(trace.wav) < MEL.n_fft:
-        return float("nan")
-    mels = [log_mel(t.wav.double().nan_to_num(), MEL) for t in (trace, reference)]
-    return DB_PER_NEPER * float((mels[0] - mels[1]).square().mean().sqrt())
+    apart = None if reference is None else _sound_apart(trace, reference)
+    return float("nan") if apart is None else float(apart.square().mean().sqrt())
+
+
+def worst_place(trace: Trace, reference: Trace, seconds: float = 0.1) -> pd.DataFrame:
+    """Return where the sound of two runs differs most, as a player's findings take it.
+
+    Parameters
+    ----------
+    trace, reference : Trace
+        With waveforms of one length.
+    seconds : float
+        How long a place is.
+
+    Returns
+    -------
+    DataFrame
+        One row: `kind` ("farthest apart"), `start`, `end` (seconds), `score` (RMS difference of the log-mels
+        there, dB). None where the waveforms are of two lengths, or are equal.
+    """
+    apart = _sound_apart(trace, reference)
+    rows = []
+    if apart is not None and apart.any():
+        n = min(max(1, round(seconds * RATES["target_frame"])), apart.shape[-1])
+        power = apart.square().mean(0).unfold(0, n, 1).mean(1)
+        at = int(power.argmax()) / RATES["target_frame"]
+        rows.append(("farthest apart", at, at + n / RATES["target_frame"], float(power.max().sqrt())))
+    return pd.DataFrame(rows, columns=["kind", "start", "end", "score"])
 
 
 def clamped(trace: Trace, reference: Trace | None = None) -> float:
@@ -70,6 +94,14 @@ def f0_change(trace: Trace, reference: Trace | None = None) -> float:
         return float("nan")
     both = (x > LOWEST_F0) & (y > LOWEST_F0)
     return float((x - y).abs()[both].median()) if both.any() else float("nan")
+
+
+def _sound_apart(trace: Trace, reference: Trace) -> Tensor | None:
+    """Difference (mel, frame) in dB of two waveforms of one length."""
+    if trace.wav.shape != reference.wav.shape or len(trace.wav) < MEL.n_fft:
+        return None
+    mels = [log_mel(t.wav.double().nan_to_num(), MEL)[0] for t in (trace, reference)]
+    return DB_PER_NEPER * (mels[0] - mels[1])
 
 
 def _mel_apart(trace: Trace, reference: Trace | None) -> Tensor | None:
