@@ -307,19 +307,25 @@ def bench(args: argparse.Namespace) -> int:
 
 def bench_glitches(args: argparse.Namespace) -> int:
     """Print the share of defects found, false alarms a minute and where they are."""
+    from tqdm import tqdm
+
     from workbench.diagnose import calibrate
+    from workbench.show.whole import whole
     from workbench.speech.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 
     pipe = Pipeline(Checkpoint.load(args.voice), args.device, progress=False)
-    unseen = [*calibrate.spoken(pipe, calibrate.REPORTED_ON), *calibrate.recordings(args.clean)]
+    said = tqdm(calibrate.REPORTED_ON, "clean speech", unit=" sentence")
+    unseen = [*calibrate.spoken(pipe, said), *calibrate.recordings(args.clean)]
     alarms, renders = calibrate.false_alarms(unseen), calibrate.one_step(pipe, unseen)
     table = calibrate.summary(calibrate.detection(unseen), alarms, renders)
     print(table.to_string(index=False, float_format="{:.3g}".format, na_rep=""))
     print(alarms.to_string(index=False, float_format="{:.3g}".format) if len(alarms) else "no false alarm")
     if args.out:
-        seen = [*calibrate.recordings([calibrate.PROMPTS]), *calibrate.spoken(pipe, calibrate.TUNED_ON)]
-        Path(args.out).write_text(json.dumps(calibrate.clean_scores([*seen, *unseen])), encoding="utf-8")
+        said = tqdm(calibrate.TUNED_ON, "its scores", unit=" sentence")
+        seen = [*calibrate.recordings([calibrate.PROMPTS]), *calibrate.spoken(pipe, said)]
+        with whole(Path(args.out)) as draft:
+            draft.write_text(json.dumps(calibrate.clean_scores([*seen, *unseen])), encoding="utf-8")
     return 0
 
 

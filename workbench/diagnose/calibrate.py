@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from workbench.diagnose.defects import DEFECTS, Defect, inject
 from workbench.diagnose.detectors import DETECTORS
@@ -137,7 +138,7 @@ def detection(clean: Iterable[Clean]) -> pd.DataFrame:
     """Spoil every utterance in every way; return the share found by kind and severity, 0..1."""
     rows = []
     long = [trace for _, trace in clean if trace.seconds >= LEAST_S]
-    for kind, defect in DEFECTS.items():
+    for kind, defect in tqdm(DEFECTS.items(), "defects", unit=" kind", leave=False):
         for severity, magnitude in enumerate(defect.magnitudes, 1):
             hits = [_is_found(trace, kind, defect, severity, seed) for seed, trace in enumerate(long)]
             rows.append((kind, severity, magnitude, defect.unit, sum(hits) / max(len(hits), 1), len(hits)))

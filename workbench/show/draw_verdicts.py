@@ -182,8 +182,8 @@ def _places(rows: pd.DataFrame, names: list[str]) -> NDArray[np.float64]:
     """More than one apart where a label stands; all draws of a field share the width of a few."""
     counts = rows["field"].map(rows["field"].value_counts())
     draws = rows["field"].str.startswith("lm/") & rows["index"].notna()
-    named = np.where(_is_new(names), NAMED_WIDTH, 1.0)
-    return np.cumsum(np.where(draws, DRAWS_WIDTH / counts, named))
+    between = np.where(draws, DRAWS_WIDTH / counts, 1.0)
+    return np.cumsum(np.where(_is_new(names), NAMED_WIDTH, between))
 
 
 def _names(rows: pd.DataFrame) -> list[str]:
