@@ -6,10 +6,12 @@ from html.parser import HTMLParser
 import matplotlib
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
 from workbench.show.report import ROWS, Report, shown, smallest
+from workbench.trace.trace import Trace
 
 HOSTILE = '</script><script>alert(1)</script>"><img src=x onerror=alert(1)>'
 
@@ -122,3 +124,12 @@ def test_no_half_file_where_none_can_be_written(tmp_path):
     with pytest.raises(WorkbenchError, match="could not be written"):
         Report("r").save(tmp_path / "file" / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_trace_brings_its_player_and_its_table():
+    wav = 0.1 * torch.sin(torch.arange(12000) / 20)
+    look = shown(Trace({"hift/wav": wav}, {"text": HOSTILE}))
+    assert "data:audio/wav" in look.html and "<script>alert" not in look.html
+    assert look.evidence[0]["field"] == "hift/wav"
+    silent = shown(Trace({"flow/mel": torch.zeros(80, 5)}, {}))
+    assert "<audio" not in silent.html and "flow/mel" in silent.html

@@ -21,7 +21,9 @@ from matplotlib.figure import Figure
 
 from workbench.diagnose.compare import NOT_BAD, Comparison
 from workbench.diagnose.glitches import Finding, Findings
+from workbench.show.embed import player_data, static_player
 from workbench.show.whole import whole
+from workbench.trace.trace import Trace
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ROWS = 200  # of a table; the evidence keeps all
@@ -151,6 +153,16 @@ def _(text: str) -> Shown:
 def _(table: pd.DataFrame) -> Shown:
     more = f"the first {ROWS} of {len(table)} rows; the evidence has all" if len(table) > ROWS else ""
     return Shown(_fenced(table_html(table.head(ROWS)), more), table.to_string(na_rep=""), _records(table))
+
+
+@shown.register
+def _(trace: Trace) -> Shown:
+    """The player, where there is sound, and the table of fields."""
+    table = trace.to_frame()
+    heard = "hift/wav" in trace and len(trace.wav) > 0
+    player = Markup(static_player(player_data([trace]))) if heard else Markup()
+    line = Markup("<p><b>{}</b></p>").format(repr(trace))
+    return Shown(player + line + _fenced(table_html(table)), _text(trace, table), _records(table))
 
 
 @shown.register
