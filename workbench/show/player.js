@@ -67,7 +67,7 @@ details[open] { flex-basis: 100%; }
 const PLAY = '<svg viewBox="0 0 12 12" aria-hidden="true"><path d="M2 0.5v11l9.5-5.5z"/></svg>';
 const PAUSE = '<svg viewBox="0 0 12 12" aria-hidden="true"><path d="M1.5 0.5h3.2v11H1.5zM7.3 0.5h3.2v11H7.3z"/></svg>';
 const SKELETON = `
-<section class="player" role="group" aria-label="Player of traces">
+<div class="player" role="group">
   <div class="bar">
     <button class="play" data-do="play"></button>
     <span class="time"><b></b> <span class="of"></span></span>
@@ -104,7 +104,7 @@ const SKELETON = `
     </p></details>
   </div>
   <div class="sr" role="status"></div>
-</section>`;
+</div>`;
 
 const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 const letter = (index) => String.fromCharCode(65 + index);
@@ -780,6 +780,7 @@ export function mount(host, given, model) {
   }
 
   function furnish() {
+    $(".player").setAttribute("aria-label", `Player of ${traces.map((trace) => trace.name).join(", ")}`);
     $(".of").textContent = `/ ${seconds(data.length)} s`;
     over.setAttribute("aria-valuemax", data.length.toFixed(3));
     const button = (text, mark, value, title) => {
