@@ -315,4 +315,5 @@ def _peaks(value: Tensor) -> Tensor:
 
 
 def _options(pipe: Pipeline, trace: Trace) -> Options:
-    return pipe.checkpoint.options.but(**trace.attrs.get("options", {}))
+    """A run's options, layer by layer: what is looked into must be called."""
+    return pipe.checkpoint.options.but(**trace.attrs.get("options", {})).but(compute="eager")

@@ -17,8 +17,21 @@ Dtype = Literal["float16", "bfloat16", "float32", "float64"]
 DTYPES: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
 SOLVERS: tuple[str, ...] = ("euler", "midpoint", "heun")
 T_SCHEDULERS: tuple[str, ...] = ("cosine", "linear")
+COMPUTE: tuple[str, ...] = ("eager", "exact", "fast")
 ESTIMATORS: tuple[str, ...] = ("torch", "onnx")  # or a path
 MAX_TIMESTEPS = 64
+
+# Which stage an option changes; "every" one, or None: those of streaming change no run that is made whole.
+STAGE_OF = {
+    **dict.fromkeys(("lm_dtype", "top_p", "top_k", "win_size", "tau_r", "seed", "mask_stop_ids"), "lm"),
+    **dict.fromkeys(("silent_tokens_repeat", "repetition_fallback", "max_silent_run", "max_tokens"), "lm"),
+    **dict.fromkeys(("n_timesteps", "solver", "t_scheduler", "cfg_rate", "temperature"), "flow"),
+    **dict.fromkeys(("estimator", "noise_seed", "flow_dtype", "speed"), "flow"),
+    **dict.fromkeys(("hift_dtype", "f0_dtype", "source_dtype", "head_dtype"), "hift"),
+    "compute": "every",
+    "stream_final_offline": None,
+}
+FAST_DTYPES = {"lm": "bfloat16", "flow": "bfloat16", "hift": "float32"}  # the vocoder's TF32 is no dtype
 
 # Ids of the released speech tokenizer that sound like silence or breath (upstream cli/model.py).
 SILENT_TOKENS = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
@@ -195,6 +208,11 @@ class Options:
         What computes the velocity: "torch"; "onnx", the checkpoint's `flow.decoder.estimator.fp32.onnx`
         in ONNX Runtime, exported from its weights where it has none; or the path of another such file.
         ONNX is float32 and offline.
+    compute : {"eager", "exact", "fast"}
+        How the stages run. "eager" is the plain model, layer by layer: the reference. "exact" is the same
+        arithmetic with less work: what does not change between steps is computed once, and a GPU replays
+        CUDA graphs; it differs by rounding. "fast" rounds as well where the stage is in float32: LM and
+        flow in bfloat16, the vocoder in TF32.
     noise_seed : int or None
         None takes upstream's one fixed noise tensor, so that no seed changes the mel.
     lm_dtype, flow_dtype, hift_dtype : str
@@ -233,6 +251,7 @@ class Options:
     cfg_rate: float = 0.7
     temperature: float = 1.0
     estimator: str = "torch"
+    compute: str = "eager"
     noise_seed: int | None = None
     lm_dtype: str = "float32"
     flow_dtype: str = "float32"
@@ -256,6 +275,7 @@ class Options:
     def __post_init__(self) -> None:
         _choice("solver", self.solver, SOLVERS)
         _choice("t_scheduler", self.t_scheduler, T_SCHEDULERS)
+        _choice("compute", self.compute, COMPUTE)
         _choice("repetition_fallback", self.repetition_fallback, ("full", "top_k"))
         for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype"):
             _choice(name, getattr(self, name), DTYPES)
@@ -279,6 +299,16 @@ class Options:
         _between("win_size", self.win_size, 0, 100_000, whole=True)
         _between("tau_r", self.tau_r, 0, 1_000)
         _between("speed", self.speed, 0.25, 4)
+
+    def of_stage(self, stage: str) -> dict[str, Any]:
+        """Return the options that change what a stage makes of what it is given."""
+        every = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in every.items() if STAGE_OF[name] in (stage, "every")}
+
+    def dtype_of(self, stage: str) -> str:
+        """Arithmetic of a stage's weights: its own option, or what "fast" makes of float32."""
+        dtype = getattr(self, f"{stage}_dtype")
+        return FAST_DTYPES[stage] if self.compute == "fast" and dtype == "float32" else dtype
 
     def but(self, **changes: Any) -> "Options":
         """Return a copy with some fields changed."""

@@ -1,4 +1,4 @@
-"""float32 that is float32."""
+"""float32 that is float32, and float32 that is not."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,3 +15,15 @@ def exact_float32() -> Iterator[None]:
     """
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
+
+
+@contextmanager
+def fast_float32() -> Iterator[None]:
+    """Let a GPU compute float32 products and convolutions in TF32; elsewhere nothing changes."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

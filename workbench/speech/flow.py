@@ -105,7 +105,7 @@ def unconditional(c: Condition) -> Condition:
     return c._replace(mu=torch.zeros_like(c.mu), spks=torch.zeros_like(c.spks), cond=torch.zeros_like(c.cond))
 
 
-def guide(v_cond: Tensor, v_uncond: Tensor, cfg_rate: float) -> Tensor:
+def guide(v_cond: Tensor, v_uncond: Tensor, cfg_rate: float | Tensor) -> Tensor:
     """Classifier-free guidance, away from what the estimator says without conditions."""
     return (1.0 + cfg_rate) * v_cond - cfg_rate * v_uncond
 
@@ -228,29 +228,47 @@ class Flow(nn.Module):
         estimator : callable, optional
             Called as `DiT` is; the flow's own by default.
 
-        Yields
-        ------
-        FlowStep
+        Returns
+        -------
+        iterator of FlowStep
             The last one's `x_next` is the mel, prompt included.
         """
         x = noise.to(c.mu) * (1.0 if start else options.temperature)
-        # Time stays float32 (float64 for the referee): its knots are 1e-3 apart and more.
-        knots = t_span(options.n_timesteps, options.t_scheduler, torch.promote_types(x.dtype, torch.float32))
-        knots = knots.to(x.device)
-        t = knots[0]
 
         def ask(x: Tensor, t: Tensor) -> Velocity:
             return self.velocity(x, t, c, options.cfg_rate, streaming, estimator)
 
-        for index in range(options.n_timesteps):
-            t_next = t + (knots[index + 1] - t)
-            if index >= start:
-                dt = step_size(knots, index, t)
-                velocity = SOLVERS[options.solver](ask, x, t, dt)
-                x_next = x + dt.to(x.dtype) * velocity.guided
-                yield FlowStep(index, t, dt, x, velocity, x_next, t_next)
-                x = x_next
-            t = t_next
+        return integrate(ask, x, options, start)
+
+
+def integrate(
+    ask: Callable[[Tensor, Tensor], Velocity], x: Tensor, options: Options, start: int = 0
+) -> Iterator[FlowStep]:
+    """Take the solver's steps, whatever gives the velocity.
+
+    Parameters
+    ----------
+    ask : callable (x, t) -> Velocity
+    x : Tensor
+        The state at knot `start`.
+    options : Options
+        n_timesteps, t_scheduler and solver.
+    start : int
+        First step to take.
+    """
+    # Time stays float32 (float64 for the referee): its knots are 1e-3 apart and more.
+    knots = t_span(options.n_timesteps, options.t_scheduler, torch.promote_types(x.dtype, torch.float32))
+    knots = knots.to(x.device)
+    t = knots[0]
+    for index in range(options.n_timesteps):
+        t_next = t + (knots[index + 1] - t)
+        if index >= start:
+            dt = step_size(knots, index, t)
+            velocity = SOLVERS[options.solver](ask, x, t, dt)
+            x_next = x + dt.to(x.dtype) * velocity.guided
+            yield FlowStep(index, t, dt, x, velocity, x_next, t_next)
+            x = x_next
+        t = t_next
 
 
 def _euler(ask, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:

@@ -5,7 +5,7 @@ Each stage can also be run alone, from somebody else's tokens or mel.
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from workbench.speech.flow import Condition, FlowStep
 from workbench.speech.frontend import Frontend, Prompt, Utterance
 from workbench.speech.hift import Vocoded
 from workbench.speech.lm import LMStep
-from workbench.speech.onnx_estimator import OnnxEstimator, open_estimator
-from workbench.speech.run import recorded_draws, run, utterance_of
+from workbench.speech.many import run_many
+from workbench.speech.onnx_estimator import OnnxEstimator
+from workbench.speech.run import check_said, recorded_draws, run, utterance_of
 from workbench.speech.sampling import Sampler, shorten_silences
+from workbench.speech.stages import Stages
 from workbench.trace.record import NOTHING, Recorder, Save
 from workbench.trace.trace import Trace
 
@@ -57,8 +59,7 @@ class Pipeline:
         self.config = checkpoint.config
         self.device = _device(device)
         self.progress = progress
-        self._stages: dict[tuple[str, ...], nn.Module] = {}
-        self._estimators: dict[str, OnnxEstimator] = {}
+        self.stages = Stages(checkpoint, self.device, progress)
 
     def __repr__(self) -> str:
         return f"Pipeline({self.checkpoint.name!r}, {self.device})"
@@ -100,6 +101,39 @@ class Pipeline:
             When a stage cannot go on: no token came out, a mel has NaN in it, ...
         """
         return run(self, utt, self.options(options, seed), save, stop_after=stop_after)
+
+    def synthesise_many(
+        self,
+        utts: Sequence[Utterance],
+        variants: Sequence[Options] | None = None,
+        save: Save | str | Iterable[str] = NOTHING,
+    ) -> list[list[Trace]]:
+        """Speak every variant of every utterance, one batch a stage.
+
+        What is equal is made once: variants that differ in the flow share the LM's pass. Rows of one batch
+        have the same n_timesteps, t_scheduler, solver, precision and rules of sampling; cfg_rate,
+        temperature, noise and seeds may differ. With `compute="eager"` rows run one after another.
+
+        Parameters
+        ----------
+        utts : sequence of Utterance
+        variants : sequence of Options, optional
+            The checkpoint's own alone by default.
+        save : Save or globs
+            As in `synthesise`.
+
+        Returns
+        -------
+        list of list of Trace
+            By utterance, then by variant. `attrs["timings"]` are seconds of a batch over its rows, and
+            `attrs["rows"]` says how many those were.
+
+        Raises
+        ------
+        WorkbenchError
+            When a stage of any of the runs cannot go on.
+        """
+        return run_many(self, utts, [self.checkpoint.options] if variants is None else variants, save)
 
     def replay(
         self,
@@ -195,11 +229,7 @@ class Pipeline:
         """Text to speech tokens (L,); for a voice conversion the source's own."""
         drawn = self.bar(self.tokens(utt, options, record), "LM", " token")
         token = torch.tensor(list(drawn), dtype=torch.long)
-        if not len(token):
-            raise WorkbenchError(
-                f"the LM ended {utt.text!r:.80} before the first token; "
-                "try another seed, mask_stop_ids=True, or a text of the voice's language"
-            )
+        check_said(utt, token)
         return token
 
     def tokens(
@@ -215,10 +245,12 @@ class Pipeline:
     @torch.no_grad()
     def lm_steps(self, utt: Utterance, options: Options | None = None) -> Iterator[LMStep]:
         """Decode token by token; silences are not shortened yet."""
-        options = self.options(options)
+        options, utt = self.options(options), utt.to(self.device)
+        if options.compute != "eager":
+            yield from (step for _, step in self.stages.fast_lm(options).steps([utt], [options]))
+            return
         sampler = Sampler(options, self.config.lm, self.config.silent_tokens)
         lm = self.stage("lm", options.lm_dtype)
-        utt = utt.to(self.device)
         yield from lm.steps(
             utt.text_token, utt.prompt_text_token, utt.lm_prompt_token, sampler, options.max_tokens
         )
@@ -229,7 +261,7 @@ class Pipeline:
     ) -> Condition:
         """What the flow's estimator is told for these speech tokens."""
         utt, options = utt.to(self.device), self.options(options)
-        return self.stage("flow", options.flow_dtype).condition(
+        return self.stage("flow", options.dtype_of("flow")).condition(
             token.to(self.device), utt.flow_prompt_token, utt.prompt_mel, utt.spk_embedding, finalize
         )
 
@@ -247,8 +279,12 @@ class Pipeline:
         `start` and the state `x` (1, 80, T) there leave out the steps before.
         """
         options = self.options(options)
-        flow = self.stage("flow", options.flow_dtype)
         x = self.noise(c.mu.shape[-1], options) if x is None else x.to(self.device)
+        if options.compute != "eager" and options.estimator == "torch":
+            batch = self.stages.fast_flow(options).steps([c], [x], [options], streaming, start)
+            yield from (step for [step] in batch)
+            return
+        flow = self.stage("flow", options.flow_dtype)
         yield from flow.steps(c, x, options, streaming, start, self.estimator(options))
 
     def mel(
@@ -277,11 +313,15 @@ class Pipeline:
     @torch.no_grad()
     def vocode(self, mel: Tensor, options: Options | None = None, finalize: bool = True) -> Vocoded:
         """Mel (1, 80, T) to sound."""
-        options = self.options(options)
-        hift = self.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
-        n = mel.shape[-1] * self.config.hift.hop_length
-        noise = self.checkpoint.noise.excitation(n).to(self.device)
-        sound = hift(mel.to(self.device), noise, finalize, head_dtype=getattr(torch, options.head_dtype))
+        options, mel = self.options(options), mel.to(self.device)
+        head_dtype = getattr(torch, options.head_dtype)
+        if options.compute != "eager":
+            [sound] = self.stages.fast_hift(options)([mel], finalize, head_dtype)
+        else:
+            hift = self.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
+            n = mel.shape[-1] * self.config.hift.hop_length
+            noise = self.checkpoint.noise.excitation(n).to(self.device)
+            sound = hift(mel, noise, finalize, head_dtype=head_dtype)
         return sound._replace(wav=sound.wav.float())
 
     def noise(self, n_frames: int, options: Options | None = None) -> Tensor:
@@ -314,41 +354,12 @@ class Pipeline:
         return options if seed is None else options.but(seed=seed)
 
     def stage(self, name: str, dtype: str, *parts: str) -> nn.Module:
-        """A model in some precision; built once and kept.
-
-        Parameters
-        ----------
-        name : {"lm", "flow", "hift"}
-        dtype : str
-            Of the whole model.
-        *parts : str
-            Of the vocoder's f0 predictor and source, where they differ.
-        """
-        key = (name, dtype, *parts)
-        if key not in self._stages:
-            # Built wide where parts differ, so that rounding the trunk does not round them first.
-            widest = torch.float64 if parts else getattr(torch, dtype)
-            model = self.checkpoint.build(name, str(self.device), widest)
-            wanted = dict(zip(("f0_predictor", "m_source"), parts, strict=False))
-            for part, module in model.named_children():
-                module.to(getattr(torch, wanted.get(part, dtype)))
-            self._stages[key] = model
-        return self._stages[key]
+        """A model in some precision; see `Stages.eager`."""
+        return self.stages.eager(name, dtype, *parts)
 
     def estimator(self, options: Options | None = None) -> OnnxEstimator | None:
         """What gives the velocity in place of the flow's own network, if anything; opened once and kept."""
-        options = self.options(options)
-        which = options.estimator
-        if which == "torch":
-            return None
-        if options.flow_dtype != "float32":
-            raise WorkbenchError(
-                f"estimator is {which!r}, which computes in float32, and flow_dtype is "
-                f"{options.flow_dtype!r}; change one of them"
-            )
-        if which not in self._estimators:
-            self._estimators[which] = open_estimator(self.checkpoint, which, self.device)
-        return self._estimators[which]
+        return self.stages.estimator(self.options(options))
 
     def watched(self, bar: Callable[[Iterator, str, str, int | None], Iterator]) -> "Pipeline":
         """Return the same pipeline with another `bar`, which may show its steps or stop the run."""

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
+from workbench.speech.flow import Condition, FlowStep
 from workbench.speech.frontend import Prompt, Utterance
+from workbench.speech.hift import Vocoded
 from workbench.speech.lm import LMStep
 from workbench.trace.record import NOTHING, Recorder, Save, as_save
 from workbench.trace.trace import Trace
@@ -51,8 +53,8 @@ def run(
     first, last = place_of(start, 0, end), place_of(stop_after, end, end)
     if first > last:
         raise WorkbenchError(f"a run from {start} on cannot stop after {stop_after}, which comes before")
-    record, clock = Recorder(as_save(save)), _Clock(pipe.device)
-    about = {} if utt is None else _note_inputs(record, utt)
+    record, clock = Recorder(as_save(save)), Clock(pipe.device)
+    about = {} if utt is None else note_inputs(record, utt)
     if first.stage != HIFT and last.stage != LM:
         other = pipe.estimator(options)  # a file that cannot be opened costs no stage before it
         about["estimator"] = "torch" if other is None else other.about
@@ -71,12 +73,9 @@ def run(
     if last >= Place(FLOW, end):
         record.add("flow/mel", mel[0])
     if last.stage == HIFT:
-        sound = clock("hift", lambda: pipe.vocode(mel, options))
-        record.add("hift/source", sound.source[0, 0])
-        for name in ("f0", "magnitude", "phase", "wav"):
-            record.add(f"hift/{name}", getattr(sound, name)[0])
+        note_sound(record, clock("hift", lambda: pipe.vocode(mel, options)))
 
-    about |= _provenance(pipe, options, record.save)
+    about |= provenance(pipe, options, record.save)
     return Trace(record.finish(), about | {"first_step": first.step, "timings": clock.seconds})
 
 
@@ -137,7 +136,8 @@ def utterance_of(trace: Trace) -> Utterance:
     )
 
 
-def _note_inputs(record: Recorder, utt: Utterance) -> dict[str, Any]:
+def note_inputs(record: Recorder, utt: Utterance) -> dict[str, Any]:
+    """Note what a run is given; return what its trace says about it."""
     inputs, about = recorded_inputs(utt)
     for name, value in inputs.items():
         record.add(name, value)
@@ -165,6 +165,15 @@ def _state(trace: Trace | None, step: int, start: str) -> Tensor:
     return x[index]
 
 
+def check_said(utt: Utterance, token: Tensor) -> None:
+    """Raise a WorkbenchError where no speech token came out."""
+    if not len(token):
+        raise WorkbenchError(
+            f"the LM ended {utt.text!r:.80} before the first token; "
+            "try another seed, mask_stop_ids=True, or a text of the voice's language"
+        )
+
+
 def recorded_draws(steps: Iterator[LMStep], record: Recorder | None) -> Iterator[LMStep]:
     """Note the LM's steps while they pass."""
     for step in steps:
@@ -189,25 +198,47 @@ def _solve(
 ) -> Tensor:
     """Run the flow between two of its steps and return the target's mel, unfinished where it stops early."""
     c = pipe.condition(utt, token, options)
+    note_condition(record, c, pipe, options)
+    steps = pipe.flow_steps(c, options, start=start, x=None if x is None else x[None])
+    for step in pipe.bar(steps, "flow", " step", options.n_timesteps):
+        note_step(record, step, c.prompt_frames)
+        if Place(FLOW, step.index) == last:
+            break
+    note_end(record, step, c.prompt_frames)
+    return pipe.target(step.x_next, c.prompt_frames, options.speed)
+
+
+def note_condition(record: Recorder, c: Condition, pipe: "Pipeline", options: Options) -> None:
+    """Note what the ODE is given."""
     for name, value in (("flow/mu", c.mu), ("flow/cond", c.cond), ("flow/spks", c.spks)):
         record.add(name, value[0], c.prompt_frames)
     if record.wants("flow/noise"):
         record.add("flow/noise", pipe.noise(c.mu.shape[-1], options)[0], c.prompt_frames)
-    steps = pipe.flow_steps(c, options, start=start, x=None if x is None else x[None])
-    for step in pipe.bar(steps, "flow", " step", options.n_timesteps):
-        record.add("flow/t", step.t)
-        record.add("flow/x", step.x[0], c.prompt_frames)
-        record.add("flow/velocity_cond", step.velocity.cond[0], c.prompt_frames)
-        record.add("flow/velocity_uncond", step.velocity.uncond[0], c.prompt_frames)
-        record.add("flow/velocity", step.velocity.guided[0], c.prompt_frames)
-        if Place(FLOW, step.index) == last:
-            break
+
+
+def note_step(record: Recorder, step: FlowStep, prompt_frames: int) -> None:
+    """Note a step of the ODE: where it begins, and the velocity there."""
+    record.add("flow/t", step.t)
+    record.add("flow/x", step.x[0], prompt_frames)
+    record.add("flow/velocity_cond", step.velocity.cond[0], prompt_frames)
+    record.add("flow/velocity_uncond", step.velocity.uncond[0], prompt_frames)
+    record.add("flow/velocity", step.velocity.guided[0], prompt_frames)
+
+
+def note_end(record: Recorder, step: FlowStep, prompt_frames: int) -> None:
+    """Note where the last step leads to."""
     record.add("flow/t", step.t_next)
-    record.add("flow/x", step.x_next[0], c.prompt_frames)
-    return pipe.target(step.x_next, c.prompt_frames, options.speed)
+    record.add("flow/x", step.x_next[0], prompt_frames)
 
 
-class _Clock:
+def note_sound(record: Recorder, sound: Vocoded) -> None:
+    """Note what the vocoder made."""
+    record.add("hift/source", sound.source[0, 0])
+    for name in ("f0", "magnitude", "phase", "wav"):
+        record.add(f"hift/{name}", getattr(sound, name)[0])
+
+
+class Clock:
     """Seconds of each stage."""
 
     def __init__(self, device: torch.device) -> None:
@@ -222,7 +253,7 @@ class _Clock:
         return result
 
 
-def _provenance(pipe: "Pipeline", options: Options, save: Save) -> dict[str, Any]:
+def provenance(pipe: "Pipeline", options: Options, save: Save) -> dict[str, Any]:
     """What a trace says about where it comes from; the weights' hash only where more is kept."""
     checkpoint = {"name": pipe.checkpoint.name}
     if save != NOTHING:

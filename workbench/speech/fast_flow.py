@@ -1,0 +1,218 @@
+"""The flow with less work: the same velocity, from what does not change computed once.
+
+Time embeddings and all that they modulate depend on the grid alone, the projections of mu, cond and spks
+on the utterance alone. What is left of a step is one graph for each number of rows and length, whatever
+the grid, the solver and the guidance, so that a sweep captures nothing anew and every step can be recorded.
+
+Shape letters: `B` utterances, `S` frames padded to a multiple of `BUCKET`, `D` width, `H` heads.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from threading import Lock
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from workbench.speech.config import Options
+from workbench.speech.dit import Block, attention_mask
+from workbench.speech.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
+from workbench.speech.graphs import Graphs
+from workbench.speech.joined import join_rows
+
+BUCKET = 32  # frames: lengths are rounded up to this, so that few graphs serve all of them
+MOST_GRIDS = 8  # tables of modulations kept
+
+
+class FastFlow:
+    """The steps of `Flow`, for several utterances at once.
+
+    Parameters
+    ----------
+    flow : Flow
+        Its weights are used where they are; the state of the ODE is float32 at least.
+    graphs : Graphs
+    """
+
+    def __init__(self, flow: Flow, graphs: Graphs) -> None:
+        self.graphs, self.dit = graphs, flow.decoder.estimator
+        self.dtype, self.device = self.dit.proj_out.weight.dtype, self.dit.proj_out.weight.device
+        blocks = self.dit.transformer_blocks
+        self.qkv = [join_rows(block.attn.to_q, block.attn.to_k, block.attn.to_v) for block in blocks]
+        self._grids: OrderedDict[tuple[float, ...], Tensor] = OrderedDict()
+        self._steps: dict[tuple[int, int, bool], _Step] = {}
+        self._lock = Lock()  # the graphs' tensors are shared by all who ask
+
+    def steps(
+        self,
+        conditions: Sequence[Condition],
+        states: Sequence[Tensor],
+        options: Sequence[Options],
+        streaming: bool = False,
+        start: int = 0,
+    ) -> Iterator[list[FlowStep]]:
+        """Solve the ODEs of several utterances in step.
+
+        Parameters
+        ----------
+        conditions : sequence of Condition
+            One an utterance; of any length. One that stands there twice is projected once.
+        states : sequence of Tensor (1, 80, T)
+            Noise, or the state at knot `start`.
+        options : sequence of Options
+            With the same n_timesteps, t_scheduler and solver; cfg_rate and temperature may differ.
+        streaming, start
+            As in `Flow.steps`.
+
+        Yields
+        ------
+        list of FlowStep
+            One an utterance, cut to its length.
+        """
+        lengths = [c.mu.shape[-1] for c in conditions]
+        longest = -(-max(lengths) // BUCKET) * BUCKET
+        key = (len(lengths), longest, streaming)
+        with self._lock:
+            if key not in self._steps:
+                self._steps[key] = _Step(self, *key)
+        step = self._steps[key]
+        wide = torch.promote_types(self.dtype, torch.float32)
+        x = torch.zeros(len(lengths), self.dit.config.mel_dim, longest, device=self.device, dtype=wide)
+        for row, state, o in zip(x, states, options, strict=True):
+            row[:, : state.shape[-1]] = state[0].to(row) * (1.0 if start else o.temperature)
+        rates = torch.tensor([o.cfg_rate for o in options], device=self.device, dtype=wide)[:, None, None]
+        known = self._known(conditions, longest)
+        hidden = _hidden(lengths, longest, self._chunk(streaming), self.device, self.dtype)
+        times = _times_asked(options[0], wide)
+        # Of the whole grid wherever it starts: a product of fewer rows may round in another way.
+        rows = iter(self._modulations(times)[start * len(times) // options[0].n_timesteps :])
+
+        def ask(x: Tensor, t: Tensor) -> Velocity:
+            with self._lock:
+                v = step(x, known, hidden, next(rows)).to(wide, copy=True)
+            v_cond, v_uncond = v.chunk(2)
+            return Velocity(guide(v_cond, v_uncond, rates), v_cond, v_uncond)
+
+        for taken in integrate(ask, x, options[0], start):
+            yield [_row_of(taken, i, length) for i, length in enumerate(lengths)]
+
+    def _chunk(self, streaming: bool) -> int | None:
+        return self.dit.config.static_chunk_size if streaming else None
+
+    def _known(self, conditions: Sequence[Condition], length: int) -> Tensor:
+        """What mu, cond and spks add to the estimator's input: (2 B, S, D), without conditions last."""
+        proj, n = self.dit.input_embed.proj, self.dit.config.mel_dim
+        made: dict[int, Tensor] = {}
+        with self.graphs.arithmetic():
+            for c in conditions:
+                if id(c) not in made:
+                    told = torch.cat((c.cond, c.mu, c.spks[..., None].expand(-1, -1, c.mu.shape[-1])), dim=1)
+                    known = F.linear(told.transpose(1, 2).to(self.dtype), proj.weight[:, n:], proj.bias)
+                    made[id(c)] = F.pad(known, (0, 0, 0, length - known.shape[1]))
+        nothing = proj.bias.expand(len(conditions), length, -1)
+        return torch.cat([*(made[id(c)] for c in conditions), nothing])
+
+    def _modulations(self, times: tuple[float, ...]) -> Tensor:
+        """Return shifts, scales plus one and gates of every layer, (asked, 6 depth + 2, D)."""
+        if times not in self._grids:
+            dit, wide = self.dit, torch.promote_types(self.dtype, torch.float32)
+            with self.graphs.arithmetic():
+                time = dit.time_embed(torch.tensor(times, device=self.device, dtype=wide))
+                layers = [torch.cat(block.attn_norm(time), dim=1) for block in dit.transformer_blocks]
+                scale, shift = dit.norm_out(time)
+            for layer in layers:
+                layer[:, 1] += 1  # scale_msa
+                layer[:, 4] += 1  # scale_mlp
+            self._grids[times] = torch.cat([*layers, shift, scale + 1], dim=1)
+        self._grids.move_to_end(times)
+        while len(self._grids) > MOST_GRIDS:
+            self._grids.popitem(last=False)
+        return self._grids[times]
+
+
+class _Step:
+    """One call of the estimator for both halves of the guidance, as a graph."""
+
+    def __init__(self, fast: FastFlow, n: int, length: int, streaming: bool) -> None:
+        dit, device, dtype = fast.dit, fast.device, fast.dtype
+        self.dit, self.qkv = dit, fast.qkv
+        wide = torch.promote_types(dtype, torch.float32)
+        width = dit.config.dim
+        self.x = torch.zeros(n, dit.config.mel_dim, length, device=device, dtype=wide)
+        self.known = torch.zeros(2 * n, length, width, device=device, dtype=dtype)
+        self.hidden = torch.zeros(2 * n, 1, length if streaming else 1, length, device=device, dtype=dtype)
+        self.modulation = torch.zeros(6 * dit.config.depth + 2, width, device=device, dtype=dtype)
+        self.turn = torch.complex(*dit.rotary_embed(length))[:, None]  # (S, 1, dim_head / 2)
+        fast.graphs.warm_up(self._velocity)
+        self.graph = fast.graphs.capture(self._velocity)
+
+    def __call__(self, x: Tensor, known: Tensor, hidden: Tensor, modulation: Tensor) -> Tensor:
+        """(B, 80, S), (2 B, S, D), ... -> (2 B, 80, S), overwritten by the next call."""
+        pairs = ((self.x, x), (self.known, known), (self.hidden, hidden), (self.modulation, modulation))
+        for fixed, value in pairs:
+            fixed.copy_(value)
+        return self.graph()
+
+    def _velocity(self) -> Tensor:
+        dit, n = self.dit, self.dit.config.mel_dim
+        own = F.linear(self.x.transpose(1, 2).to(self.known.dtype), dit.input_embed.proj.weight[:, :n])
+        h = self.known + torch.cat((own, own))
+        h = h + dit.input_embed.conv_pos_embed(h)
+        *layers, out = self.modulation.split(6)
+        for block, qkv, layer in zip(dit.transformer_blocks, self.qkv, layers, strict=True):
+            h = self._block(block, qkv, layer, h)
+        return dit.proj_out(torch.addcmul(out[0], _normed(h), out[1])).transpose(1, 2)
+
+    def _block(self, block: Block, qkv: tuple[Tensor, Tensor], layer: Tensor, h: Tensor) -> Tensor:
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = layer
+        y = F.linear(torch.addcmul(shift_msa, _normed(h), scale_msa), *qkv)
+        y = y.unflatten(-1, (3, block.attn.heads, -1))  # (2 B, S, 3, H, dim_head)
+        _turn_first_head(y[:, :, :2, 0], self.turn)
+        q, k, v = y.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden)
+        h = torch.addcmul(h, gate_msa, block.attn.to_out[0](y.transpose(1, 2).flatten(2)))
+        return torch.addcmul(h, gate_mlp, block.ff(torch.addcmul(shift_mlp, _normed(h), scale_mlp)))
+
+
+def _normed(h: Tensor) -> Tensor:
+    return F.layer_norm(h, h.shape[-1:], eps=1e-6)
+
+
+def _turn_first_head(qk: Tensor, turn: Tensor) -> None:
+    """Rotate (2 B, S, 2, dim_head) in place, as `rotate_first_head` does: pairs as complex numbers."""
+    wide = qk.to(turn.real.dtype).unflatten(-1, (-1, 2)).contiguous()
+    qk.copy_(torch.view_as_real(torch.view_as_complex(wide) * turn).flatten(-2))
+
+
+def _hidden(
+    lengths: Sequence[int], longest: int, chunk: int | None, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Added to attention scores, (2 B, 1, 1 or S, S): -inf where a frame may not look, 0 where it may."""
+    real = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    allowed = real[:, None]
+    if chunk is not None:
+        allowed = attention_mask(allowed, longest, chunk, torch.device("cpu"))
+    hidden = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -torch.inf)
+    return hidden[:, None].repeat(2, 1, 1, 1).to(device)
+
+
+def _times_asked(options: Options, dtype: torch.dtype) -> tuple[float, ...]:
+    """Where the solver asks for the velocity, in order."""
+    asked: list[float] = []
+
+    def ask(x: Tensor, t: Tensor) -> Velocity:
+        asked.append(float(t))
+        return Velocity(x, x, x)
+
+    for _ in integrate(ask, torch.zeros((), dtype=dtype), options):
+        pass
+    return tuple(asked)
+
+
+def _row_of(step: FlowStep, i: int, length: int) -> FlowStep:
+    def cut(x: Tensor) -> Tensor:
+        return x[i : i + 1, :, :length]
+
+    velocity = Velocity(*map(cut, step.velocity))
+    return step._replace(x=cut(step.x), velocity=velocity, x_next=cut(step.x_next))

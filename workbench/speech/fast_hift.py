@@ -1,0 +1,149 @@
+"""The vocoder with less work: folded weight norm, fused activations, graphs for each length.
+
+All of it is causal but for its first layers, which look ahead into zeros at the end. So a mel may be padded
+with zeros to one of few lengths and cut afterwards, and no sample changes. Only the excitation's spectrum
+and the inverse STFT know where the sound ends; they run outside of the graphs, at the true length.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from workbench.speech.graphs import Graphs, compiled
+from workbench.speech.hift import F0_LOOKAHEAD, HiFT, Snake, Vocoded, check_mel
+
+BUCKET = 64  # mel frames: lengths are rounded up to this
+
+
+class FastHiFT:
+    """`HiFT`, for several mels at once.
+
+    Parameters
+    ----------
+    hift : HiFT
+        Taken over: its weight norm is folded.
+    noise : callable (samples) -> Tensor (1, at least so many, 9)
+        Uniform excitation noise.
+    graphs : Graphs
+    """
+
+    def __init__(self, hift: HiFT, noise: Callable[[int], Tensor], graphs: Graphs) -> None:
+        _fold(hift)
+        self.hift, self.graphs = hift, graphs
+        self.device = hift.conv_post.bias.device
+        self._draw = noise
+        self._noise = noise(0).to(self.device)
+        self._sounds: dict[tuple[int, int], _Sound] = {}
+        self._lock = Lock()  # the graphs' tensors are shared by all who ask
+
+    def __call__(
+        self, mels: Sequence[Tensor], finalize: bool = True, head_dtype: torch.dtype | None = None
+    ) -> list[Vocoded]:
+        """Vocode; see `HiFT.forward`.
+
+        Parameters
+        ----------
+        mels : sequence of Tensor (1, 80, T)
+            Of any length.
+        finalize, head_dtype
+            As in `HiFT.forward`.
+        """
+        c, hift = self.hift.config, self.hift
+        for mel in mels:
+            check_mel(mel, c, finalize)
+        longest = -(-max(mel.shape[-1] for mel in mels) // BUCKET) * BUCKET
+        padded = torch.cat([F.pad(mel, (0, longest - mel.shape[-1])) for mel in mels])
+        dtype = hift.conv_post.bias.dtype
+        per_frame = math.prod(c.upsample_rates)
+        with self._lock, self.graphs.arithmetic():
+            sound = self._sound(len(mels), longest)
+            f0s, sources = (y.clone() for y in sound.excite(padded))
+            rows = []
+            for mel, f0, source in zip(mels, f0s, sources, strict=True):
+                frames = mel.shape[-1] if finalize else mel.shape[-1] - F0_LOOKAHEAD
+                rows.append((f0[None, :frames], source[None, :, : frames * c.hop_length]))
+            spectra = [hift.stft(source.to(dtype)) for _, source in rows]
+            if not finalize:
+                spectra = [y[..., : -c.conv_pre_look_right * per_frame] for y in spectra]
+            full = longest * per_frame + 1
+            trunks = sound.trunk(torch.cat([F.pad(y, (0, full - y.shape[-1])) for y in spectra]))
+            made = []
+            for (f0, source), spectrum, x in zip(rows, spectra, trunks, strict=True):
+                x = x[None, :, : spectrum.shape[-1]].to(head_dtype or dtype)
+                made.append(Vocoded(f0, source, *hift.head(x, finalize)))
+        return made
+
+    def _sound(self, n: int, frames: int) -> "_Sound":
+        if (n, frames) not in self._sounds:
+            samples = frames * self.hift.config.hop_length
+            if samples > self._noise.shape[1]:
+                self._noise = self._draw(samples).to(self.device)
+            noise = self._noise[:, :samples].clone()  # a graph keeps its own, wherever the longer one goes
+            self._sounds[n, frames] = _Sound(self, n, frames, noise)
+        return self._sounds[n, frames]
+
+
+class _Sound:
+    """Excitation and trunk for a number of mels of one length, as two graphs."""
+
+    def __init__(self, fast: FastHiFT, n: int, frames: int, noise: Tensor) -> None:
+        hift, device = fast.hift, fast.device
+        c, dtype = hift.config, hift.conv_post.bias.dtype
+        self.hift, self.noise = hift, noise
+        wide = torch.promote_types(dtype, torch.float32)
+        self.mel = torch.zeros(n, c.in_channels, frames, device=device, dtype=wide)
+        length = frames * math.prod(c.upsample_rates) + 1
+        self.spectrum = torch.zeros(n, c.istft_n_fft + 2, length, device=device, dtype=dtype)
+        for work in (self._excited, self._upsampled):
+            fast.graphs.warm_up(work)
+        self._excite = fast.graphs.capture(self._excited)
+        self._upsample = fast.graphs.capture(self._upsampled)
+
+    def excite(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Mel (B, 80, S) to f0 (B, S) and source (B, 1, 480 S); overwritten by the next call."""
+        self.mel.copy_(mel)
+        return self._excite()
+
+    def trunk(self, spectrum: Tensor) -> Tensor:
+        """The trunk's output (B, 18, 120 S + 1) for the mel that was excited last."""
+        self.spectrum.copy_(spectrum)
+        return self._upsample()
+
+    def _excited(self) -> tuple[Tensor, Tensor]:
+        f0 = self.hift.f0_predictor(self.mel.to(self.hift.f0_predictor.classifier.weight.dtype))
+        return f0, self.hift.m_source(f0.to(self.hift.m_source.l_linear.weight.dtype), self.noise)
+
+    def _upsampled(self) -> Tensor:
+        return self.hift.trunk(self.mel.to(self.spectrum.dtype), self.spectrum)
+
+
+class _FusedSnake(nn.Module):
+    """`Snake` as one kernel, its division done beforehand."""
+
+    def __init__(self, snake: Snake) -> None:
+        super().__init__()
+        self.alpha = snake.alpha.detach()[None, :, None]
+        self.inverse = 1 / (self.alpha + 1e-9)
+        self.fused = compiled(_snake, self.alpha.device, dynamic=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fused(x, self.alpha, self.inverse)
+
+
+def _snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
+    return torch.addcmul(x, torch.sin(x * alpha).square(), inverse)
+
+
+def _fold(hift: HiFT) -> None:
+    """Let convolutions hold their weights, and fuse the activations."""
+    for module in list(hift.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+        for name, child in module.named_children():
+            if isinstance(child, Snake):
+                setattr(module, name, _FusedSnake(child))

@@ -1,0 +1,118 @@
+"""The models of a pipeline, each in the precisions and ways of computing that were asked for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from workbench.errors import WorkbenchError
+from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.config import Options
+from workbench.speech.exact import exact_float32, fast_float32
+from workbench.speech.fast_flow import FastFlow
+from workbench.speech.fast_hift import FastHiFT
+from workbench.speech.fast_lm import FastLM
+from workbench.speech.graphs import Graphs
+from workbench.speech.onnx_estimator import OnnxEstimator, open_estimator
+
+
+class Stages:
+    """Builds each model once and keeps it.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    device : torch.device
+    progress : bool
+        Say so when a GPU is made ready.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, progress: bool) -> None:
+        self.checkpoint, self.device, self.progress = checkpoint, device, progress
+        self._eager: dict[tuple[str, ...], nn.Module] = {}
+        self._fast: dict[tuple[str, ...], FastLM | FastFlow | FastHiFT] = {}
+        self._estimators: dict[str, OnnxEstimator] = {}
+
+    def eager(self, name: str, dtype: str, *parts: str) -> nn.Module:
+        """Return a model in some precision.
+
+        Parameters
+        ----------
+        name : {"lm", "flow", "hift"}
+        dtype : str
+            Of the whole model.
+        *parts : str
+            Of the vocoder's f0 predictor and source, where they differ.
+        """
+        key = (name, dtype, *parts)
+        if key not in self._eager:
+            self._eager[key] = self._built(*key)
+        return self._eager[key]
+
+    def fast_lm(self, options: Options) -> FastLM:
+        """Return the LM for `compute` "exact" or "fast"."""
+        dtype = options.dtype_of("lm")
+        key = ("lm", options.compute, dtype)
+        if key not in self._fast:
+            silent = self.checkpoint.config.silent_tokens
+            self._fast[key] = FastLM(self.eager("lm", dtype), silent, self._graphs("LM", options))
+        return self._fast[key]
+
+    def fast_flow(self, options: Options) -> FastFlow:
+        """Return the flow for `compute` "exact" or "fast"."""
+        dtype = options.dtype_of("flow")
+        key = ("flow", options.compute, dtype)
+        if key not in self._fast:
+            self._fast[key] = FastFlow(self.eager("flow", dtype), self._graphs("flow", options))
+        return self._fast[key]
+
+    def fast_hift(self, options: Options) -> FastHiFT:
+        """Return the vocoder for `compute` "exact" or "fast"."""
+        parts = (options.dtype_of("hift"), options.f0_dtype, options.source_dtype)
+        key = ("hift", options.compute, *parts)
+        if key not in self._fast:
+            noise = self.checkpoint.noise.excitation
+            self._fast[key] = FastHiFT(self._built("hift", *parts), noise, self._graphs("vocoder", options))
+        return self._fast[key]
+
+    def estimator(self, options: Options) -> OnnxEstimator | None:
+        """Return what gives the velocity in place of the flow's own network, if anything.
+
+        Raises
+        ------
+        WorkbenchError
+            When it computes in another precision than the options ask for, or cannot be opened.
+        """
+        which = options.estimator
+        if which == "torch":
+            return None
+        if options.flow_dtype != "float32":
+            raise WorkbenchError(
+                f"estimator is {which!r}, which computes in float32, and flow_dtype is "
+                f"{options.flow_dtype!r}; change one of them"
+            )
+        if which not in self._estimators:
+            self._estimators[which] = open_estimator(self.checkpoint, which, self.device)
+        return self._estimators[which]
+
+    def _built(self, name: str, dtype: str, *parts: str) -> nn.Module:
+        # Built wide where parts differ, so that rounding the trunk does not round them first.
+        widest = torch.float64 if parts else getattr(torch, dtype)
+        model = self.checkpoint.build(name, str(self.device), widest)
+        wanted = dict(zip(("f0_predictor", "m_source"), parts, strict=False))
+        for part, module in model.named_children():
+            module.to(getattr(torch, wanted.get(part, dtype)))
+        return model
+
+    def _graphs(self, name: str, options: Options) -> Graphs:
+        arithmetic = fast_float32 if options.compute == "fast" else exact_float32
+        silent = not self.progress or self.device.type != "cuda"
+
+        @contextmanager
+        def notice() -> Iterator[None]:
+            with tqdm(total=1, desc=f"{name}: made ready for this GPU, once", leave=False, disable=silent):
+                yield
+
+        return Graphs(self.device, arithmetic, notice)
