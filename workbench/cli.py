@@ -94,15 +94,23 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("bench", help="measure what something costs, in turns")
     verb.add_argument(
-        "what", choices=("trace", "glitches"), help="recording against a silent run; or the glitch detectors"
+        "what",
+        nargs="?",
+        default="speed",
+        choices=tuple(BENCHES),
+        help="the ways of computing, in turns; how far they are from eager; recording against a silent run; "
+        "or the glitch detectors",
     )
     verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder")
+    verb.add_argument("--prompt", default="data/prompts/kumo_0.flac", help="deviation: recording to clone")
     verb.add_argument("--released", action="store_true", help="released sizes, random weights")
     verb.add_argument("--device", default="cpu")
-    verb.add_argument("--tokens", type=int, default=250, help="speech tokens, 25 a second")
-    verb.add_argument("--rounds", type=int, default=7)
+    verb.add_argument("--seconds", type=float, nargs="+", default=[10.0], help="speed: of speech")
+    verb.add_argument("--batch", type=int, nargs="+", default=[1], help="speed: utterances at a time")
+    verb.add_argument("--tokens", type=int, default=250, help="trace: speech tokens, 25 a second")
+    verb.add_argument("--rounds", type=int, default=5, help="of turns; deviation: sentences")
     verb.add_argument("--clean", nargs="*", default=[], help="glitches: more clean recordings, or folders")
-    verb.add_argument("-o", "--out", help="glitches: also write the scores of clean speech, JSON")
+    verb.add_argument("-o", "--out", help="speed: also as JSON; glitches: the scores of clean speech")
     verb.set_defaults(run=bench)
 
     verb = verbs.add_parser("glitches", help="say what is wrong with a sound, where, and what causes it")
@@ -301,8 +309,48 @@ def glitches(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Print what recording costs, or how well glitches are found."""
-    return bench_glitches(args) if args.what == "glitches" else bench_trace(args)
+    """Measure something."""
+    return BENCHES[args.what](args)
+
+
+def bench_speed(args: argparse.Namespace) -> int:
+    """Print how fast the stages run in every way of computing."""
+    from tqdm import tqdm
+
+    from workbench.diagnose.bench import random_checkpoint
+    from workbench.diagnose.speed import measure_speed
+    from workbench.show.whole import whole
+    from workbench.speech.checkpoint import Checkpoint
+
+    checkpoint = random_checkpoint() if args.released else Checkpoint.load(args.voice)
+    found = measure_speed(
+        checkpoint,
+        args.device,
+        args.seconds,
+        args.batch,
+        args.rounds,
+        lambda cases, n: tqdm(cases, "speed", n, unit=" case"),
+    )
+    print(found)
+    if args.out:
+        with whole(Path(args.out)) as draft:
+            draft.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
+    return 0
+
+
+def bench_deviation(args: argparse.Namespace) -> int:
+    """Print how far the other ways of computing are from eager."""
+    from workbench.diagnose.calibrate import REPORTED_ON
+    from workbench.diagnose.speed import deviation
+    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.pipeline import Pipeline
+
+    pipe = Pipeline(Checkpoint.load(args.voice), args.device)
+    utts = [pipe.prepare(text, args.prompt) for text in REPORTED_ON[: args.rounds]]
+    table = deviation(pipe, utts, pipe.checkpoint.options)
+    print(table.to_string(index=False, float_format="{:.3g}".format))
+    print(table.groupby("compute").median().drop(columns="utterance").to_string(float_format="{:.3g}".format))
+    return 0
 
 
 def bench_glitches(args: argparse.Namespace) -> int:
@@ -331,12 +379,12 @@ def bench_glitches(args: argparse.Namespace) -> int:
 
 def bench_trace(args: argparse.Namespace) -> int:
     """Print what recording costs."""
-    from workbench.diagnose.bench import released_size, trace_cost, utterance_of_size
+    from workbench.diagnose.bench import random_checkpoint, trace_cost, utterance_of_size
     from workbench.speech.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 
     if args.released:
-        pipe = released_size(args.device)
+        pipe = Pipeline(random_checkpoint(), args.device, progress=False)
     else:
         pipe = Pipeline(Checkpoint.load(args.voice), args.device, progress=False)
     # Stops are masked until twice as many tokens as the text has, so that the length is the one asked for.
@@ -344,6 +392,14 @@ def bench_trace(args: argparse.Namespace) -> int:
     options = pipe.checkpoint.options.but(mask_stop_ids=True, max_tokens=args.tokens)
     print(trace_cost(pipe, utt, options, args.rounds).to_string(float_format="{:.4g}".format))
     return 0
+
+
+BENCHES = {
+    "speed": bench_speed,
+    "deviation": bench_deviation,
+    "trace": bench_trace,
+    "glitches": bench_glitches,
+}
 
 
 def notebook(args: argparse.Namespace) -> int:

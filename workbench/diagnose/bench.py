@@ -48,8 +48,8 @@ def trace_cost(pipe: Pipeline, utt: Utterance, options: Options, rounds: int = 7
     return pd.DataFrame(rows, columns=["mode", "seconds", "ratio", "megabytes"]).set_index("mode")
 
 
-def released_size(device: str) -> Pipeline:
-    """A pipeline of the released sizes with random weights; for timing, not for listening."""
+def random_checkpoint() -> Checkpoint:
+    """Return random weights of the released sizes; for timing, not for listening."""
     config = Config()
     generator = torch.Generator().manual_seed(0)
     weights = {}
@@ -59,8 +59,7 @@ def released_size(device: str) -> Pipeline:
         weights[stage] = {
             name: torch.randn(shape, generator=generator).mul_(0.02) for name, shape in shapes.items()
         }
-    checkpoint = Checkpoint("random weights", config, weights, Noise(config))
-    return Pipeline(checkpoint, device, progress=False)
+    return Checkpoint("random weights", config, weights, Noise(config))
 
 
 def utterance_of_size(config: Config, text: int = 125, prompt: int = 87) -> Utterance:
