@@ -1,0 +1,123 @@
+"""What becomes a CUDA graph could be captured: checked on pretended GPU tensors, which no GPU is needed for.
+
+Inside a capture nothing may wait for the device, come from the host's memory or depend on values.
+"""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from workbench.speech import fast_hift, fast_lm, fast_sampling
+from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig, Options
+from workbench.speech.exact import exact_float32
+from workbench.speech.fast_flow import FastFlow, _Step
+from workbench.speech.fast_hift import FastHiFT, _Sound
+from workbench.speech.fast_lm import FastLM, _Decoder
+from workbench.speech.flow import Flow
+from workbench.speech.graphs import Graphs
+from workbench.speech.hift import HiFT
+from workbench.speech.lm import LM
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+GPU = torch.device("cuda")
+WAITS = ("local_scalar", "item", "nonzero", "unique", "lift")
+
+
+class Watch(TorchDispatchMode):
+    """Notes operations, and those that a capture would not bear."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.wrong = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.count += 1
+        name, devices = str(func), set()
+        torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda x: devices.add(x.device.type), (args, kwargs, made)
+        )
+        if any(word in name for word in WAITS) or "cpu" in devices:
+            self.wrong.add(name)
+        return made
+
+
+class Pretended(Graphs):
+    """Graphs that run their work under watch."""
+
+    def __init__(self):
+        self.device, self.arithmetic, self.watch = GPU, exact_float32, Watch()
+
+    def warm_up(self, work):
+        with self.watch:
+            work()
+
+    def capture(self, work):
+        self.warm_up(work)
+        return work
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    for module in (fast_lm, fast_hift):
+        monkeypatch.setattr(module, "compiled", lambda function, device, dynamic=None: function)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield Pretended()
+
+
+def built(model, config):
+    with GPU:
+        return model(config).eval().requires_grad_(False)
+
+
+def clean(graphs, least):
+    assert graphs.watch.count > least and not graphs.watch.wrong
+
+
+RULES = ({}, {"repetition_fallback": "top_k", "silent_tokens_repeat": False}, {"win_size": 0})
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_token(graphs, rule):
+    lm = FastLM(built(LM, LMConfig(num_hidden_layers=2, vocab_size=500)), (1, 2), graphs)
+    decoder = _Decoder(lm, 2, 1024, Options(**rule))
+    graphs.capture(lambda: decoder._step(1024))
+    clean(graphs, 100)
+
+
+def test_a_prompt_is_read(graphs, monkeypatch):
+    """Not captured, but its tensors must meet on the device."""
+    monkeypatch.setattr(fast_sampling, "_exponential", lambda n, generator: torch.ones(n))
+    lm = FastLM(built(LM, LMConfig(num_hidden_layers=2, vocab_size=500)), (1, 2), graphs)
+    decoder = _Decoder(lm, 2, 1024, Options())
+    prompts = [torch.zeros(n, 896, device=GPU) for n in (7, 9)]
+    decoder.begin(prompts, [(3, 40), (4, 50)], [0, 1])
+    decoder._step(512)
+    assert decoder.logp.device.type == "cuda"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_step_of_the_ode(graphs, streaming):
+    flow = built(Flow, FlowConfig(dit=DiTConfig(depth=2)))
+    _Step(FastFlow(flow, graphs), 3, 64, streaming)
+    clean(graphs, 80)
+
+
+def test_the_vocoder(graphs):
+    hift = FastHiFT(built(HiFT, HiFTConfig()), lambda n: torch.zeros(1, n, 9), graphs)
+    graphs.watch = Watch()  # folding weight norm and the noise's way to the device come before
+    _Sound(hift, 2, 64, torch.zeros(1, 64 * 480, 9, device=GPU))
+    clean(graphs, 300)
+
+
+def test_the_watch_sees_what_it_is_for(graphs):
+    x = torch.ones(3, device=GPU)
+    for work, name in (
+        (lambda: x + torch.ones(3).to(GPU), "_to_copy"),
+        (lambda: torch.tensor([1.0]), "lift"),
+    ):
+        graphs.watch = Watch()
+        graphs.warm_up(work)
+        assert any(name in wrong for wrong in graphs.watch.wrong)
