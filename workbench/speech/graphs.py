@@ -87,4 +87,4 @@ def compiled(function: Callable, device: torch.device, dynamic: bool | None = No
 
     `dynamic` says that sizes will change from call to call, so that one kernel has to serve them all.
     """
-    return torch.compile(function, dynamic=dynamic) if device.type == "cuda" else function
+    return torch.compile(function, fullgraph=True, dynamic=dynamic) if device.type == "cuda" else function
