@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.diagnose.experiment import STAGE_OF, CachedRuns, Experiment, content_key
+from workbench.diagnose.cached_runs import STAGE_OF, CachedRuns, content_key
+from workbench.diagnose.experiment import Experiment
 from workbench.diagnose.run_measures import mel_l1, sound_db, worst_100ms, worst_place
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
