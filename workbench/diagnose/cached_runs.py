@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import STAGES, recorded_inputs, run
+from workbench.speech.weights import hash_file
 from workbench.trace.record import NOTHING, Save, as_save
 from workbench.trace.trace import Trace
 
@@ -64,6 +67,22 @@ class CachedRuns:
         self.pipe, self.save, self.most = pipe, as_save(save), most
         self.folder = None if folder is None else Path(folder)
         self._kept: OrderedDict[str, Trace] = OrderedDict()
+        self._files: dict[Path, str] = {}
+
+    @cached_property
+    def voice(self) -> str:
+        """Hash of the checkpoint: weights, sizes and noise."""
+        return voice_key(self.pipe.checkpoint)
+
+    def estimator(self, options: Options) -> str | None:
+        """Hash of the file that `options.estimator` means; None where there is none."""
+        which = options.estimator
+        path = self.pipe.checkpoint.estimator if which == "onnx" else Path(which)
+        if which == "torch" or path is None or not path.is_file():
+            return None
+        if path not in self._files:  # once, as the pipeline opens it once
+            self._files[path] = hash_file(path)
+        return self._files[path]
 
     def run(self, utt: Utterance, options: Options | None = None, pipe: Pipeline | None = None) -> Trace:
         """Speak an utterance, or give what an equal run gave.
@@ -103,7 +122,8 @@ class CachedRuns:
             made = MADE[STAGES[STAGES.index(stage) - 1]]
             given[made] = before[made]
         chosen = {name: value for name, value in asdict(options).items() if STAGE_OF[name] == stage}
-        about = [stage, utt.mode, utt.text, chosen, self.save, str(pipe.device), pipe.checkpoint.content_hash]
+        about = [stage, utt.mode, utt.text, chosen, self.save, str(pipe.device), self.voice]
+        about += [self.estimator(options)] if stage == "flow" else []
         key = content_key(about, given)
         if key not in self._kept:
             leg = self._opened(key)
@@ -136,3 +156,9 @@ def content_key(about: Any, tensors: Mapping[str, Tensor]) -> str:
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:32]
+
+
+def voice_key(checkpoint: Checkpoint) -> str:
+    """Return a hash of weights, sizes and noise: what two equal voices have in common wherever they lie."""
+    stored = checkpoint.noise.stored or {}
+    return content_key([checkpoint.content_hash, asdict(checkpoint.config)], stored)
