@@ -86,16 +86,9 @@ class Experiment:
             for rounding where workers compute with another number of threads or another GPU.
         """
         places = self._places()
+        look = {"unit": " run", "delay": 1.0, "leave": False, "disable": not self.runs.pipe.progress}
         with closing(self.rows(client)) as rows:
-            bar = tqdm(
-                rows,
-                "runs",
-                len(places),
-                unit=" run",
-                delay=1.0,
-                leave=False,
-                disable=not self.runs.pipe.progress,
-            )
+            bar = tqdm(rows, "runs", len(places), **look)
             found = {(row["variant"], row["utterance"], row["seed"]): row for row in bar}
         return pd.DataFrame([found[place] for place in places])
 

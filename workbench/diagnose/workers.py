@@ -8,7 +8,7 @@ import re
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import takewhile
 from pathlib import Path
 from threading import Lock
@@ -50,22 +50,24 @@ def remote_rows(
     client.register_plugin(SweepPlugin(client, runs, measures), name)
     lost: list[Block] = []
     try:
-        for block, future in _completed(client, name, blocks):
-            try:
-                yield from future.result()
-            except KilledWorker:
-                lost.append(block)
-            except Exception as error:
-                yield from _given_up(block, measures, error)
-        alone = [row for block in lost for row in block.split(1)]
-        for block in alone:
-            try:
-                yield from client.submit(make_block, name, block, key=_task()).result()
-            except Exception as error:
-                yield from _given_up(block, measures, error)
+        with closing(_completed(client, name, blocks)) as completed:
+            for block, future in completed:
+                try:
+                    yield from future.result()
+                except KilledWorker:
+                    lost.append(block)
+                except Exception as error:
+                    yield from _given_up(block, measures, error)
+        for block in lost:
+            for alone in block.split(1):
+                try:
+                    yield from client.submit(make_block, name, alone, key=_task()).result()
+                except Exception as error:
+                    yield from _given_up(alone, measures, error)
     finally:
-        with suppress(OSError):  # a scheduler or worker that has gone has nothing to forget
-            client.unregister_worker_plugin(name)
+        if client.status == "running":
+            with suppress(OSError):  # a worker that has gone has nothing to forget
+                client.unregister_worker_plugin(name)
 
 
 def _completed(client: Client, name: str, blocks: list[Block]) -> Iterator[tuple[Block, Future]]:
@@ -82,7 +84,8 @@ def _completed(client: Client, name: str, blocks: list[Block]) -> Iterator[tuple
             future = next(done)
             yield running.pop(future), future
     finally:
-        client.cancel(list(running))
+        if client.status == "running":
+            client.cancel(list(running))
 
 
 def _task() -> str:
