@@ -39,9 +39,11 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def client():
-    # One second chance, so that dask's own is tested.
+    # One second chance, so that dask's own is tested. LocalCluster looks at a lost worker again after a while
+    # and closes it for good if it is down then: one that is killed twice may be, so it shall not look.
+    config = {"distributed.scheduler.allowed-failures": 1, "distributed.deploy.lost-worker-timeout": "1h"}
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        dask.config.set(config),
         LocalCluster(
             2, threads_per_worker=1, dashboard_address=None, memory_limit=0, silence_logs=50
         ) as cluster,

@@ -37,6 +37,10 @@ def remote_rows(
     So it is tried again row by row with nothing beside it. A row that is given up then has the reason in
     `error`, as have those that fail or were cancelled.
 
+    While there is no worker, this waits for one. A LocalCluster closes a worker for good that is down
+    `distributed.deploy.lost-worker-timeout` (15 s) after it was lost once; where runs kill theirs time and
+    again, set that to hours, or none may be left.
+
     Parameters
     ----------
     client : distributed.Client
