@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.diagnose.experiment import STAGE_OF, CachedRuns, Experiment, content_key
-from workbench.diagnose.run_measures import mel_l1, sound_db, worst_100ms, worst_place
+from workbench.diagnose.cached_runs import CachedRuns, content_key
+from workbench.diagnose.experiment import Experiment
+from workbench.diagnose.run_measures import mel_l1, seconds, sound_db, worst_100ms, worst_place
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
-from workbench.speech.config import Options
+from workbench.speech.config import STAGE_OF, Options
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
 
@@ -124,3 +125,30 @@ def test_worst_place_is_where_the_sound_differs():
     assert worst_place(one, one).empty and sound_db(one, one) == 0
     shorter = wb.Trace({"hift/wav": wav[:9000]}, {})
     assert worst_place(shorter, one).empty and math.isnan(sound_db(shorter, one))
+
+
+def test_a_block_is_one_batch(pipe, utt, tmp_path):
+    changes = {"compute": "exact", "n_timesteps": 2, "max_tokens": 8}
+    variants = {f"rate {rate}": changes | {"cfg_rate": rate} for rate in (0.2, 0.7, 1.5)}
+    variants["eager"] = changes | {"compute": "eager"}
+    experiment = Experiment(pipe, {"a": utt}, variants, "eager", {"apart": mel_l1}, folder=tmp_path)
+    table = experiment.run().set_index("variant")
+    assert (table.error == "").all() and table.apart["eager"] == 0
+    assert table.apart["rate 0.7"] < 1e-4 < table.apart["rate 0.2"]
+    for name, rows in (("rate 0.2", 3), ("rate 1.5", 3)):
+        trace = experiment.trace(name, "a")
+        assert trace.attrs["rows"] == {"lm": 1, "flow": rows, "hift": rows}
+        assert trace.attrs["options"]["cfg_rate"] == variants[name]["cfg_rate"]
+        single = pipe.synthesise(utt, options=experiment.options[name].but(seed=0))
+        assert list(single) == list(trace)
+        assert torch.allclose(single["flow/mel"], trace["flow/mel"], atol=1e-4)
+
+
+def test_what_spoils_a_batch_costs_only_its_own_row(pipe, utt):
+    """A run that cannot be made ends the batch; the others are then made one by one."""
+    changes = {"compute": "exact", "n_timesteps": 1, "max_tokens": 6}
+    variants = {"good": changes, "hot": changes | {"temperature": 1.5}}
+    variants["no file"] = changes | {"estimator": "missing.onnx"}
+    table = Experiment(pipe, {"a": utt}, variants, measures={"length": seconds}).run().set_index("variant")
+    assert "missing.onnx" in table.error["no file"]
+    assert (table.error.drop("no file") == "").all() and (table.length.drop("no file") > 0).all()

@@ -7,8 +7,9 @@ Load a checkpoint, make it speak, keep what happened on the way, find out where 
 import sys
 from importlib import import_module
 
+from workbench.diagnose.cached_runs import CachedRuns
 from workbench.diagnose.compare import Comparison, compare
-from workbench.diagnose.experiment import CachedRuns, Experiment
+from workbench.diagnose.experiment import Experiment
 from workbench.diagnose.glitches import Finding, Findings, find_glitches
 from workbench.diagnose.plausible import implausible
 from workbench.diagnose.precision import bisect_precision, headroom

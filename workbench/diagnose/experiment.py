@@ -1,146 +1,26 @@
 """Many runs: variants x utterances x seeds -> one tidy table, nothing computed twice."""
 
-import hashlib
-import json
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
+from workbench.diagnose.cached_runs import CachedRuns
+from workbench.diagnose.rows import MOST, Block, KeptRows, Measure, Row, measure_key, row_key, rows_a_block
 from workbench.diagnose.run_measures import MEASURES
 from workbench.errors import WorkbenchError
-from workbench.speech.config import Options
 from workbench.speech.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.run import STAGES, recorded_inputs, run
-from workbench.trace.record import NOTHING, Save, as_save
+from workbench.trace.record import NOTHING, Save
 from workbench.trace.trace import Trace
 
-Measure = Callable[[Trace, Trace | None], float]
+if TYPE_CHECKING:
+    from distributed import Client
 
-# Which stage an option changes; those of streaming change no run that is made whole.
-STAGE_OF = {
-    **dict.fromkeys(("lm_dtype", "top_p", "top_k", "win_size", "tau_r", "seed", "mask_stop_ids"), "lm"),
-    **dict.fromkeys(("silent_tokens_repeat", "repetition_fallback", "max_silent_run", "max_tokens"), "lm"),
-    **dict.fromkeys(("n_timesteps", "solver", "t_scheduler", "cfg_rate", "temperature"), "flow"),
-    **dict.fromkeys(("estimator", "noise_seed", "flow_dtype", "speed"), "flow"),
-    **dict.fromkeys(("hift_dtype", "f0_dtype", "source_dtype", "head_dtype"), "hift"),
-    "stream_final_offline": None,
-}
-# What a stage is given beside what the one before it made.
-INPUTS = {
-    "lm": ("in/text_token", "in/prompt_text_token", "in/lm_prompt_token", "in/source_token"),
-    "flow": ("in/flow_prompt_token", "in/prompt_mel", "in/spk_embedding"),
-    "hift": (),
-}
-MADE = {"lm": "lm/speech_token", "flow": "flow/mel"}
-
-
-class CachedRuns:
-    """Runs of one pipeline, each stage kept under a hash of all that it depends on.
-
-    Runs that differ in the vocoder share tokens and mel, those that differ in the flow share tokens.
-
-    Parameters
-    ----------
-    pipe : Pipeline
-    save : Save or globs
-        What each run records.
-    folder : path, optional
-        Where stages are kept as well, so that another session need not make them again.
-    most : int
-        Stages held in memory; those used longest ago go first.
-    """
-
-    def __init__(
-        self,
-        pipe: Pipeline,
-        save: Save | str | Iterable[str] = NOTHING,
-        folder: str | os.PathLike | None = None,
-        most: int = 256,
-    ) -> None:
-        self.pipe, self.save, self.most = pipe, as_save(save), most
-        self.folder = None if folder is None else Path(folder)
-        self._kept: OrderedDict[str, Trace] = OrderedDict()
-
-    def run(self, utt: Utterance, options: Options | None = None, pipe: Pipeline | None = None) -> Trace:
-        """Speak an utterance, or give what an equal run gave.
-
-        Parameters
-        ----------
-        utt : Utterance
-        options : Options, optional
-            The checkpoint's own by default.
-        pipe : Pipeline, optional
-            The same one under another bar; see `Pipeline.watched`.
-        """
-        pipe, options = pipe or self.pipe, self.pipe.options(options)
-        inputs, _ = recorded_inputs(utt)
-        data: dict[str, Tensor] = {}
-        attrs: dict[str, Any] = {"timings": {}}
-        leg = None
-        for stage in STAGES:
-            leg = self._leg(stage, utt, inputs, options, leg, pipe)
-            data |= leg.data
-            timings = attrs["timings"] | leg.attrs["timings"]
-            attrs |= leg.attrs | {"timings": timings}
-        attrs["options"] = asdict(options)  # a stage that was kept may have run beside other ones
-        return Trace(data, attrs)
-
-    def _leg(
-        self,
-        stage: str,
-        utt: Utterance,
-        inputs: Mapping[str, Tensor],
-        options: Options,
-        before: Trace | None,
-        pipe: Pipeline,
-    ) -> Trace:
-        given = {name: inputs[name] for name in INPUTS[stage] if name in inputs}
-        if before is not None:
-            made = MADE[STAGES[STAGES.index(stage) - 1]]
-            given[made] = before[made]
-        chosen = {name: value for name, value in asdict(options).items() if STAGE_OF[name] == stage}
-        about = [stage, utt.mode, utt.text, chosen, self.save, str(pipe.device), pipe.checkpoint.content_hash]
-        key = content_key(about, given)
-        if key not in self._kept:
-            leg = self._opened(key)
-            if leg is None:
-                utterance = None if stage == "hift" else utt
-                leg = run(pipe, utterance, options, self.save, stage, stage, before)
-                if self.folder is not None:
-                    leg.save(self.folder / f"{key}.trace")
-            self._kept[key] = leg
-        self._kept.move_to_end(key)
-        while len(self._kept) > self.most:
-            self._kept.popitem(last=False)
-        return self._kept[key]
-
-    def _opened(self, key: str) -> Trace | None:
-        if self.folder is None:
-            return None
-        path = self.folder / f"{key}.trace"
-        try:
-            return Trace.load(path) if path.is_file() else None
-        except WorkbenchError:  # of another version, or spoiled: made again and written over
-            return None
-
-
-def content_key(about: Any, tensors: Mapping[str, Tensor]) -> str:
-    """Return a hash of what JSON can hold and of tensors with their names, types and shapes."""
-    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        value = value.detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:32]
+Place = tuple[str, str, int]  # variant, utterance, seed
 
 
 class Experiment:
@@ -159,7 +39,11 @@ class Experiment:
     seeds : sequence of int
         Of the sampler.
     save, folder
-        As in `CachedRuns`.
+        As in `CachedRuns`. The folder keeps finished rows as well, so that a sweep that was stopped goes on
+        with those that are missing. A row is known by a hash of the checkpoint (weights, sizes, noise), the
+        utterance's tensors, its own and the reference's options with the seed, the kind of device, what is
+        recorded, and the measures with their code (`measure_key` says how far). The code of the workbench and
+        of torch is not in it: take another folder after changing that. Rows with an error are tried again.
 
     Raises
     ------
@@ -190,20 +74,72 @@ class Experiment:
         seed = self.seeds[0] if seed is None else seed
         return self.runs.run(self.utts[utterance], self.options[variant].but(seed=seed))
 
-    def run(self) -> pd.DataFrame:
+    def run(self, client: "Client | None" = None) -> pd.DataFrame:
         """Return one row a run: `variant`, `utterance`, `seed`, a column a measure, and `error`.
 
-        A run that cannot be made has the reason in `error`, and NaN for every measure.
-        """
-        places = [(v, u, s) for u in self.utts for s in self.seeds for v in self.options]
-        bar = tqdm(places, "runs", unit=" run", delay=1.0, leave=False, disable=not self.runs.pipe.progress)
-        return pd.DataFrame([self._row(*place) for place in bar])
+        A run or a measure that fails has the reason in `error`, and NaN for every measure.
 
-    def _row(self, variant: str, utterance: str, seed: int) -> dict[str, Any]:
-        row = {"variant": variant, "utterance": utterance, "seed": seed}
-        try:
-            trace = self.trace(variant, utterance, seed)
-            right = None if self.reference is None else self.trace(self.reference, utterance, seed)
-        except WorkbenchError as error:
-            return row | dict.fromkeys(self.measures, float("nan")) | {"error": str(error)}
-        return row | {name: measure(trace, right) for name, measure in self.measures.items()} | {"error": ""}
+        Parameters
+        ----------
+        client : distributed.Client, optional
+            Runs on its workers in place of here; see `workbench.diagnose.workers`. The table is the same, but
+            for rounding where workers compute with another number of threads or another GPU.
+        """
+        places = self._places()
+        look = {"unit": " run", "delay": 1.0, "leave": False, "disable": not self.runs.pipe.progress}
+        with closing(self.rows(client)) as rows:
+            bar = tqdm(rows, "runs", len(places), **look)
+            found = {(row["variant"], row["utterance"], row["seed"]): row for row in bar}
+        return pd.DataFrame([found[place] for place in places])
+
+    def rows(self, client: "Client | None" = None) -> Iterator[Row]:
+        """Give the rows as they come, in any order: first those that the folder keeps."""
+        places: dict[str, list[Place]] = {}
+        for place, key in self._keys():
+            places.setdefault(key, []).append(place)
+        for key, row in self._made(client, {key: same[0] for key, same in places.items()}):
+            for place in places[key]:
+                yield dict(zip(("variant", "utterance", "seed"), place, strict=True)) | row
+
+    def _places(self) -> list[Place]:
+        return [(v, u, s) for u in self.utts for s in self.seeds for v in self.options]
+
+    def _keys(self) -> Iterator[tuple[Place, str]]:
+        measures = {name: measure_key(measure) for name, measure in self.measures.items()}
+        for variant, utterance, seed in self._places():
+            options = self.options[variant].but(seed=seed)
+            reference = None if self.reference is None else self.options[self.reference].but(seed=seed)
+            key = row_key(self.runs, self.utts[utterance], options, reference, measures)
+            yield (variant, utterance, seed), key
+
+    def _made(self, client: "Client | None", places: dict[str, Place]) -> Iterator[tuple[str, Row]]:
+        if self.runs.folder is not None:
+            self.runs.folder.mkdir(parents=True, exist_ok=True)
+        kept = KeptRows(self.runs.folder, self.measures)
+        missing = dict(places)
+        for key in places:
+            row = kept.get(key)
+            if row is not None:
+                del missing[key]
+                yield key, row
+        blocks = self._blocks(missing)
+        if client is None:
+            for part in (part for block in blocks for part in block.split(MOST)):
+                yield from kept.finish(self.runs, part, self.measures)
+        elif blocks:
+            from workbench.diagnose.workers import remote_rows  # half a second for what few runs need
+
+            most = rows_a_block(len(missing), len(client.nthreads()))
+            parts = [part for block in blocks for part in block.split(most)]
+            for key, row in remote_rows(client, self.runs, parts, self.measures):
+                kept.put(key, row)
+                yield key, row
+
+    def _blocks(self, places: dict[str, Place]) -> list[Block]:
+        """One block for every utterance and seed."""
+        reference = None if self.reference is None else self.options[self.reference]
+        blocks: dict[tuple[str, int], Block] = {}
+        for key, (variant, utterance, seed) in places.items():
+            new = Block(self.utts[utterance], seed, {}, reference)
+            blocks.setdefault((utterance, seed), new).options[key] = self.options[variant]
+        return list(blocks.values())
