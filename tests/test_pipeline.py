@@ -8,7 +8,8 @@ import torch
 
 from workbench import Checkpoint, Options, Pipeline, Prompt, Utterance, WorkbenchError
 from workbench.speech.audio import log_mel, read_wav
-from workbench.speech.stream import StreamState, stream
+from workbench.speech.stream import StreamState, stream, streamed
+from workbench.trace.trace import Trace
 
 VOICE, PROMPT = "data/voices/tiny", "data/prompts/kumo_0.flac"
 
@@ -108,6 +109,18 @@ def test_stream_equals_upstream(parity, e2e_golden):
     assert chunks[-1].state.hop == calls["token_hop_len_after"] and chunks[-1].final
     for i, chunk in enumerate(chunks):
         close(chunk.wav, e2e_golden.data[f"stream.wav.{i}"][0])
+
+
+def test_a_stream_is_kept_with_its_seams(parity, tmp_path):
+    pipe, utt = parity
+    chunks = list(stream(pipe, utt))
+    trace = streamed(pipe, utt)
+    assert torch.equal(trace.wav, torch.cat([chunk.wav for chunk in chunks]))
+    assert torch.equal(trace["flow/mel"], chunks[-1].state.mel[0])
+    parts = torch.tensor_split(trace.wav, trace.attrs["seams"])
+    assert all(torch.equal(part, chunk.wav) for part, chunk in zip(parts, chunks, strict=True))
+    again = Trace.load(trace.save(tmp_path / "stream.trace"))
+    assert again.attrs["seams"] == trace.attrs["seams"] and len(again.attrs["seams"]) == len(chunks) - 1
 
 
 def test_stream_hop_is_carried_only_by_hand(parity):

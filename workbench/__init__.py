@@ -20,7 +20,7 @@ from workbench.speech.config import Config, Options
 from workbench.speech.frontend import Prompt, Utterance
 from workbench.speech.onnx_estimator import export_onnx
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.stream import StreamState, stream
+from workbench.speech.stream import StreamState, stream, streamed
 from workbench.trace.foreign import read_foreign
 from workbench.trace.logs import Log, read_log
 from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
@@ -63,6 +63,7 @@ __all__ = [
     "read_log",
     "run_report",
     "stream",
+    "streamed",
     "taps",
     "widgets",
 ]

@@ -7,8 +7,8 @@ the grid, the solver and the guidance, so that a sweep captures nothing anew and
 Shape letters: `B` utterances, `S` frames padded to a multiple of `BUCKET`, `D` width, `H` heads.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from threading import Lock
 
 import torch
@@ -23,6 +23,7 @@ from workbench.speech.joined import join_rows
 
 BUCKET = 32  # frames: lengths are rounded up to this, so that few graphs serve all of them
 MOST_GRIDS = 8  # tables of modulations kept
+MOST_GRAPHS = 16  # and graphs; those used longest ago go first
 
 
 class FastFlow:
@@ -40,8 +41,8 @@ class FastFlow:
         self.dtype, self.device = self.dit.proj_out.weight.dtype, self.dit.proj_out.weight.device
         blocks = self.dit.transformer_blocks
         self.qkv = [join_rows(block.attn.to_q, block.attn.to_k, block.attn.to_v) for block in blocks]
-        self._grids: OrderedDict[tuple[float, ...], Tensor] = OrderedDict()
-        self._steps: dict[tuple[int, int, bool], _Step] = {}
+        self._modulations = lru_cache(MOST_GRIDS)(self._modulated)
+        self._step = lru_cache(MOST_GRAPHS)(partial(_Step, self))
         self._lock = Lock()  # the graphs' tensors are shared by all who ask
 
     def steps(
@@ -72,11 +73,8 @@ class FastFlow:
         """
         lengths = [c.mu.shape[-1] for c in conditions]
         longest = -(-max(lengths) // BUCKET) * BUCKET
-        key = (len(lengths), longest, streaming)
         with self._lock:
-            if key not in self._steps:
-                self._steps[key] = _Step(self, *key)
-        step = self._steps[key]
+            step = self._step(len(lengths), longest, streaming)
         wide = torch.promote_types(self.dtype, torch.float32)
         x = torch.zeros(len(lengths), self.dit.config.mel_dim, longest, device=self.device, dtype=wide)
         for row, state, o in zip(x, states, options, strict=True):
@@ -113,22 +111,17 @@ class FastFlow:
         nothing = proj.bias.expand(len(conditions), length, -1)
         return torch.cat([*(made[id(c)] for c in conditions), nothing])
 
-    def _modulations(self, times: tuple[float, ...]) -> Tensor:
+    def _modulated(self, times: tuple[float, ...]) -> Tensor:
         """Return shifts, scales plus one and gates of every layer, (asked, 6 depth + 2, D)."""
-        if times not in self._grids:
-            dit, wide = self.dit, torch.promote_types(self.dtype, torch.float32)
-            with self.graphs.arithmetic():
-                time = dit.time_embed(torch.tensor(times, device=self.device, dtype=wide))
-                layers = [torch.cat(block.attn_norm(time), dim=1) for block in dit.transformer_blocks]
-                scale, shift = dit.norm_out(time)
-            for layer in layers:
-                layer[:, 1] += 1  # scale_msa
-                layer[:, 4] += 1  # scale_mlp
-            self._grids[times] = torch.cat([*layers, shift, scale + 1], dim=1)
-        self._grids.move_to_end(times)
-        while len(self._grids) > MOST_GRIDS:
-            self._grids.popitem(last=False)
-        return self._grids[times]
+        dit, wide = self.dit, torch.promote_types(self.dtype, torch.float32)
+        with self.graphs.arithmetic():
+            time = dit.time_embed(torch.tensor(times, device=self.device, dtype=wide))
+            layers = [torch.cat(block.attn_norm(time), dim=1) for block in dit.transformer_blocks]
+            scale, shift = dit.norm_out(time)
+        for layer in layers:
+            layer[:, 1] += 1  # scale_msa
+            layer[:, 4] += 1  # scale_mlp
+        return torch.cat([*layers, shift, scale + 1], dim=1)
 
 
 class _Step:

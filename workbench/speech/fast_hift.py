@@ -7,6 +7,7 @@ and the inverse STFT know where the sound ends; they run outside of the graphs, 
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from threading import Lock
 
 import torch
@@ -18,6 +19,7 @@ from workbench.speech.graphs import Graphs, compiled
 from workbench.speech.hift import F0_LOOKAHEAD, HiFT, Snake, Vocoded, check_mel
 
 BUCKET = 64  # mel frames: lengths are rounded up to this
+MOST_GRAPHS = 16  # kept, with the noise of each; those used longest ago go first
 
 
 class FastHiFT:
@@ -37,8 +39,7 @@ class FastHiFT:
         self.hift, self.graphs = hift, graphs
         self.device = hift.conv_post.bias.device
         self._draw = noise
-        self._noise = noise(0).to(self.device)
-        self._sounds: dict[tuple[int, int], _Sound] = {}
+        self._sound = lru_cache(MOST_GRAPHS)(self._made)
         self._lock = Lock()  # the graphs' tensors are shared by all who ask
 
     def __call__(
@@ -56,7 +57,9 @@ class FastHiFT:
         c, hift = self.hift.config, self.hift
         for mel in mels:
             check_mel(mel, c, finalize)
-        longest = -(-max(mel.shape[-1] for mel in mels) // BUCKET) * BUCKET
+        longest = max(mel.shape[-1] for mel in mels)
+        rounded = -(-longest // BUCKET) * BUCKET
+        longest = max(longest, min(rounded, c.noise_samples // c.hop_length))  # where the noise ends
         padded = torch.cat([F.pad(mel, (0, longest - mel.shape[-1])) for mel in mels])
         dtype = hift.conv_post.bias.dtype
         per_frame = math.prod(c.upsample_rates)
@@ -78,14 +81,9 @@ class FastHiFT:
                 made.append(Vocoded(f0, source, *hift.head(x, finalize)))
         return made
 
-    def _sound(self, n: int, frames: int) -> "_Sound":
-        if (n, frames) not in self._sounds:
-            samples = frames * self.hift.config.hop_length
-            if samples > self._noise.shape[1]:
-                self._noise = self._draw(samples).to(self.device)
-            noise = self._noise[:, :samples].clone()  # a graph keeps its own, wherever the longer one goes
-            self._sounds[n, frames] = _Sound(self, n, frames, noise)
-        return self._sounds[n, frames]
+    def _made(self, n: int, frames: int) -> "_Sound":
+        noise = self._draw(frames * self.hift.config.hop_length).to(self.device)
+        return _Sound(self, n, frames, noise)
 
 
 class _Sound:

@@ -6,9 +6,8 @@ counts no longer.
 Shape letters: `B` utterances, `S` positions a graph looks at, `D` width, `H` heads of keys, `G` queries each.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from workbench.speech.joined import join_rows
 from workbench.speech.lm import LM, KVCache, Layer, LMStep, rotate_half
 
 CHUNK = 8  # tokens between two looks at what was drawn
+MOST_IDLE = 4  # decoders kept for the next run like theirs
 LEAST_POSITIONS = 512  # a graph looks at this many or twice, four times, ... as many
 
 
@@ -41,8 +41,9 @@ class FastLM:
     def __init__(self, lm: LM, silent_tokens: Sequence[int], graphs: Graphs) -> None:
         self.lm, self.silent_tokens, self.graphs = lm, silent_tokens, graphs
         self.dtype, self.device = lm.llm_decoder.weight.dtype, lm.llm_decoder.weight.device
-        self.layers = [_Layer(layer, lm, self.device) for layer in lm.qwen.layers]
-        self._idle: dict[tuple, list[_Decoder]] = defaultdict(list)
+        ask, answer = compiled(_ask, self.device), compiled(_answer, self.device)
+        self.layers = [_Layer(layer, lm, ask, answer) for layer in lm.qwen.layers]
+        self._idle: list[_Decoder] = []
 
     def steps(self, utts: Sequence[Utterance], options: Sequence[Options]) -> Iterator[tuple[int, LMStep]]:
         """Decode until every row has drawn a stop or reached its length limit.
@@ -74,15 +75,21 @@ class FastLM:
         positions = LEAST_POSITIONS
         while positions < most:
             positions *= 2
-        alike = replace(options[0], seed=0, max_tokens=None)
-        key = (len(utts), positions, alike)
-        # One that is decoding for somebody else is left alone: its tensors hold that run.
-        decoder = self._idle[key].pop() if self._idle[key] else _Decoder(self, *key)
+        rules = Options(**options[0].of_stage("lm")).but(seed=0, max_tokens=None, max_silent_run=None)
+        decoder = self._decoder(len(utts), positions, rules)
         try:
             decoder.begin(embedded, limits, [o.seed for o in options])
             yield from decoder.decode()
         finally:
-            self._idle[key].append(decoder)
+            self._idle = [*self._idle[1 - MOST_IDLE :], decoder]
+
+    def _decoder(self, *key: Any) -> "_Decoder":
+        """One that is decoding for somebody else is left alone: its tensors hold that run."""
+        for decoder in self._idle:
+            if decoder.key == key:
+                self._idle.remove(decoder)
+                return decoder
+        return _Decoder(self, *key)
 
 
 class _Decoder:
@@ -92,6 +99,7 @@ class _Decoder:
         lm, device = fast.lm, fast.device
         c = lm.config
         self.fast, self.n, self.positions = fast, n, positions
+        self.key = (n, positions, options)
 
         def whole(*shape: int) -> Tensor:
             return torch.zeros(*shape, device=device, dtype=torch.long)
@@ -202,14 +210,14 @@ class _Decoder:
 class _Layer:
     """What one layer does with one position, before and after it has looked back."""
 
-    def __init__(self, layer: Layer, lm: LM, device: torch.device) -> None:
+    def __init__(self, layer: Layer, lm: LM, ask: Callable, answer: Callable) -> None:
         attn, mlp, c = layer.self_attn, layer.mlp, lm.config
+        self._ask, self._answer = ask, answer
         self.sizes = c.num_key_value_heads, c.head_dim
         self.norms = layer.input_layernorm, layer.post_attention_layernorm
         self.qkv = join_rows(attn.q_proj, attn.k_proj, attn.v_proj)
         self.gate_up, _ = join_rows(mlp.gate_proj, mlp.up_proj)
         self.out, self.down = attn.o_proj.weight, mlp.down_proj.weight
-        self._ask, self._answer = compiled(_ask, device), compiled(_answer, device)
 
     def ask(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D) -> queries (B, H, G, head_dim); keys and values (B, 2, H, head_dim)."""

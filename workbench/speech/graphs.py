@@ -1,5 +1,6 @@
 """CUDA graphs, and what stands in for them where there is no GPU."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
@@ -83,8 +84,10 @@ class Graph(Generic[Made]):
 
 
 def compiled(function: Callable, device: torch.device, dynamic: bool | None = None) -> Callable:
-    """Fuse the kernels of a function on a GPU; elsewhere it stays as it is.
+    """Fuse the kernels of a function on a GPU; elsewhere, and without a C compiler, it stays as it is.
 
     `dynamic` says that sizes will change from call to call, so that one kernel has to serve them all.
     """
-    return torch.compile(function, fullgraph=True, dynamic=dynamic) if device.type == "cuda" else function
+    if device.type != "cuda" or not any(map(shutil.which, ("cc", "gcc", "clang"))):  # Triton wants one
+        return function
+    return torch.compile(function, fullgraph=True, dynamic=dynamic)

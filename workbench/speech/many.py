@@ -68,6 +68,7 @@ class _Run:
         return _frozen({name: value for name, value in chosen.items() if name not in FREE[stage]})
 
 
+@torch.no_grad()
 def run_many(
     pipe: "Pipeline",
     utts: Sequence[Utterance],

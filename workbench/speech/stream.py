@@ -14,6 +14,7 @@ All state is in `StreamState`. Three habits of upstream's driver (`cosyvoice/cli
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,9 @@ from torch import Tensor
 from workbench.speech.config import Options
 from workbench.speech.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
+from workbench.speech.run import note_inputs, provenance
+from workbench.trace.record import NOTHING, Recorder
+from workbench.trace.trace import Trace
 
 GROWTH = 2  # each hop is this many times the one before
 LONGEST = 4  # and at most this many times the first
@@ -98,6 +102,31 @@ def stream(
             this_hop = state.hop
     state, wav = _render(pipe, utt, token, options, state, final=True)
     yield Chunk(wav, len(token), replace(state, token_offset=len(token)), final=True)
+
+
+def streamed(
+    pipe: Pipeline, utt: Utterance, options: Options | None = None, state: StreamState | None = None
+) -> Trace:
+    """Stream an utterance to its end and keep it as a run.
+
+    Parameters
+    ----------
+    pipe, utt, options, state
+        As in `stream`.
+
+    Returns
+    -------
+    Trace
+        `in/*`, `flow/mel`, `hift/wav`; `attrs["seams"]` is the first sample of every chunk but the first.
+    """
+    options = pipe.options(options)
+    chunks = list(stream(pipe, utt, options, state))
+    record = Recorder(NOTHING)
+    about = note_inputs(record, utt) | provenance(pipe, options, record.save)
+    record.add("flow/mel", chunks[-1].state.mel[0])
+    record.add("hift/wav", torch.cat([chunk.wav for chunk in chunks]))
+    ends = list(accumulate(len(chunk.wav) for chunk in chunks))
+    return Trace(record.finish(), about | {"seams": ends[:-1]})
 
 
 def _render(
