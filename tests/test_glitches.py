@@ -90,9 +90,10 @@ def test_a_seam_is_looked_for_where_it_was_recorded():
 def test_what_a_trace_holds_beside_the_waveform_is_looked_at():
     wav, n = speech(), 160
     f0 = torch.full((n,), 120.0)
-    leap, high = f0.clone(), f0.clone()
-    leap[50:53], high[50] = 260.0, 5.8e6
+    creak, leap, high = f0.clone(), f0.clone(), f0.clone()
+    creak[[50, 51, 90]], leap[50:53], high[50] = 60.0, 260.0, 5.8e6
     assert not kinds(find_glitches(Trace({"hift/f0": f0, "hift/wav": wav}, {})))
+    assert not kinds(find_glitches(Trace({"hift/f0": creak, "hift/wav": wav}, {})))
     assert kinds(find_glitches(Trace({"hift/f0": leap, "hift/wav": wav}, {}))) == {"leap"}
     assert {"f0", "mel"} <= kinds(find_glitches(Trace({"hift/f0": high, "hift/wav": wav}, {})))
     found = find_glitches(Trace({"lm/speech_token": torch.zeros(60), "hift/wav": wav}, {}))

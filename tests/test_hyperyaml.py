@@ -268,7 +268,7 @@ def test_configurations_that_are_not_cosyvoice3(parse, old, new, message):
 
 CHANGED = Options(
     n_timesteps=4, solver="heun", t_scheduler="linear", cfg_rate=0.0, temperature=1e-7, noise_seed=3,
-    estimator="onnx",
+    estimator="onnx", compute="exact",
     lm_dtype="bfloat16", flow_dtype="float16", hift_dtype="float64", f0_dtype="float32",
     source_dtype="float64", head_dtype="float16", top_p=0.5, top_k=3,
     win_size=25, tau_r=0.2, seed=2**62, mask_stop_ids=True, silent_tokens_repeat=False,

@@ -101,9 +101,12 @@ def test_snr_is_in_decibel():
     assert math.isclose(speed._snr(found, right), 20, abs_tol=1e-4)
 
 
-def test_bench_writes_what_it_prints(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(speed, "SWEEP", 2)
+def test_bench_writes_what_it_prints(tmp_path, capsys, monkeypatch, short):
+    asked = []
+    monkeypatch.setattr(speed, "measure_speed", lambda *args: asked.append(args) or short)
     out = tmp_path / "speed.json"
-    assert main(["bench", "--seconds", "0.4", "--rounds", "1", "--out", str(out)]) == 0
-    assert "one_run" in capsys.readouterr().out
-    assert json.loads(out.read_text())["about"]["n_timesteps"] == 10
+    assert main(["bench", "--seconds", "2", "30", "--batch", "4", "--rounds", "3", "--out", str(out)]) == 0
+    [(voice, device, seconds, batches, rounds, _)] = asked
+    assert (voice.name, device, seconds, batches, rounds) == ("tiny", "cpu", [2, 30], [4], 3)
+    assert str(short) in capsys.readouterr().out
+    assert json.loads(out.read_text()) == json.loads(json.dumps(short.to_dict()))

@@ -77,7 +77,7 @@ DETECTORS: dict[str, Detector] = {
     ),
     "buzz": Detector(spectra.buzz, 0.45, "harmonicity", "the excitation reaches where noise should be"),
     "f0": Detector(spectra.f0, 0.25, "octaves", "the f0 predictor in half precision, or a wrong mel"),
-    "leap": Detector(spectra.leaps, 0.9, "octaves", "the f0 predictor takes a harmonic for the fundamental"),
+    "leap": Detector(spectra.leaps, 0.7, "octaves", "the f0 predictor takes a harmonic for the fundamental"),
     "mel": Detector(spectra.mel, 1, "", "an earlier stage; the note says which values"),
     "off mel": Detector(
         spectra.off_mel, 0.75, "nats", "the vocoder: this waveform is not of the mel that it was given"
