@@ -25,7 +25,7 @@ pytestmark = [
 CUDA = torch.device("cuda")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def graphs():
     return Graphs(CUDA, exact_float32)
 

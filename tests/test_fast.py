@@ -18,7 +18,7 @@ from workbench.speech.fast_flow import BUCKET, FastFlow
 from workbench.speech.fast_hift import FastHiFT
 from workbench.speech.fast_lm import CHUNK, LEAST_POSITIONS, FastLM
 from workbench.speech.fast_sampling import DeviceSampler
-from workbench.speech.graphs import Graph, Graphs
+from workbench.speech.graphs import Graphs
 from workbench.speech.hift import HiFT
 from workbench.speech.joined import join_rows
 from workbench.speech.sampling import Sampler
@@ -253,9 +253,10 @@ def test_device_sampling_is_upstreams(case):
     config = dataclasses.replace(wb.Config().lm, speech_token_size=len(scores) - 200)
     runs, params = case["runs"], case["params"]
     sampler = DeviceSampler(Options(**params), config, (), len(runs), 1, torch.device("cpu"))
-    sampler.begin([run["seed"] for run in runs])
+    sampler.begin([Options(**params).but(seed=run["seed"]) for run in runs])
     history = torch.tensor(case["history"][-params["win_size"] :], dtype=torch.long)
-    sampler.recent[:, sampler.recent.shape[1] - len(history) :] = history
+    recent = sampler.choice.recent
+    recent[:, recent.shape[1] - len(history) :] = history
     token, _ = sampler.pick(
         scores.log_softmax(0).repeat(len(runs), 1), torch.zeros(len(runs), dtype=torch.bool)
     )
@@ -376,7 +377,7 @@ def test_joined_layers_go_on_working():
 
 def test_a_graph_without_a_gpu_is_a_call():
     x = torch.zeros(3)
-    graph = Graph(lambda: x.add_(1), torch.device("cpu"), exact_float32)
+    graph = GRAPHS.capture(lambda: x.add_(1))
     assert x.sum() == 0 and graph().sum() == 3 and graph().sum() == 6
 
 
@@ -385,5 +386,5 @@ def test_arithmetic_is_put_back():
     with fast_float32():
         assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
         with exact_float32():
-            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before

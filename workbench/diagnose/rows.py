@@ -7,8 +7,8 @@ import json
 import os
 import pickle
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import CodeType
@@ -75,8 +75,12 @@ def block_rows(
     `error` and costs no other row.
     """
     every = [*options.values(), *([] if reference is None else [reference])]
-    with suppress(Exception):  # whatever it was, it is met again below by the runs that it belongs to
+    try:
         runs.together(utt, [chosen.but(seed=seed) for chosen in every])
+    except WorkbenchError:  # met again below by the run that it belongs to
+        pass
+    except Exception as error:
+        warnings.warn(f"{len(every)} runs could not be made together ({error}); one by one now", stacklevel=2)
     for key, chosen in options.items():
         try:
             trace = runs.run(utt, chosen.but(seed=seed))

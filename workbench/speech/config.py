@@ -308,6 +308,8 @@ class Options:
     def dtype_of(self, stage: str) -> str:
         """Arithmetic of a stage's weights: its own option, or what "fast" makes of float32."""
         dtype = getattr(self, f"{stage}_dtype")
+        if stage == "flow" and self.estimator != "torch":
+            return dtype  # ONNX is float32, whatever the way of computing
         return FAST_DTYPES[stage] if self.compute == "fast" and dtype == "float32" else dtype
 
     def but(self, **changes: Any) -> "Options":

@@ -8,22 +8,28 @@ import torch
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Run convolutions in full float32; usable as a decorator.
+    """Compute in full float32, the same way every time; usable as a decorator.
 
     On a GPU, torch lets cuDNN compute float32 convolutions in TF32, ten bits of mantissa, unless told
-    otherwise: mu is then off by 4e-4, the waveform by 2e-3. Matrix products are exact by default.
+    otherwise: mu is then off by 4e-4, the waveform by 2e-3.
     """
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with _tf32(False):
         yield
 
 
 @contextmanager
 def fast_float32() -> Iterator[None]:
     """Let a GPU compute float32 products and convolutions in TF32; elsewhere nothing changes."""
+    with _tf32(True):
+        yield
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
     before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=allowed):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before

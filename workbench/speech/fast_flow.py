@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import Options
-from workbench.speech.dit import Block, attention_mask
+from workbench.speech.dit import Attention, RotaryEmbed, attention_mask
 from workbench.speech.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
-from workbench.speech.graphs import Graphs
+from workbench.speech.graphs import Graphs, compiled
 from workbench.speech.joined import join_rows
 
-BUCKET = 32  # frames: lengths are rounded up to this, so that few graphs serve all of them
+BUCKET = 16  # frames: lengths are rounded up to this, so that few graphs serve all of them
+FREE = ("cfg_rate", "temperature", "noise_seed", "speed")  # options that may differ from row to row
 MOST_GRIDS = 8  # tables of modulations kept
-MOST_GRAPHS = 16  # and graphs; those used longest ago go first
+MOST_GRAPHS = 8  # and graphs; those used longest ago go first
 
 
 class FastFlow:
@@ -43,6 +44,8 @@ class FastFlow:
         self.qkv = [join_rows(block.attn.to_q, block.attn.to_k, block.attn.to_v) for block in blocks]
         self._modulations = lru_cache(MOST_GRIDS)(self._modulated)
         self._step = lru_cache(MOST_GRAPHS)(partial(_Step, self))
+        self.enter = compiled(_enter, self.device, "rows")
+        self.pass_on = compiled(_pass_on, self.device, "rows")
         self._lock = Lock()  # the graphs' tensors are shared by all who ask
 
     def steps(
@@ -102,7 +105,7 @@ class FastFlow:
         """What mu, cond and spks add to the estimator's input: (2 B, S, D), without conditions last."""
         proj, n = self.dit.input_embed.proj, self.dit.config.mel_dim
         made: dict[int, Tensor] = {}
-        with self.graphs.arithmetic():
+        with self.graphs.computing():
             for c in conditions:
                 if id(c) not in made:
                     told = torch.cat((c.cond, c.mu, c.spks[..., None].expand(-1, -1, c.mu.shape[-1])), dim=1)
@@ -114,7 +117,7 @@ class FastFlow:
     def _modulated(self, times: tuple[float, ...]) -> Tensor:
         """Return shifts, scales plus one and gates of every layer, (asked, 6 depth + 2, D)."""
         dit, wide = self.dit, torch.promote_types(self.dtype, torch.float32)
-        with self.graphs.arithmetic():
+        with self.graphs.computing():
             time = dit.time_embed(torch.tensor(times, device=self.device, dtype=wide))
             layers = [torch.cat(block.attn_norm(time), dim=1) for block in dit.transformer_blocks]
             scale, shift = dit.norm_out(time)
@@ -129,15 +132,16 @@ class _Step:
 
     def __init__(self, fast: FastFlow, n: int, length: int, streaming: bool) -> None:
         dit, device, dtype = fast.dit, fast.device, fast.dtype
-        self.dit, self.qkv = dit, fast.qkv
+        self.dit, self.qkv, self.enter, self.pass_on = dit, fast.qkv, fast.enter, fast.pass_on
         wide = torch.promote_types(dtype, torch.float32)
         width = dit.config.dim
         self.x = torch.zeros(n, dit.config.mel_dim, length, device=device, dtype=wide)
         self.known = torch.zeros(2 * n, length, width, device=device, dtype=dtype)
         self.hidden = torch.zeros(2 * n, 1, length if streaming else 1, length, device=device, dtype=dtype)
         self.modulation = torch.zeros(6 * dit.config.depth + 2, width, device=device, dtype=dtype)
-        self.turn = torch.complex(*dit.rotary_embed(length))[:, None]  # (S, 1, dim_head / 2)
-        fast.graphs.warm_up(self._velocity)
+        # A model in half precision has rounded the frequencies too: angles of late frames would be far off.
+        rotary = dit.rotary_embed if dtype == wide else RotaryEmbed(dit.config.dim_head).to(device)
+        self.turn = torch.complex(*rotary(length))[:, None]  # (S, 1, dim_head / 2)
         self.graph = fast.graphs.capture(self._velocity)
 
     def __call__(self, x: Tensor, known: Tensor, hidden: Tensor, modulation: Tensor) -> Tensor:
@@ -151,25 +155,33 @@ class _Step:
         dit, n = self.dit, self.dit.config.mel_dim
         own = F.linear(self.x.transpose(1, 2).to(self.known.dtype), dit.input_embed.proj.weight[:, :n])
         h = self.known + torch.cat((own, own))
-        h = h + dit.input_embed.conv_pos_embed(h)
+        h = (h + dit.input_embed.conv_pos_embed(h)).flatten(0, 1)  # (2 B S, D) from here on
         *layers, out = self.modulation.split(6)
-        for block, qkv, layer in zip(dit.transformer_blocks, self.qkv, layers, strict=True):
-            h = self._block(block, qkv, layer, h)
-        return dit.proj_out(torch.addcmul(out[0], _normed(h), out[1])).transpose(1, 2)
+        y = self.enter(h, *layers[0][:2])
+        for i, (block, qkv) in enumerate(zip(dit.transformer_blocks, self.qkv, strict=True)):
+            _, _, gate_msa, shift_mlp, scale_mlp, gate_mlp = layers[i]
+            after = out if i + 1 == len(layers) else layers[i + 1]
+            h, y = self.pass_on(h, gate_msa, self._attend(block.attn, qkv, y), shift_mlp, scale_mlp)
+            h, y = self.pass_on(h, gate_mlp, block.ff(y), *after[:2])
+        return dit.proj_out(y).unflatten(0, self.known.shape[:2]).transpose(1, 2)
 
-    def _block(self, block: Block, qkv: tuple[Tensor, Tensor], layer: Tensor, h: Tensor) -> Tensor:
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = layer
-        y = F.linear(torch.addcmul(shift_msa, _normed(h), scale_msa), *qkv)
-        y = y.unflatten(-1, (3, block.attn.heads, -1))  # (2 B, S, 3, H, dim_head)
+    def _attend(self, attn: Attention, qkv: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+        y = F.linear(y, *qkv).view(*self.known.shape[:2], 3, attn.heads, -1)  # (2 B, S, 3, H, dim_head)
         _turn_first_head(y[:, :, :2, 0], self.turn)
         q, k, v = y.permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden)
-        h = torch.addcmul(h, gate_msa, block.attn.to_out[0](y.transpose(1, 2).flatten(2)))
-        return torch.addcmul(h, gate_mlp, block.ff(torch.addcmul(shift_mlp, _normed(h), scale_mlp)))
+        return attn.to_out[0](y.transpose(1, 2).flatten(2).flatten(0, 1))
 
 
-def _normed(h: Tensor) -> Tensor:
-    return F.layer_norm(h, h.shape[-1:], eps=1e-6)
+def _enter(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalise and modulate; the scale has its one already."""
+    return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), scale)
+
+
+def _pass_on(h: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Add what a layer made, and normalise for the next: the new state, and the next layer's input."""
+    h = torch.addcmul(h, gate, y)
+    return h, _enter(h, shift, scale)
 
 
 def _turn_first_head(qk: Tensor, turn: Tensor) -> None:
@@ -182,12 +194,12 @@ def _hidden(
     lengths: Sequence[int], longest: int, chunk: int | None, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Added to attention scores, (2 B, 1, 1 or S, S): -inf where a frame may not look, 0 where it may."""
-    real = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    real = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
     allowed = real[:, None]
     if chunk is not None:
-        allowed = attention_mask(allowed, longest, chunk, torch.device("cpu"))
-    hidden = torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -torch.inf)
-    return hidden[:, None].repeat(2, 1, 1, 1).to(device)
+        allowed = attention_mask(allowed, longest, chunk, device)
+    hidden = torch.zeros(allowed.shape, device=device, dtype=dtype).masked_fill(~allowed, -torch.inf)
+    return hidden[:, None].repeat(2, 1, 1, 1)
 
 
 def _times_asked(options: Options, dtype: torch.dtype) -> tuple[float, ...]:

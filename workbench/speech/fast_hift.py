@@ -7,7 +7,7 @@ and the inverse STFT know where the sound ends; they run outside of the graphs, 
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from workbench.speech.exact import exact_float32
 from workbench.speech.graphs import Graphs, compiled
 from workbench.speech.hift import F0_LOOKAHEAD, HiFT, Snake, Vocoded, check_mel
 
 BUCKET = 64  # mel frames: lengths are rounded up to this
-MOST_GRAPHS = 16  # kept, with the noise of each; those used longest ago go first
+MOST_GRAPHS = 8  # kept; those used longest ago go first
 
 
 class FastHiFT:
@@ -38,8 +39,8 @@ class FastHiFT:
         _fold(hift)
         self.hift, self.graphs = hift, graphs
         self.device = hift.conv_post.bias.device
-        self._draw = noise
-        self._sound = lru_cache(MOST_GRAPHS)(self._made)
+        self._draw, self._noise = noise, torch.zeros(1, 0, hift.config.nb_harmonics + 1, device=self.device)
+        self._sound = lru_cache(MOST_GRAPHS)(partial(_Sound, self))
         self._lock = Lock()  # the graphs' tensors are shared by all who ask
 
     def __call__(
@@ -58,14 +59,16 @@ class FastHiFT:
         for mel in mels:
             check_mel(mel, c, finalize)
         longest = max(mel.shape[-1] for mel in mels)
-        rounded = -(-longest // BUCKET) * BUCKET
-        longest = max(longest, min(rounded, c.noise_samples // c.hop_length))  # where the noise ends
+        samples = longest * c.hop_length  # and not of the rounded length, which a stored noise may not reach
+        longest = -(-longest // BUCKET) * BUCKET
         padded = torch.cat([F.pad(mel, (0, longest - mel.shape[-1])) for mel in mels])
         dtype = hift.conv_post.bias.dtype
         per_frame = math.prod(c.upsample_rates)
-        with self._lock, self.graphs.arithmetic():
+        with self._lock, self.graphs.computing(exact_float32):
+            if samples > self._noise.shape[1]:
+                self._noise = self._draw(samples).to(self.device)
             sound = self._sound(len(mels), longest)
-            f0s, sources = (y.clone() for y in sound.excite(padded))
+            f0s, sources = (y.clone() for y in sound.excite(padded, self._noise))
             rows = []
             for mel, f0, source in zip(mels, f0s, sources, strict=True):
                 frames = mel.shape[-1] if finalize else mel.shape[-1] - F0_LOOKAHEAD
@@ -81,29 +84,27 @@ class FastHiFT:
                 made.append(Vocoded(f0, source, *hift.head(x, finalize)))
         return made
 
-    def _made(self, n: int, frames: int) -> "_Sound":
-        noise = self._draw(frames * self.hift.config.hop_length).to(self.device)
-        return _Sound(self, n, frames, noise)
-
 
 class _Sound:
     """Excitation and trunk for a number of mels of one length, as two graphs."""
 
-    def __init__(self, fast: FastHiFT, n: int, frames: int, noise: Tensor) -> None:
+    def __init__(self, fast: FastHiFT, n: int, frames: int) -> None:
         hift, device = fast.hift, fast.device
         c, dtype = hift.config, hift.conv_post.bias.dtype
-        self.hift, self.noise = hift, noise
+        self.hift = hift
+        self.noise = torch.zeros(1, frames * c.hop_length, c.nb_harmonics + 1, device=device)
         wide = torch.promote_types(dtype, torch.float32)
         self.mel = torch.zeros(n, c.in_channels, frames, device=device, dtype=wide)
         length = frames * math.prod(c.upsample_rates) + 1
         self.spectrum = torch.zeros(n, c.istft_n_fft + 2, length, device=device, dtype=dtype)
-        for work in (self._excited, self._upsampled):
-            fast.graphs.warm_up(work)
-        self._excite = fast.graphs.capture(self._excited)
+        # TF32 is for the trunk alone: little else costs anything.
+        self._excite = fast.graphs.capture(self._excited, exact_float32)
         self._upsample = fast.graphs.capture(self._upsampled)
 
-    def excite(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+    def excite(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Mel (B, 80, S) to f0 (B, S) and source (B, 1, 480 S); overwritten by the next call."""
+        n = min(noise.shape[1], self.noise.shape[1])
+        self.noise[:, :n] = noise[:, :n]
         self.mel.copy_(mel)
         return self._excite()
 
@@ -127,7 +128,7 @@ class _FusedSnake(nn.Module):
         super().__init__()
         self.alpha = snake.alpha.detach()[None, :, None]
         self.inverse = 1 / (self.alpha + 1e-9)
-        self.fused = compiled(_snake, self.alpha.device, dynamic=True)
+        self.fused = compiled(_snake, self.alpha.device, "all")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fused(x, self.alpha, self.inverse)

@@ -7,6 +7,8 @@ Shape letters: `B` utterances, `S` positions a graph looks at, `D` width, `H` he
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -22,7 +24,9 @@ from workbench.speech.joined import join_rows
 from workbench.speech.lm import LM, KVCache, Layer, LMStep, rotate_half
 
 CHUNK = 8  # tokens between two looks at what was drawn
-MOST_IDLE = 4  # decoders kept for the next run like theirs
+MOST_IDLE = 2**31  # bytes of the caches that are kept for the next run like theirs
+# Options that may differ from row to row, and what stands for them where only the others count.
+FREE = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
 LEAST_POSITIONS = 512  # a graph looks at this many or twice, four times, ... as many
 
 
@@ -41,9 +45,10 @@ class FastLM:
     def __init__(self, lm: LM, silent_tokens: Sequence[int], graphs: Graphs) -> None:
         self.lm, self.silent_tokens, self.graphs = lm, silent_tokens, graphs
         self.dtype, self.device = lm.llm_decoder.weight.dtype, lm.llm_decoder.weight.device
-        ask, answer = compiled(_ask, self.device), compiled(_answer, self.device)
+        ask, answer = (compiled(function, self.device, "rows") for function in (_ask, _answer))
         self.layers = [_Layer(layer, lm, ask, answer) for layer in lm.qwen.layers]
         self._idle: list[_Decoder] = []
+        self._lock = Lock()
 
     def steps(self, utts: Sequence[Utterance], options: Sequence[Options]) -> Iterator[tuple[int, LMStep]]:
         """Decode until every row has drawn a stop or reached its length limit.
@@ -53,7 +58,7 @@ class FastLM:
         utts : sequence of Utterance
             On the LM's device.
         options : sequence of Options
-            `seed` and `max_tokens` may differ, other options of sampling may not.
+            seed, top_p, tau_r and max_tokens may differ, other options of sampling may not.
 
         Yields
         ------
@@ -72,24 +77,29 @@ class FastLM:
         ]
         limits = [lm.limits(len(u.text_token), o.max_tokens) for u, o in zip(utts, options, strict=True)]
         most = max(len(e) + longest for e, (_, longest) in zip(embedded, limits, strict=True)) + 1
-        positions = LEAST_POSITIONS
-        while positions < most:
-            positions *= 2
-        rules = Options(**options[0].of_stage("lm")).but(seed=0, max_tokens=None, max_silent_run=None)
+        *_, positions = _doubling(most)
+        rules = Options(**options[0].of_stage("lm") | FREE)
         decoder = self._decoder(len(utts), positions, rules)
         try:
-            decoder.begin(embedded, limits, [o.seed for o in options])
+            decoder.begin(embedded, limits, options)
             yield from decoder.decode()
         finally:
-            self._idle = [*self._idle[1 - MOST_IDLE :], decoder]
+            self._put_back(decoder)
 
     def _decoder(self, *key: Any) -> "_Decoder":
         """One that is decoding for somebody else is left alone: its tensors hold that run."""
-        for decoder in self._idle:
-            if decoder.key == key:
-                self._idle.remove(decoder)
-                return decoder
+        with self._lock:
+            for decoder in self._idle:
+                if decoder.key == key:
+                    self._idle.remove(decoder)
+                    return decoder
         return _Decoder(self, *key)
+
+    def _put_back(self, decoder: "_Decoder") -> None:
+        with self._lock:
+            self._idle.append(decoder)
+            while len(self._idle) > 1 and sum(d.cache.nbytes for d in self._idle) > MOST_IDLE:
+                self._idle.pop(0)
 
 
 class _Decoder:
@@ -115,14 +125,15 @@ class _Decoder:
         self.cache = torch.zeros(shape, device=device, dtype=fast.dtype)
         self.cos, self.sin = lm.qwen.rope(0, positions, self.logp.to(fast.dtype))
         self.sampler = DeviceSampler(options, c, fast.silent_tokens, n, CHUNK, device)
-        self._graphs: dict[int, Graph] = {}
         self._farthest = 0  # position that any row can have reached
-        fast.graphs.warm_up(lambda: self._step(LEAST_POSITIONS))
+        # Now, and not when a run outgrows one: capturing takes longer than many tokens.
+        self._graphs = [fast.graphs.capture(partial(self._step, n)) for n in _doubling(positions)]
 
     def begin(
-        self, embedded: Sequence[Tensor], limits: Sequence[tuple[int, int]], seeds: Sequence[int]
+        self, embedded: Sequence[Tensor], limits: Sequence[tuple[int, int]], options: Sequence[Options]
     ) -> None:
         """Read the prompts (P, D) of all rows at once."""
+        self.cache.zero_()  # of a run that overflowed: even what is not looked at must be finite
         lm, lengths = self.fast.lm, [len(e) for e in embedded]
         cache = KVCache(lm.config.num_hidden_layers)
         # What is padded comes after what is real: no real position sees it, and decoding writes over it.
@@ -133,7 +144,7 @@ class _Decoder:
             (self.longest, [high for _, high in limits]),
         ):
             fixed.copy_(torch.tensor(values))
-        with self.fast.graphs.arithmetic():
+        with self.fast.graphs.computing():
             hidden = lm.qwen(padded, cache)[self.row, self.position - 1]
             self.logp.copy_(lm.logp(hidden))
         for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
@@ -142,39 +153,37 @@ class _Decoder:
         for state in (self.count, self.tick, self.spoiled):
             state.zero_()
         torch.ge(self.count, self.longest, out=self.done)
-        self.sampler.begin(seeds)
+        self.sampler.begin(options)
         self._farthest = max(lengths)
 
     def decode(self) -> Iterator[tuple[int, LMStep]]:
         """Yield each row's steps."""
         counts = [0] * self.n
-        while not bool(self.done.all()):
+        done = self.done.tolist()
+        while not all(done):
             self._farthest += CHUNK
             step = self._graph()
             for _ in range(CHUNK):
                 step()
-            told = torch.cat((self.sampler.place[None], self.spoiled.long()[None], self.drawn)).cpu()
-            place, spoiled, drawn = told[0], told[1], told[2:].tolist()
-            if bool(spoiled.any()):
+            place = self.sampler.choice.place
+            told = torch.stack((place, self.spoiled.long(), self.done.long()))
+            place, spoiled, done, *drawn = torch.cat((told, self.drawn)).tolist()
+            if any(spoiled):
                 raise WorkbenchError(
                     f"the LM's log-probabilities are NaN after token {min(counts)}; float16 overflows so. "
                     "Try lm_dtype='bfloat16' or 'float32'"
                 )
-            seen = self.seen.clone()
+            seen = self.seen.flatten(0, 1).clone().unbind()
             for tick, tokens in enumerate(drawn):
                 for row, token in enumerate(tokens):
                     if token >= 0:
-                        yield row, LMStep(counts[row], token, seen[tick, row])
+                        yield row, LMStep(counts[row], token, seen[tick * self.n + row])
                         counts[row] += 1
             self.sampler.refill(place)
 
     def _graph(self) -> Graph:
-        length = LEAST_POSITIONS
-        while length < min(self._farthest, self.positions):
-            length *= 2
-        if length not in self._graphs:
-            self._graphs[length] = self.fast.graphs.capture(lambda: self._step(length))
-        return self._graphs[length]
+        lengths = _doubling(min(self._farthest, self.positions))
+        return self._graphs[len(lengths) - 1]
 
     def _step(self, length: int) -> None:
         """Pick a token from what is known, then work out what follows it, looking at `length` positions."""
@@ -205,6 +214,14 @@ class _Decoder:
             scores = torch.baddbmm(hidden, q.flatten(0, 1), k.mT, alpha=lm.config.head_dim**-0.5)
             x = layer.answer(x, torch.bmm(scores.softmax(-1), v).view(len(x), -1))
         return lm.logp(lm.qwen.norm(x))
+
+
+def _doubling(positions: int) -> list[int]:
+    """How many positions each graph looks at, until one sees so many."""
+    lengths = [LEAST_POSITIONS]
+    while lengths[-1] < positions:
+        lengths.append(2 * lengths[-1])
+    return lengths
 
 
 class _Layer:

@@ -6,12 +6,28 @@ always was, on the CPU, and the device keeps a window of it and a place in it.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import LMConfig, Options
+from workbench.speech.graphs import compiled
+
+
+class Choice(NamedTuple):
+    """What one token is picked by; tensors stay where they are while a run lasts."""
+
+    stops: Tensor  # (n_ids,) bool, masked while it is too early
+    silent: Tensor  # (n_ids,) bool, ids that never count as repeated
+    order: Tensor  # (n_ids,) of equal probabilities the lower id comes first
+    top_p: Tensor  # (B,) float32
+    repeats: Tensor  # (B,) float64, how many within the window are too many
+    recent: Tensor  # (B, win_size) latest tokens, -1 where there is none yet
+    stream: Tensor  # (B, window) draws, round and round
+    place: Tensor  # (B,) of the next draw, counted from the start
 
 
 class DeviceSampler:
@@ -20,7 +36,7 @@ class DeviceSampler:
     Parameters
     ----------
     options : Options
-        All but `seed` are the same for every row.
+        top_k, win_size, what repeats and what then, and what stops are the same for every row.
     config : LMConfig
         Which ids stop.
     silent_tokens : sequence of int
@@ -40,39 +56,49 @@ class DeviceSampler:
         picks: int,
         device: torch.device,
     ) -> None:
-        self.options, self.config = options, config
+        self.win_size = options.win_size
         self.top_k = min(options.top_k, config.n_ids)
-        self.second = self.top_k if options.repetition_fallback == "top_k" else config.n_ids
-        self.picks = picks
+        self.again = self.top_k if options.repetition_fallback == "top_k" else None
         ids = torch.arange(config.n_ids, device=device)
-        self.silent = torch.isin(ids, torch.tensor(sorted(silent_tokens), device=device, dtype=ids.dtype))
         size = config.speech_token_size
-        self.stops = ids >= size if options.mask_stop_ids else ids == size
-        self.order = config.n_ids - 1 - ids  # of equal probabilities the lower id comes first
-        self.recent = torch.full((rows, options.win_size), -1, device=device)
-        self.stream = torch.ones(rows, picks * (self.top_k + self.second), device=device)
-        self.place = torch.zeros(rows, device=device, dtype=torch.long)
-        self._places = torch.zeros(rows, dtype=torch.long)
+        free = () if options.silent_tokens_repeat else sorted(silent_tokens)
+        window = picks * (self.top_k + (self.again or config.n_ids))
+        self.choice = Choice(
+            stops=ids >= size if options.mask_stop_ids else ids == size,
+            silent=torch.isin(ids, torch.tensor(free, device=device, dtype=ids.dtype)),
+            order=config.n_ids - 1 - ids,
+            top_p=torch.ones(rows, device=device),
+            repeats=torch.ones(rows, device=device, dtype=torch.float64),
+            recent=torch.full((rows, options.win_size), -1, device=device),
+            stream=torch.ones(rows, window, device=device),
+            place=torch.zeros(rows, device=device, dtype=torch.long),
+        )
+        self._choose = compiled(_choose, device, "rows")
+        self._places = [0] * rows
         self._generators: list[torch.Generator] = []
 
-    def begin(self, seeds: Sequence[int]) -> None:
-        """Start anew, with a seed for each row."""
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.recent.fill_(-1)
-        self._places.zero_()
-        self.place.zero_()
-        n = self.stream.shape[1]
-        self.stream.copy_(torch.stack([_exponential(n, generator) for generator in self._generators]))
+    def begin(self, options: Sequence[Options]) -> None:
+        """Start anew, with the seed, top_p and tau_r of each row."""
+        c = self.choice
+        self._generators = [torch.Generator().manual_seed(o.seed) for o in options]
+        c.top_p.copy_(torch.tensor([o.top_p for o in options]))
+        c.repeats.copy_(torch.tensor([o.win_size * o.tau_r for o in options], dtype=torch.float64))
+        c.recent.fill_(-1)
+        c.place.zero_()
+        self._places = [0] * len(options)
+        c.stream.copy_(torch.stack(self._drawn([c.stream.shape[1]] * len(options))))
 
-    def refill(self, places: Tensor) -> None:
-        """Replace the draws that were used; `places` are the rows' `place`, on the CPU."""
-        used = (places - self._places).tolist()
-        drawn = torch.cat([_exponential(n, g) for n, g in zip(used, self._generators, strict=True)])
-        row = torch.repeat_interleave(torch.tensor(used))
-        where = torch.cat([torch.arange(n) + first for n, first in zip(used, self._places, strict=True)])
-        where = row * self.stream.shape[1] + where % self.stream.shape[1]
-        self.stream.view(-1)[where.to(self.stream.device)] = drawn.to(self.stream.device)
-        self._places = places
+    def refill(self, places: Sequence[int]) -> None:
+        """Replace the draws that were used; `places` are the rows' `place`."""
+        stream = self.choice.stream
+        used = [new - old for new, old in zip(places, self._places, strict=True)]
+        drawn = torch.cat(self._drawn(used)).to(stream.device)
+        count = torch.tensor([used, self._places]).to(stream.device)
+        row = torch.repeat_interleave(count[0], output_size=sum(used))
+        first = count[1] - count[0].cumsum(0) + count[0]
+        column = (torch.arange(sum(used), device=stream.device) + first[row]) % stream.shape[1]
+        stream[row, column] = drawn
+        self._places = list(places)
 
     def pick(self, logp: Tensor, too_early: Tensor) -> tuple[Tensor, Tensor]:
         """Pick from log-probabilities (B, n_ids); `keep` makes it count.
@@ -83,47 +109,70 @@ class DeviceSampler:
         used : Tensor (B,)
             Draws that the choice takes.
         """
-        o = self.options
-        scores = logp.float().masked_fill(too_early[:, None] & self.stops, -torch.inf)
-        ids, probs, n = self._nucleus(scores, o.top_p)
-        first = self._draw(ids, probs, n, self.place)
-        count = (self.recent == first[:, None]).sum(1)
-        repeated = count >= o.win_size * o.tau_r
-        if not o.silent_tokens_repeat:
-            repeated &= ~self.silent[first]
-        scores = scores.scatter(1, first[:, None], -torch.inf)
-        if o.repetition_fallback == "top_k":
-            ids, probs, more = self._nucleus(scores, 1.0)
-        else:
-            ids, probs = None, scores.softmax(1)
-            more = torch.full_like(n, self.config.n_ids)
-        second = self._draw(ids, probs, more, self.place + n)
-        return torch.where(repeated, second, first), n + more * repeated
+        return self._choose(logp, too_early, *self.choice, self.top_k, self.again)
 
     def keep(self, token: Tensor, used: Tensor, going: Tensor) -> None:
-        """Move on by tokens (B,) where a row is `going`, by draws everywhere that it is not done."""
-        self.place += used
-        if self.recent.shape[1]:
-            shifted = torch.cat((self.recent[:, 1:], token[:, None]), dim=1)
-            self.recent.copy_(torch.where(going[:, None], shifted, self.recent))
+        """Move on by tokens (B,) where a row is `going`, and by the draws that were used."""
+        self.choice.place.add_(used)
+        if self.win_size:
+            recent = self.choice.recent
+            shifted = torch.cat((recent[:, 1:], token[:, None]), dim=1)
+            recent.copy_(torch.where(going[:, None], shifted, recent))
 
-    def _nucleus(self, scores: Tensor, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The `top_k` likeliest ids and probabilities (B, top_k); how many of them are candidates (B,)."""
-        every = scores.softmax(1)
-        # One whole number for probability and id sorts both: float32 bits of positive numbers are in order.
-        key = (every.view(torch.int32).long() << 32) | self.order
-        ids = self.config.n_ids - 1 - (key.topk(self.top_k, dim=1).values & 0xFFFF_FFFF)
-        probs = every.gather(1, ids)
-        before = F.pad(probs.cumsum(1)[:, :-1], (1, 0))
-        return ids, probs, (before < top_p).sum(1).clamp(min=1)
+    def _drawn(self, counts: Sequence[int]) -> list[Tensor]:
+        """So many draws of each row; a whole vocabulary takes 0.2 ms, so rows are drawn side by side."""
+        if sum(counts) < 10_000:
+            return list(map(_exponential, counts, self._generators))
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(_exponential, counts, self._generators))
 
-    def _draw(self, ids: Tensor | None, probs: Tensor, n: Tensor, place: Tensor) -> Tensor:
-        """The exponential race of `draw`, over the first n (B,) of probabilities (B, c)."""
-        column = torch.arange(probs.shape[1], device=probs.device)
-        q = self.stream.gather(1, (place[:, None] + column) % self.stream.shape[1])
-        race = (probs / q).masked_fill(column >= n[:, None], -1.0)
-        winner = race.argmax(1)
-        return winner if ids is None else ids.gather(1, winner[:, None])[:, 0]
+
+def _choose(
+    logp: Tensor,
+    too_early: Tensor,
+    stops: Tensor,
+    silent: Tensor,
+    order: Tensor,
+    top_p: Tensor,
+    repeats: Tensor,
+    recent: Tensor,
+    stream: Tensor,
+    place: Tensor,
+    top_k: int,
+    again: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Draw from the nucleus; where that repeats, mask it and draw again from `again` ids, or from all."""
+    scores = logp.float().masked_fill(too_early[:, None] & stops, -torch.inf)
+    ids, probs, n = _nucleus(scores, order, top_p, top_k)
+    first = ids.gather(1, _race(probs, n, stream, place))
+    repeated = ((recent == first).sum(1) >= repeats) & ~silent[first[:, 0]]
+    scores = scores.scatter(1, first, -torch.inf)
+    if again is None:
+        more = torch.full_like(n, scores.shape[1])
+        second = _race(scores.softmax(1), more, stream, place + n)
+    else:
+        ids, probs, more = _nucleus(scores, order, torch.ones_like(top_p), again)
+        second = ids.gather(1, _race(probs, more, stream, place + n))
+    return torch.where(repeated, second[:, 0], first[:, 0]), n + more * repeated
+
+
+def _nucleus(scores: Tensor, order: Tensor, top_p: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `top_k` likeliest ids and probabilities (B, top_k); how many of them are candidates (B,)."""
+    every = scores.softmax(1)
+    # One whole number for probability and id sorts both: float32 bits of positive numbers are in order.
+    key = (every.view(torch.int32).long() << 32) | order
+    ids = len(order) - 1 - (key.topk(top_k, dim=1).values & 0xFFFF_FFFF)
+    probs = every.gather(1, ids)
+    before = F.pad(probs.cumsum(1)[:, :-1], (1, 0))
+    return ids, probs, (before < top_p[:, None]).sum(1).clamp(min=1)
+
+
+def _race(probs: Tensor, n: Tensor, stream: Tensor, place: Tensor) -> Tensor:
+    """The exponential race of `draw`, over the first n (B,) of probabilities (B, c): (B, 1)."""
+    column = torch.arange(probs.shape[1], device=probs.device)
+    q = stream.gather(1, (place[:, None] + column) % stream.shape[1])
+    race = (probs / q).masked_fill(column >= n[:, None], -1.0)
+    return race.argmax(1, keepdim=True)
 
 
 def _exponential(n: int, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from workbench.speech import fast_flow, fast_lm
 from workbench.speech.config import Options
 from workbench.speech.flow import Condition, FlowStep
 from workbench.speech.frontend import Utterance
@@ -35,13 +36,11 @@ if TYPE_CHECKING:
     from workbench.speech.pipeline import Pipeline
 
 MOST_ROWS = 32  # of one batch
+LOGP = ("lm/logp", "lm/entropy")  # what is made of log-probabilities
+NONE = torch.empty(0)
 
 # Options that may differ within a batch of a stage; all others are the same for its rows.
-FREE = {
-    "lm": {"seed", "max_tokens", "max_silent_run"},
-    "flow": {"cfg_rate", "temperature", "noise_seed", "speed"},
-    "hift": set(),
-}
+FREE = {"lm": fast_lm.FREE, "flow": fast_flow.FREE, "hift": ()}
 
 
 @dataclass(eq=False)
@@ -116,8 +115,9 @@ def _speak(pipe: "Pipeline", rows: list[list[_Run]]) -> None:
     first = [row[0] for row in rows]
     drawn: list[list[LMStep]] = [[] for _ in rows]
     if first[0].utt.source_token is None:
+        looked_at = [any(run.record.wants(name) for run in row for name in LOGP) for row in rows]
         for index, step in _draws(pipe, first):
-            drawn[index].append(step)
+            drawn[index].append(step if looked_at[index] else step._replace(logp=NONE))
     for row, steps in zip(rows, drawn, strict=True):
         for run in row:
             if run.utt.source_token is not None:

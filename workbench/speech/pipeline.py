@@ -6,7 +6,7 @@ Each stage can also be run alone, from somebody else's tokens or mel.
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -60,6 +60,7 @@ class Pipeline:
         self.device = _device(device)
         self.progress = progress
         self.stages = Stages(checkpoint, self.device, progress)
+        self._seeded_noise = lru_cache(32)(self._drawn_noise)  # drawn whole, 5 MB each
 
     def __repr__(self) -> str:
         return f"Pipeline({self.checkpoint.name!r}, {self.device})"
@@ -334,7 +335,7 @@ class Pipeline:
                 f"({fixed.shape[-1] / self.config.mel.frame_rate:.0f} s). Split the text: prepare_all does"
             )
         if seed is not None:
-            fixed = torch.randn(fixed.shape, generator=torch.Generator().manual_seed(seed))
+            fixed = self._seeded_noise(seed)
         return fixed[..., :n_frames].to(self.device)
 
     # ---- what the stages stand on
@@ -347,6 +348,9 @@ class Pipeline:
     @cached_property
     def _fixed_noise(self) -> Tensor:
         return self.checkpoint.noise.ode()
+
+    def _drawn_noise(self, seed: int) -> Tensor:
+        return torch.randn(self._fixed_noise.shape, generator=torch.Generator().manual_seed(seed))
 
     def options(self, options: Options | None, seed: int | None = None) -> Options:
         """The given options, or the checkpoint's own; `seed` stands above both."""
