@@ -348,9 +348,11 @@ def test_more_rows_than_a_batch_holds(pipe, utts, monkeypatch):
 def test_a_conversion_brings_its_tokens(pipe):
     utt = pipe.convert("data/prompts/kumo_1.flac", "data/prompts/kumo_0.flac")
     options = pipe.checkpoint.options.but(compute="exact", n_timesteps=1)
-    [[found]] = pipe.synthesise_many([utt], [options])
+    text = pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")
+    [found], [spoken] = pipe.synthesise_many([utt, text], [options])
     assert torch.equal(found["lm/speech_token"], utt.source_token)
     alike(found, pipe.synthesise(utt, options=options))
+    assert torch.equal(spoken["lm/speech_token"], pipe.synthesise(text, options=options)["lm/speech_token"])
 
 
 def test_streaming_computes_exact_too(pipe, utts):

@@ -64,7 +64,8 @@ class _Run:
     def kind(self, stage: str) -> Hashable:
         """Equal for runs that one batch of a stage can hold."""
         chosen = self.options.of_stage(stage)
-        return _frozen({name: value for name, value in chosen.items() if name not in FREE[stage]})
+        alike = _frozen({name: value for name, value in chosen.items() if name not in FREE[stage]})
+        return alike, self.utt.source_token is None  # a conversion asks the LM nothing
 
 
 @torch.no_grad()
