@@ -34,14 +34,19 @@ def near(found, expected, tolerance):
     assert (found.cpu().double() - expected.double()).abs().max() <= tolerance
 
 
-def test_flow_equals_upstream(flow_model, flow_golden):
-    flow, d = copy.deepcopy(flow_model).to(CUDA), flow_golden.data
-    c = flow.condition(
+def told(flow, d):
+    """The fixture's condition."""
+    return flow.condition(
         d["in.token"][0].to(CUDA),
         d["in.prompt_token"][0].to(CUDA),
         d["in.prompt_feat"].transpose(1, 2).to(CUDA),
         d["in.embedding"][0].to(CUDA),
     )
+
+
+def test_flow_equals_upstream(flow_model, flow_golden):
+    flow, d = copy.deepcopy(flow_model).to(CUDA), flow_golden.data
+    c = told(flow, d)
     near(c.mu, d["offline_final.mu"], 1e-5)
     noise = d["rand_noise_first400"][..., : c.mu.shape[-1]].to(CUDA)
     steps = list(flow.steps(c, noise))
@@ -102,12 +107,7 @@ def test_half_precision_runs(dtype):
 
 def test_fast_flow_equals_upstream(flow_model, flow_golden, graphs):
     flow, d = copy.deepcopy(flow_model).to(CUDA), flow_golden.data
-    c = flow.condition(
-        d["in.token"][0].to(CUDA),
-        d["in.prompt_token"][0].to(CUDA),
-        d["in.prompt_feat"].transpose(1, 2).to(CUDA),
-        d["in.embedding"][0].to(CUDA),
-    )
+    c = told(flow, d)
     fast, noise = FastFlow(flow, graphs), d["rand_noise_first400"][..., : c.mu.shape[-1]].to(CUDA)
     for _ in range(2):  # captured, then replayed
         steps = [step for [step] in fast.steps([c], [noise], [Options()])]

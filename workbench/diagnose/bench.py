@@ -36,9 +36,9 @@ def trace_cost(pipe: Pipeline, utt: Utterance, options: Options, rounds: int = 7
     size = {}
     for _ in range(rounds + 1):
         for mode, save in MODES.items():
-            start = _now(pipe.device)
+            start = now(pipe.device)
             trace = pipe.synthesise(utt, options=options, save=save)
-            seconds[mode].append(_now(pipe.device) - start)
+            seconds[mode].append(now(pipe.device) - start)
             size[mode] = sum(value.numel() * value.element_size() for value in trace.values())
     timed = {mode: values[1:] for mode, values in seconds.items()}
     rows = []
@@ -73,7 +73,8 @@ def utterance_of_size(config: Config, text: int = 125, prompt: int = 87) -> Utte
     return Utterance("", ids, ids[:0], token, token, mel, embedding, "zero-shot", about)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was asked."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

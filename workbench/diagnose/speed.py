@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench.diagnose.bench import utterance_of_size
+from workbench.diagnose.bench import now, utterance_of_size
+from workbench.diagnose.difference import measure
 from workbench.diagnose.run_measures import mel_l1, sound_db
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import COMPUTE, Options
@@ -198,9 +199,9 @@ def _in_turns(
         for turn in TURNS if n == 1 else COMPUTE[1:]:
             way = turn.split()[0]
             rows = [options.but(compute=way, seed=seed) for seed in range(n)]
-            start = _now(pipes[way].device)
+            start = now(pipes[way].device)
             [traces] = pipes[way].synthesise_many([utt], rows)
-            whole = _now(pipes[way].device) - start
+            whole = now(pipes[way].device) - start
             spent = {stage: sum(t.attrs["timings"][stage] for t in traces) for stage in STAGES}
             if number:
                 times.setdefault(turn, []).append(spent | {"whole": whole})
@@ -291,9 +292,9 @@ def _sweep(way: str, pipe: Pipeline, utt: Utterance, options: Options, rounds: i
     alone, together = [], []
     for _ in range(rounds + 1):
         for seconds, asked in ((alone, variants[:1]), (together, variants)):
-            start = _now(pipe.device)
+            start = now(pipe.device)
             pipe.synthesise_many([utt], asked)
-            seconds.append(_now(pipe.device) - start)
+            seconds.append(now(pipe.device) - start)
     times = median(b / a for a, b in zip(alone[1:], together[1:], strict=True))
     return {
         "compute": way,
@@ -312,8 +313,7 @@ def _same(found: list[int], right: list[int]) -> float:
 
 
 def _snr(found: Trace, right: Trace) -> float:
-    wav = right.wav.double()
-    return float(10 * torch.log10(wav.square().sum() / (found.wav.double() - wav).square().sum()))
+    return measure(right.wav, found.wav)["snr_db"]
 
 
 def _best(device: torch.device, work: Callable[[], object], rounds: int = 5, repeats: int = 5) -> float:
@@ -321,14 +321,8 @@ def _best(device: torch.device, work: Callable[[], object], rounds: int = 5, rep
     work()
     spent = []
     for _ in range(rounds):
-        start = _now(device)
+        start = now(device)
         for _ in range(repeats):
             work()
-        spent.append((_now(device) - start) / repeats)
+        spent.append((now(device) - start) / repeats)
     return min(spent)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

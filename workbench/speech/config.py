@@ -308,9 +308,12 @@ class Options:
     def dtype_of(self, stage: str) -> str:
         """Arithmetic of a stage's weights: its own option, or what "fast" makes of float32."""
         dtype = getattr(self, f"{stage}_dtype")
-        if stage == "flow" and self.estimator != "torch":
-            return dtype  # ONNX is float32, whatever the way of computing
-        return FAST_DTYPES[stage] if self.compute == "fast" and dtype == "float32" else dtype
+        rounds = self.compute == "fast" and not self.eager(stage) and dtype == "float32"
+        return FAST_DTYPES[stage] if rounds else dtype
+
+    def eager(self, stage: str) -> bool:
+        """Whether a stage runs layer by layer, one utterance at a time; an ONNX estimator always does."""
+        return self.compute == "eager" or (stage == "flow" and self.estimator != "torch")
 
     def but(self, **changes: Any) -> "Options":
         """Return a copy with some fields changed."""

@@ -97,18 +97,13 @@ def _in_batches(
     batches = []
     for kind in kinds.values():
         rows = list(kind.values())
-        most = MOST_ROWS if _batched(rows[0][0].options, stage) else 1
+        most = 1 if rows[0][0].options.eager(stage) else MOST_ROWS
         batches += [rows[i : i + most] for i in range(0, len(rows), most)]
     for rows in pipe.bar(iter(batches), stage, " batch", len(batches)):
         clock = Clock(pipe.device)
         clock(stage, lambda rows=rows: work(pipe, rows))
         for run in (run for row in rows for run in row):
             run.seconds[stage], run.rows[stage] = clock.seconds[stage] / len(rows), len(rows)
-
-
-def _batched(options: Options, stage: str) -> bool:
-    """Whether a stage can compute several rows at once."""
-    return options.compute != "eager" and (stage != "flow" or options.estimator == "torch")
 
 
 def _speak(pipe: "Pipeline", rows: list[list[_Run]]) -> None:
@@ -133,7 +128,7 @@ def _speak(pipe: "Pipeline", rows: list[list[_Run]]) -> None:
 
 def _draws(pipe: "Pipeline", runs: list[_Run]) -> Iterator[tuple[int, LMStep]]:
     options = [run.options for run in runs]
-    if not _batched(options[0], "lm"):
+    if options[0].eager("lm"):
         yield from ((0, step) for step in pipe.lm_steps(runs[0].utt, options[0]))
     else:
         utts = [run.utt.to(pipe.device) for run in runs]
@@ -169,7 +164,7 @@ def _solve(pipe: "Pipeline", rows: list[list[_Run]]) -> None:
 def _flow_steps(
     pipe: "Pipeline", options: Sequence[Options], conditions: Sequence[Condition]
 ) -> Iterator[list[FlowStep]]:
-    if not _batched(options[0], "flow"):
+    if options[0].eager("flow"):
         yield from ([step] for step in pipe.flow_steps(conditions[0], options[0]))
     else:
         noise = [pipe.noise(c.mu.shape[-1], o) for c, o in zip(conditions, options, strict=True)]
@@ -185,7 +180,7 @@ def _vocode(pipe: "Pipeline", rows: list[list[_Run]]) -> None:
 
 
 def _sounds(pipe: "Pipeline", mels: list[Tensor], options: Options) -> list[Vocoded]:
-    if not _batched(options, "hift"):
+    if options.eager("hift"):
         return [pipe.vocode(mels[0], options)]
     sounds = pipe.stages.fast_hift(options)(mels, head_dtype=getattr(torch, options.head_dtype))
     return [sound._replace(wav=sound.wav.float()) for sound in sounds]

@@ -247,7 +247,7 @@ class Pipeline:
     def lm_steps(self, utt: Utterance, options: Options | None = None) -> Iterator[LMStep]:
         """Decode token by token; silences are not shortened yet."""
         options, utt = self.options(options), utt.to(self.device)
-        if options.compute != "eager":
+        if not options.eager("lm"):
             yield from (step for _, step in self.stages.fast_lm(options).steps([utt], [options]))
             return
         sampler = Sampler(options, self.config.lm, self.config.silent_tokens)
@@ -281,7 +281,7 @@ class Pipeline:
         """
         options = self.options(options)
         x = self.noise(c.mu.shape[-1], options) if x is None else x.to(self.device)
-        if options.compute != "eager" and options.estimator == "torch":
+        if not options.eager("flow"):
             batch = self.stages.fast_flow(options).steps([c], [x], [options], streaming, start)
             yield from (step for [step] in batch)
             return
@@ -316,7 +316,7 @@ class Pipeline:
         """Mel (1, 80, T) to sound."""
         options, mel = self.options(options), mel.to(self.device)
         head_dtype = getattr(torch, options.head_dtype)
-        if options.compute != "eager":
+        if not options.eager("hift"):
             [sound] = self.stages.fast_hift(options)([mel], finalize, head_dtype)
         else:
             hift = self.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)

@@ -178,8 +178,7 @@ def recorded_draws(steps: Iterator[LMStep], record: Recorder | None) -> Iterator
     """Note the LM's steps while they pass."""
     for step in steps:
         if record is not None:
-            if record.wants("lm/logp"):
-                record.add("lm/logp", step.logp)
+            record.add("lm/logp", step.logp)
             if record.wants("lm/drawn_token"):
                 record.add("lm/drawn_token", torch.tensor(step.token))
             if record.wants("lm/entropy"):
