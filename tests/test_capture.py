@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workbench.speech import fast_flow, fast_hift, fast_lm, fast_sampling
+from workbench.speech import fast_flow, fast_hift, fast_lm, fast_sampling, lm_step
 from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig, Options
 from workbench.speech.fast_flow import FastFlow, _Step
 from workbench.speech.fast_hift import FastHiFT, _Sound
@@ -62,8 +62,10 @@ class Pretended(Graphs):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    for module in (fast_lm, fast_sampling, fast_flow, fast_hift):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # fake tensors have none
+    for module in (fast_lm, lm_step, fast_sampling, fast_flow, fast_hift):
         monkeypatch.setattr(module, "compiled", lambda function, device, changing: function)
+    monkeypatch.setattr(fast_lm, "has_triton", lambda: False)  # kernels need a GPU that is there
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield Pretended()
 
@@ -93,7 +95,7 @@ def test_a_prompt_is_read(graphs, monkeypatch):
     lm = FastLM(built(LM, LMConfig(num_hidden_layers=2, vocab_size=500)), (1, 2), graphs)
     decoder = _Decoder(lm, 2, 1024, Options())
     prompts = [torch.zeros(n, 896, device=GPU) for n in (7, 9)]
-    decoder.begin(prompts, [(3, 40), (4, 50)], [Options(), Options(seed=1)])
+    decoder.begin(prompts, [1, 0], [(3, 40), (4, 50)], [Options(), Options(seed=1)])
     decoder._step(512)
     assert decoder.logp.device.type == "cuda"
 

@@ -15,6 +15,7 @@ from workbench.speech.fast_lm import FastLM
 from workbench.speech.flow import t_span
 from workbench.speech.graphs import Graphs
 from workbench.speech.hift import HiFT
+from workbench.speech.lm_step import LayerSteps
 from workbench.speech.sampling import Sampler
 
 pytestmark = [
@@ -148,6 +149,27 @@ def test_fast_lm_draws_the_eager_tokens(lm_model, lm_golden, graphs):
             right = list(lm.steps(text, before, speech, Sampler(o, lm.config, (1, 2, 3)), o.max_tokens))
             assert [s.token for s in found] == [s.token for s in right]
             near(torch.stack([s.logp for s in found]), torch.stack([s.logp for s in right]).cpu(), 1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("rows", [1, 3, 17])
+def test_the_kernels_go_through_the_layers_as_torch_does(lm_model, rows, dtype, tolerance):
+    kernels = pytest.importorskip("workbench.speech.lm_kernels")
+    lm = copy.deepcopy(lm_model).to(CUDA, dtype)
+    c, positions = lm.config, 700
+    kernels, steps = kernels.LayerKernels(lm, "tf32x3"), LayerSteps(lm)
+    shape = (c.num_hidden_layers, 2, rows, c.num_key_value_heads, positions, c.head_dim)
+    ours = torch.randn(shape, device=CUDA, dtype=dtype)
+    theirs, (cos, sin) = ours.clone(), lm.qwen.rope(0, positions, ours)
+    position = torch.arange(rows, device=CUDA) * 37 + 90
+    x = torch.randn(rows, c.hidden_size, device=CUDA, dtype=dtype)
+    with exact_float32():
+        found, right = (
+            layers.logits(x, cache, cos, sin, position, positions).float().cpu()
+            for layers, cache in ((kernels, ours), (steps, theirs))
+        )
+    near(found, right, tolerance * right.abs().max())
+    near(ours.float(), theirs.float().cpu(), tolerance * theirs.abs().max().cpu())
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,12 @@ from workbench.speech.config import Options
 from workbench.speech.exact import exact_float32, fast_float32
 from workbench.speech.fast_flow import BUCKET, FastFlow
 from workbench.speech.fast_hift import FastHiFT
-from workbench.speech.fast_lm import CHUNK, LEAST_POSITIONS, FastLM
+from workbench.speech.fast_lm import CHUNK, FastLM
 from workbench.speech.fast_sampling import DeviceSampler
 from workbench.speech.graphs import Graphs
 from workbench.speech.hift import HiFT
 from workbench.speech.joined import join_rows
+from workbench.speech.lm_step import LEAST_POSITIONS
 from workbench.speech.sampling import Sampler
 
 pytestmark = pytest.mark.usefixtures("no_grad")

@@ -1,15 +1,15 @@
 """The LM with less work: a cache of fixed size, one graph a token, sampling on the device.
 
-The host hears of tokens every `CHUNK` steps. Until then a row that has drawn a stop goes on computing, and
-counts no longer.
+The host hears of tokens `CHUNK` at a time, while the device works on the next. Until it has heard, a row
+that has drawn a stop goes on computing, and counts no longer.
 
-Shape letters: `B` utterances, `S` positions a graph looks at, `D` width, `H` heads of keys, `G` queries each.
+Shape letters: `B` rows, `U` different prompts among them, `P` positions of a prompt, `D` width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,15 +19,17 @@ from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.fast_sampling import DeviceSampler
 from workbench.speech.frontend import Utterance
-from workbench.speech.graphs import Graph, Graphs, compiled
-from workbench.speech.joined import join_rows
-from workbench.speech.lm import LM, KVCache, Layer, LMStep, rotate_half
+from workbench.speech.graphs import Graph, Graphs, OnItsWay, compiled, has_triton, sent
+from workbench.speech.lm import LM, KVCache, LMStep
+from workbench.speech.lm_step import LayerSteps, doubling
 
-CHUNK = 8  # tokens between two looks at what was drawn
+if TYPE_CHECKING:
+    from workbench.speech.lm_kernels import LayerKernels
+
+CHUNK = 4  # tokens between two looks at what was drawn
 MOST_IDLE = 2**31  # bytes of the caches that are kept for the next run like theirs
 # Options that may differ from row to row, and what stands for them where only the others count.
 FREE = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
-LEAST_POSITIONS = 512  # a graph looks at this many or twice, four times, ... as many
 
 
 class FastLM:
@@ -40,13 +42,15 @@ class FastLM:
     silent_tokens : sequence of int
         Ids that sound like silence or breath.
     graphs : Graphs
+    precise : bool
+        Round where `LM` rounds; else bfloat16 weights meet float32 states, and float32 products may be TF32.
     """
 
-    def __init__(self, lm: LM, silent_tokens: Sequence[int], graphs: Graphs) -> None:
+    def __init__(self, lm: LM, silent_tokens: Sequence[int], graphs: Graphs, precise: bool = True) -> None:
         self.lm, self.silent_tokens, self.graphs = lm, silent_tokens, graphs
         self.dtype, self.device = lm.llm_decoder.weight.dtype, lm.llm_decoder.weight.device
-        ask, answer = (compiled(function, self.device, "rows") for function in (_ask, _answer))
-        self.layers = [_Layer(layer, lm, ask, answer) for layer in lm.qwen.layers]
+        self.layers = _layers(lm, precise)
+        self.move = compiled(_move, self.device, "rows")
         self._idle: list[_Decoder] = []
         self._lock = Lock()
 
@@ -56,7 +60,7 @@ class FastLM:
         Parameters
         ----------
         utts : sequence of Utterance
-            On the LM's device.
+            On the LM's device. One that stands there twice is read once.
         options : sequence of Options
             seed, top_p, tau_r and max_tokens may differ, other options of sampling may not.
 
@@ -72,16 +76,17 @@ class FastLM:
             When log-probabilities are NaN.
         """
         lm = self.lm
-        embedded = [
-            lm.embed(torch.cat((u.prompt_text_token, u.text_token)), u.lm_prompt_token)[0] for u in utts
+        different = list({id(u): u for u in utts}.values())
+        prompts = [
+            lm.embed(torch.cat((u.prompt_text_token, u.text_token)), u.lm_prompt_token)[0] for u in different
         ]
+        whose = [next(i for i, other in enumerate(different) if other is u) for u in utts]
         limits = [lm.limits(len(u.text_token), o.max_tokens) for u, o in zip(utts, options, strict=True)]
-        most = max(len(e) + longest for e, (_, longest) in zip(embedded, limits, strict=True)) + 1
-        *_, positions = _doubling(most)
+        most = max(len(prompts[i]) + longest for i, (_, longest) in zip(whose, limits, strict=True)) + 1
         rules = Options(**options[0].of_stage("lm") | FREE)
-        decoder = self._decoder(len(utts), positions, rules)
+        decoder = self._decoder(len(utts), doubling(most)[-1], rules)
         try:
-            decoder.begin(embedded, limits, options)
+            decoder.begin(prompts, whose, limits, options)
             yield from decoder.decode()
         finally:
             self._put_back(decoder)
@@ -114,164 +119,146 @@ class _Decoder:
         def whole(*shape: int) -> Tensor:
             return torch.zeros(*shape, device=device, dtype=torch.long)
 
-        self.row, self.tick = torch.arange(n, device=device), whole(1)
         self.position, self.count, self.shortest, self.longest = (whole(n) for _ in range(4))
+        self.tick = whole(1)
         self.done = torch.ones(n, device=device, dtype=torch.bool)
         self.spoiled = torch.zeros_like(self.done)
         wide = torch.promote_types(fast.dtype, torch.float32)
         self.logp = torch.zeros(n, c.n_ids, device=device, dtype=wide)
-        self.drawn, self.seen = whole(CHUNK, n), self.logp.repeat(CHUNK, 1, 1)
+        self.drawn, self.seen = whole(n, CHUNK), self.logp[:, None].repeat(1, CHUNK, 1)
         shape = (c.num_hidden_layers, 2, n, c.num_key_value_heads, positions, c.head_dim)
         self.cache = torch.zeros(shape, device=device, dtype=fast.dtype)
         self.cos, self.sin = lm.qwen.rope(0, positions, self.logp.to(fast.dtype))
-        self.sampler = DeviceSampler(options, c, fast.silent_tokens, n, CHUNK, device)
-        self._farthest = 0  # position that any row can have reached
+        # The device may be two chunks ahead of the draws that it is sent.
+        self.sampler = DeviceSampler(options, c, fast.silent_tokens, n, 2 * CHUNK, device)
+        self._farthest = self._left = (
+            0  # position that any row can have reached; tokens that one may still draw
+        )
         # Now, and not when a run outgrows one: capturing takes longer than many tokens.
-        self._graphs = [fast.graphs.capture(partial(self._step, n)) for n in _doubling(positions)]
+        self._graphs = {
+            length: fast.graphs.capture(partial(self._step, length))
+            for length in fast.layers.lengths(positions)
+        }
 
     def begin(
-        self, embedded: Sequence[Tensor], limits: Sequence[tuple[int, int]], options: Sequence[Options]
+        self,
+        prompts: Sequence[Tensor],
+        whose: Sequence[int],
+        limits: Sequence[tuple[int, int]],
+        options: Sequence[Options],
     ) -> None:
-        """Read the prompts (P, D) of all rows at once."""
+        """Read the prompts (P, D), all at once; row i goes on from prompt whose[i]."""
         self.cache.zero_()  # of a run that overflowed: even what is not looked at must be finite
-        lm, lengths = self.fast.lm, [len(e) for e in embedded]
+        lm, lengths = self.fast.lm, [len(p) for p in prompts]
         cache = KVCache(lm.config.num_hidden_layers)
         # What is padded comes after what is real: no real position sees it, and decoding writes over it.
-        padded = torch.stack([F.pad(e, (0, 0, 0, max(lengths) - len(e))) for e in embedded])
-        for fixed, values in (
-            (self.position, lengths),
-            (self.shortest, [low for low, _ in limits]),
-            (self.longest, [high for _, high in limits]),
-        ):
-            fixed.copy_(torch.tensor(values))
+        padded = torch.stack([F.pad(p, (0, 0, 0, max(lengths) - len(p))) for p in prompts])
+        last, row = sent([n - 1 for n in lengths], self.position), sent(whose, self.position)
+        self.position.copy_((last + 1)[row])
+        self.shortest.copy_(sent([low for low, _ in limits], self.shortest))
+        self.longest.copy_(sent([high for _, high in limits], self.longest))
         with self.fast.graphs.computing():
-            hidden = lm.qwen(padded, cache)[self.row, self.position - 1]
-            self.logp.copy_(lm.logp(hidden))
+            hidden = lm.qwen(padded, cache)[torch.arange(len(prompts), device=row.device), last]
+            self.logp.copy_(lm.logp(hidden)[row])
         for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
-            self.cache[layer, 0, :, :, : max(lengths)] = keys
-            self.cache[layer, 1, :, :, : max(lengths)] = values
+            self.cache[layer, 0, :, :, : max(lengths)] = keys[row]
+            self.cache[layer, 1, :, :, : max(lengths)] = values[row]
         for state in (self.count, self.tick, self.spoiled):
             state.zero_()
         torch.ge(self.count, self.longest, out=self.done)
         self.sampler.begin(options)
-        self._farthest = max(lengths)
+        self._farthest, self._left = max(lengths), max(high for _, high in limits)
 
     def decode(self) -> Iterator[tuple[int, LMStep]]:
         """Yield each row's steps."""
         counts = [0] * self.n
-        done = self.done.tolist()
-        while not all(done):
-            self._farthest += CHUNK
-            step = self._graph()
-            for _ in range(CHUNK):
-                step()
-            place = self.sampler.choice.place
-            told = torch.stack((place, self.spoiled.long(), self.done.long()))
-            place, spoiled, done, *drawn = torch.cat((told, self.drawn)).tolist()
+        over, coming = all(self.done.tolist()), self._chunk()
+        while coming and not over:
+            (told, seen), coming = coming, self._chunk()
+            place, spoiled, done, *drawn = told.tolist()
             if any(spoiled):
                 raise WorkbenchError(
                     f"the LM's log-probabilities are NaN after token {min(counts)}; float16 overflows so. "
                     "Try lm_dtype='bfloat16' or 'float32'"
                 )
-            seen = self.seen.flatten(0, 1).clone().unbind()
             for tick, tokens in enumerate(drawn):
                 for row, token in enumerate(tokens):
                     if token >= 0:
-                        yield row, LMStep(counts[row], token, seen[tick * self.n + row])
+                        yield row, LMStep(counts[row], token, seen[row, tick])
                         counts[row] += 1
+            over = all(done)
             self.sampler.refill(place)
 
+    def _chunk(self) -> tuple[OnItsWay, Tensor] | None:
+        """Let the device draw tokens; what the host wants to know of them, and their log-probabilities."""
+        if self._left <= 0:
+            return None
+        self._left -= CHUNK
+        self._farthest = min(self._farthest + CHUNK, self.positions)
+        step = self._graph()
+        for _ in range(CHUNK):
+            step()
+        state = torch.stack((self.sampler.choice.place, self.spoiled.long(), self.done.long()))
+        return OnItsWay(torch.cat((state, self.drawn.T))), self.seen.clone()
+
     def _graph(self) -> Graph:
-        lengths = _doubling(min(self._farthest, self.positions))
-        return self._graphs[len(lengths) - 1]
+        return self._graphs[min(length for length in self._graphs if length >= self._farthest)]
 
     def _step(self, length: int) -> None:
         """Pick a token from what is known, then work out what follows it, looking at `length` positions."""
-        alive = ~self.done
+        fast, lm = self.fast, self.fast.lm
         token, used = self.sampler.pick(self.logp, self.count < self.shortest)
-        going = alive & (token < self.fast.lm.config.speech_token_size)
-        self.sampler.keep(token, used * alive, going)
-        self.drawn.index_copy_(0, self.tick, torch.where(going, token, -1)[None])
-        self.seen.index_copy_(0, self.tick, self.logp[None])
-        self.spoiled |= alive & self.logp.isnan().any(1)
-        self.tick.add_(1).remainder_(CHUNK)
-        self.logp.copy_(self._next_logp(token, length))
-        self.count += going
-        self.position += going
-        self.done |= ~going | (self.count >= self.longest)
-
-    def _next_logp(self, token: Tensor, length: int) -> Tensor:
-        lm = self.fast.lm
         x = lm.speech_embedding(token)
-        turn = self.cos[self.position], self.sin[self.position]
-        visible = torch.arange(length, device=x.device) <= self.position[:, None]
-        hidden = torch.zeros_like(visible, dtype=x.dtype).masked_fill(~visible, -torch.inf)
-        hidden = hidden.repeat_interleave(lm.config.num_key_value_heads, dim=0)[:, None]  # (B H, 1, S)
-        for layer, cache in zip(self.fast.layers, self.cache, strict=True):
-            q, new = layer.ask(x, *turn)
-            cache[:, self.row, :, self.position] = new
-            k, v = (y[:, :, :length].flatten(0, 1) for y in cache)
-            scores = torch.baddbmm(hidden, q.flatten(0, 1), k.mT, alpha=lm.config.head_dim**-0.5)
-            x = layer.answer(x, torch.bmm(scores.softmax(-1), v).view(len(x), -1))
-        return lm.logp(lm.qwen.norm(x))
+        logits = fast.layers.logits(x, self.cache, self.cos, self.sin, self.position, length)
+        alive, going = fast.move(
+            token,
+            lm.config.speech_token_size,
+            self.logp,
+            self.done,
+            self.spoiled,
+            self.drawn,
+            self.seen,
+            self.tick,
+            self.count,
+            self.position,
+            self.longest,
+        )
+        self.sampler.keep(token, used * alive, going)
+        torch.log_softmax(logits.to(self.logp.dtype), -1, out=self.logp)
 
 
-def _doubling(positions: int) -> list[int]:
-    """How many positions each graph looks at, until one sees so many."""
-    lengths = [LEAST_POSITIONS]
-    while lengths[-1] < positions:
-        lengths.append(2 * lengths[-1])
-    return lengths
+def _layers(lm: LM, precise: bool) -> "LayerSteps | LayerKernels":
+    """What goes through the layers; on a GPU the kernels, unless they would round in another way."""
+    weight = lm.llm_decoder.weight
+    exact = weight.dtype == torch.float32
+    if weight.is_cuda and (exact or (weight.dtype == torch.bfloat16 and not precise)) and has_triton():
+        from workbench.speech.lm_kernels import LayerKernels  # it needs Triton, which only GPUs have
+
+        return LayerKernels(lm, "tf32x3" if precise else "tf32")
+    return LayerSteps(lm)
 
 
-class _Layer:
-    """What one layer does with one position, before and after it has looked back."""
-
-    def __init__(self, layer: Layer, lm: LM, ask: Callable, answer: Callable) -> None:
-        attn, mlp, c = layer.self_attn, layer.mlp, lm.config
-        self._ask, self._answer = ask, answer
-        self.sizes = c.num_key_value_heads, c.head_dim
-        self.norms = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = join_rows(attn.q_proj, attn.k_proj, attn.v_proj)
-        self.gate_up, _ = join_rows(mlp.gate_proj, mlp.up_proj)
-        self.out, self.down = attn.o_proj.weight, mlp.down_proj.weight
-
-    def ask(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) -> queries (B, H, G, head_dim); keys and values (B, 2, H, head_dim)."""
-        norm = self.norms[0]
-        return self._ask(x, cos, sin, norm.weight, norm.eps, *self.qkv, *self.sizes)
-
-    def answer(self, x: Tensor, seen: Tensor) -> Tensor:
-        """(B, D) and what was seen, (B, heads * head_dim) -> (B, D)."""
-        norm = self.norms[1]
-        return self._answer(x, seen, norm.weight, norm.eps, self.out, self.gate_up, self.down)
-
-
-def _ask(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    norm: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor,
-    n: int,
-    dim: int,
+def _move(
+    token: Tensor,
+    stops_from: int,
+    logp: Tensor,
+    done: Tensor,
+    spoiled: Tensor,
+    drawn: Tensor,
+    seen: Tensor,
+    tick: Tensor,
+    count: Tensor,
+    position: Tensor,
+    longest: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    y = F.linear(_rms_norm(x, norm, eps), weight, bias).unflatten(-1, (-1, dim))  # (B, heads + 2 H, dim)
-    q, k, v = y.split((y.shape[1] - 2 * n, n, n), dim=1)
-    turn = cos[:, None], sin[:, None]
-    return rotate_half(q, *turn).unflatten(1, (n, -1)), torch.stack((rotate_half(k, *turn), v), dim=1)
-
-
-def _answer(
-    x: Tensor, seen: Tensor, norm: Tensor, eps: float, out: Tensor, gate_up: Tensor, down: Tensor
-) -> Tensor:
-    x = x + F.linear(seen, out)
-    gate, up = F.linear(_rms_norm(x, norm, eps), gate_up).chunk(2, dim=-1)
-    return x + F.linear(F.silu(gate) * up, down)
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    """Keep a token and what it was picked from, and go on; which rows were alive, which still are."""
+    alive = ~done
+    going = alive & (token < stops_from)
+    drawn.index_copy_(1, tick, torch.where(going, token, -1)[:, None])
+    seen.index_copy_(1, tick, logp[:, None])
+    spoiled |= alive & logp.isnan().any(1)
+    tick.add_(1).remainder_(drawn.shape[1])
+    count += going
+    position += going
+    done |= ~going | (count >= longest)
+    return alive, going

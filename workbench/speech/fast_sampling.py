@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import LMConfig, Options
-from workbench.speech.graphs import compiled
+from workbench.speech.graphs import compiled, sent
 
 
 class Choice(NamedTuple):
@@ -56,7 +56,6 @@ class DeviceSampler:
         picks: int,
         device: torch.device,
     ) -> None:
-        self.win_size = options.win_size
         self.top_k = min(options.top_k, config.n_ids)
         self.again = self.top_k if options.repetition_fallback == "top_k" else None
         ids = torch.arange(config.n_ids, device=device)
@@ -73,7 +72,7 @@ class DeviceSampler:
             stream=torch.ones(rows, window, device=device),
             place=torch.zeros(rows, device=device, dtype=torch.long),
         )
-        self._choose = compiled(_choose, device, "rows")
+        self._choose, self._keep = (compiled(function, device, "rows") for function in (_choose, _keep))
         self._places = [0] * rows
         self._generators: list[torch.Generator] = []
 
@@ -92,8 +91,8 @@ class DeviceSampler:
         """Replace the draws that were used; `places` are the rows' `place`."""
         stream = self.choice.stream
         used = [new - old for new, old in zip(places, self._places, strict=True)]
-        drawn = torch.cat(self._drawn(used)).to(stream.device)
-        count = torch.tensor([used, self._places]).to(stream.device)
+        drawn = sent(torch.cat(self._drawn(used)), stream)
+        count = sent([used, self._places], self.choice.place)
         row = torch.repeat_interleave(count[0], output_size=sum(used))
         first = count[1] - count[0].cumsum(0) + count[0]
         column = (torch.arange(sum(used), device=stream.device) + first[row]) % stream.shape[1]
@@ -113,11 +112,7 @@ class DeviceSampler:
 
     def keep(self, token: Tensor, used: Tensor, going: Tensor) -> None:
         """Move on by tokens (B,) where a row is `going`, and by the draws that were used."""
-        self.choice.place.add_(used)
-        if self.win_size:
-            recent = self.choice.recent
-            shifted = torch.cat((recent[:, 1:], token[:, None]), dim=1)
-            recent.copy_(torch.where(going[:, None], shifted, recent))
+        self._keep(token, used, going, self.choice.place, self.choice.recent)
 
     def _drawn(self, counts: Sequence[int]) -> list[Tensor]:
         """So many draws of each row; a whole vocabulary takes 0.2 ms, so rows are drawn side by side."""
@@ -154,6 +149,13 @@ def _choose(
         ids, probs, more = _nucleus(scores, order, torch.ones_like(top_p), again)
         second = ids.gather(1, _race(probs, more, stream, place + n))
     return torch.where(repeated, second[:, 0], first[:, 0]), n + more * repeated
+
+
+def _keep(token: Tensor, used: Tensor, going: Tensor, place: Tensor, recent: Tensor) -> None:
+    place += used
+    if recent.shape[1]:
+        shifted = torch.cat((recent[:, 1:], token[:, None]), dim=1)
+        recent.copy_(torch.where(going[:, None], shifted, recent))
 
 
 def _nucleus(scores: Tensor, order: Tensor, top_p: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,8 +2,9 @@
 
 import gc
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from threading import RLock
 from typing import ClassVar, Generic, Literal, TypeVar
 
@@ -124,6 +125,33 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+def has_triton() -> bool:
+    """Whether kernels can be compiled here: Triton comes with torch for GPUs, and wants a C compiler."""
+    return find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+class OnItsWay:
+    """Numbers that the host will want to know, while the device goes on with what it is asked next."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._numbers = numbers.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if numbers.is_cuda else None
+        if self._event is not None:
+            self._event.record()
+
+    def tolist(self) -> list:
+        """Wait for them, and for nothing that was asked later."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._numbers.tolist()
+
+
+def sent(numbers: Tensor | Sequence, like: Tensor) -> Tensor:
+    """Give numbers of the host the device and type of another tensor, without waiting for the device."""
+    numbers = torch.as_tensor(numbers, dtype=like.dtype)
+    return numbers.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else numbers
+
+
 def compiled(function: Callable, device: torch.device, changing: Literal["rows", "all"]) -> Callable:
     """Fuse the kernels of a function on a GPU; elsewhere, and without a C compiler, it stays as it is.
 
@@ -136,7 +164,7 @@ def compiled(function: Callable, device: torch.device, changing: Literal["rows",
         Which sizes one version of it serves: any number of rows, the first dimension of its first argument
         and of all that have as many, but one row apart; or any sizes.
     """
-    if device.type != "cuda" or not any(map(shutil.which, ("cc", "gcc", "clang"))):  # Triton wants one
+    if device.type != "cuda" or not has_triton():
         return function
     from torch._dynamo import maybe_mark_dynamic
 

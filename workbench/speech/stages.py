@@ -57,7 +57,8 @@ class Stages:
         key = ("lm", options.compute, dtype)
         if key not in self._fast:
             silent = self.checkpoint.config.silent_tokens
-            self._fast[key] = FastLM(self.eager("lm", dtype), silent, self._graphs("LM", options))
+            lm, precise = self.eager("lm", dtype), options.compute == "exact"
+            self._fast[key] = FastLM(lm, silent, self._graphs("LM", options), precise)
         return self._fast[key]
 
     def fast_flow(self, options: Options) -> FastFlow:

@@ -1,0 +1,71 @@
+"""The LM's kernels, one program after the other on the CPU, against the same layers in torch.
+
+Triton reads TRITON_INTERPRET when it is imported, so `test_kernels.py` runs this file in a process of its own.
+"""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from workbench.speech import lm_kernels
+from workbench.speech.config import LMConfig
+from workbench.speech.lm import LM, KVCache, RMSNorm
+from workbench.speech.lm_step import LayerSteps
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+CONFIG = LMConfig(
+    speech_token_size=90,
+    n_special=20,
+    hidden_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    intermediate_size=150,
+    vocab_size=50,
+)
+
+
+@pytest.fixture
+def lm():
+    torch.manual_seed(0)
+    return LM(CONFIG).eval().requires_grad_(False)
+
+
+def near(found, right):
+    assert (found - right).abs().max() < 2e-6 * right.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17])
+def test_a_product_with_what_goes_before_and_after(rows):
+    torch.manual_seed(rows)
+    x, add = torch.randn(rows, 96), torch.randn(rows, 70)
+    weight, bias = torch.randn(70, 96), torch.randn(70)
+    norm = RMSNorm(96, 1e-6)
+    norm.weight.uniform_()
+    near(lm_kernels.project(x, weight, norm=norm, bias=bias), F.linear(norm(x), weight, bias))
+    near(lm_kernels.project(x, weight, add=add), F.linear(x, weight) + add)
+    gate, up = F.linear(norm(x), weight).chunk(2, dim=1)
+    near(lm_kernels.project(x, weight, norm=norm, gated=True), F.silu(gate) * up)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_positions_in_order(lm, rows, monkeypatch):
+    """Prompts of several lengths, then three tokens, as the decoder asks for them."""
+    monkeypatch.setattr(lm_kernels, "SPAN", 16)
+    kernels, steps = lm_kernels.LayerKernels(lm, "tf32x3"), LayerSteps(lm)
+    c, positions = CONFIG, 64
+    ours = torch.zeros(c.num_hidden_layers, 2, rows, c.num_key_value_heads, positions, c.head_dim)
+    before = KVCache(c.num_hidden_layers)
+    lm.qwen(torch.randn(rows, 40, c.hidden_size), before)
+    for layer, pair in enumerate(zip(before.keys, before.values, strict=True)):
+        ours[layer, :, :, :, :40] = torch.stack(pair)
+    theirs, (cos, sin) = ours.clone(), lm.qwen.rope(0, positions, ours)
+    position = torch.tensor([40, 33, 1][:rows])
+    for _ in range(3):
+        x = torch.randn(rows, c.hidden_size)
+        near(
+            kernels.logits(x, ours, cos, sin, position, positions),
+            steps.logits(x, theirs, cos, sin, position, positions),
+        )
+        near(ours, theirs)
+        position += 1
