@@ -18,6 +18,7 @@ from workbench.speech.fast_flow import BUCKET, FastFlow
 from workbench.speech.fast_hift import FastHiFT
 from workbench.speech.fast_lm import CHUNK, LEAST_POSITIONS, FastLM
 from workbench.speech.fast_sampling import DeviceSampler
+from workbench.speech.flow import ProductConv1d
 from workbench.speech.graphs import Graphs
 from workbench.speech.hift import HiFT
 from workbench.speech.joined import join_rows
@@ -375,6 +376,11 @@ def test_joined_layers_go_on_working():
     assert torch.equal(torch.cat([layer(x) for layer in layers], dim=1), torch.cat(before, dim=1))
     near(torch.nn.functional.linear(x, weight, bias), torch.cat(before, dim=1), 1e-6)
     assert layers[1].weight.data_ptr() == weight[3].data_ptr()  # no second copy
+
+
+def test_a_convolution_is_a_product():
+    conv, x = ProductConv1d(5, 7, 4).double(), torch.randn(2, 5, 9, dtype=torch.float64)
+    near(conv(x), torch.nn.functional.conv1d(x, conv.weight, conv.bias), 1e-12)
 
 
 def test_a_graph_without_a_gpu_is_a_call():
