@@ -98,8 +98,10 @@ def test_a_prompt_is_read(graphs, monkeypatch):
     assert decoder.logp.device.type == "cuda"
 
 
+@pytest.mark.parametrize("splits", [False, True])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_step_of_the_ode(graphs, streaming):
+def test_a_step_of_the_ode(graphs, streaming, splits, monkeypatch):
+    monkeypatch.setattr(fast_flow, "splitting_pays", lambda device, dtype: splits)
     flow = built(Flow, FlowConfig(dit=DiTConfig(depth=2)))
     _Step(FastFlow(flow, graphs), 3, 64, streaming)
     clean(graphs, 80)
