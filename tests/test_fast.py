@@ -96,6 +96,31 @@ def test_rows_of_any_length_and_guidance_solve_together(fast_flow, flow_model, t
                 near(x, y, 3e-5)
 
 
+def test_rows_of_one_length_need_no_mask(fast_flow, flow_model, told, monkeypatch):
+    """Nor frames that are no multiple of anything."""
+    masks = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*args, attn_mask=None):
+        masks.append(attn_mask)
+        return attention(*args, attn_mask=attn_mask)
+
+    (c, other), (noise, shorter) = told
+    assert c.mu.shape[-1] % BUCKET
+    options = [Options(n_timesteps=2, cfg_rate=rate) for rate in (0.7, 0.1)]
+    right = [list(flow_model.steps(c, noise, o)) for o in options]
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+        alike = list(zip(*fast_flow.steps([c, c], [noise, noise], options), strict=True))
+        assert masks and all(mask is None for mask in masks)
+        masks.clear()
+        mixed = list(zip(*fast_flow.steps([c, other], [noise, shorter], options), strict=True))
+        assert masks and all(mask.shape[-1] % BUCKET == 0 for mask in masks)
+    for found, expected in ((alike[0], right[0]), (alike[1], right[1]), (mixed[0], right[0])):
+        for a, b in zip(found, expected, strict=True):
+            near(a.x_next, b.x_next, 3e-5)
+
+
 def test_flow_starts_where_it_is_told(fast_flow, flow_model, told):
     (c, _), (noise, _) = told
     whole = [s for [s] in fast_flow.steps([c], [noise], [Options()])]

@@ -1,7 +1,7 @@
 """The flow with less work: the same velocity, from what does not change computed once.
 
 Time embeddings and all that they modulate depend on the grid alone, the projections of mu, cond and spks
-on the utterance alone. What is left of a step is one graph for each number of rows and length, whatever
+on the utterance alone. What is left of a step is one graph for each number of rows, length and mask, whatever
 the grid, the solver and the guidance, so that a sweep captures nothing anew and every step can be recorded.
 
 Shape letters: `B` utterances, `S` frames, `D` width, `H` heads.
@@ -25,7 +25,7 @@ from workbench.speech.split_float32 import SplitLinear, split, splitting_pays
 
 Map = Callable[[Tensor], Tensor]
 
-BUCKET = 16  # frames: lengths are rounded up to this, so that few graphs serve all of them
+BUCKET = 16  # frames: where attention needs a mask, lengths are rounded up to this, as its kernels want it
 FREE = ("cfg_rate", "temperature", "noise_seed", "speed")  # options that may differ from row to row
 MOST_GRIDS = 8  # tables of modulations kept
 MOST_GRAPHS = 8  # and graphs; those used longest ago go first
@@ -83,16 +83,17 @@ class FastFlow:
             One an utterance, cut to its length.
         """
         lengths = [c.mu.shape[-1] for c in conditions]
-        longest = -(-max(lengths) // BUCKET) * BUCKET
+        chunk = self.dit.config.static_chunk_size if streaming else None
+        hidden = _hidden(lengths, chunk, self.device, self.dtype)
+        longest = max(lengths) if hidden is None else hidden.shape[-1]
         with self._lock:
-            step = self._step(len(lengths), longest, streaming)
+            step = self._step(len(lengths), longest, 0 if hidden is None else hidden.shape[2])
         wide = torch.promote_types(self.dtype, torch.float32)
         x = torch.zeros(len(lengths), self.dit.config.mel_dim, longest, device=self.device, dtype=wide)
         for row, state, o in zip(x, states, options, strict=True):
             row[:, : state.shape[-1]] = state[0].to(row) * (1.0 if start else o.temperature)
         rates = torch.tensor([o.cfg_rate for o in options], device=self.device, dtype=wide)[:, None, None]
         known = self._known(conditions, longest)
-        hidden = _hidden(lengths, longest, self._chunk(streaming), self.device, self.dtype)
         times = _times_asked(options[0], wide)
         # Of the whole grid wherever it starts: a product of fewer rows may round in another way.
         rows = iter(self._modulations(times)[start * len(times) // options[0].n_timesteps :])
@@ -111,9 +112,6 @@ class FastFlow:
         joined = join_rows(attn.to_q, attn.to_k, attn.to_v)
         others = ((layer.weight, layer.bias) for layer in (attn.to_out[0], project[0], back))
         return _Layer(*(self.linear(*weights) for weights in (joined, *others)))
-
-    def _chunk(self, streaming: bool) -> int | None:
-        return self.dit.config.static_chunk_size if streaming else None
 
     def _known(self, conditions: Sequence[Condition], length: int) -> Tensor:
         """What mu, cond and spks add to the estimator's input: (2 B, S, D), without conditions last."""
@@ -151,26 +149,32 @@ class _Layer(NamedTuple):
 
 
 class _Step:
-    """One call of the estimator for both halves of the guidance, as a graph."""
+    """One call of the estimator for both halves of the guidance, as a graph.
 
-    def __init__(self, fast: FastFlow, n: int, length: int, streaming: bool) -> None:
+    The mask has no row where all is visible, one where every frame sees the same, or one a frame.
+    """
+
+    def __init__(self, fast: FastFlow, n: int, length: int, mask_rows: int) -> None:
         self.fast, dit, device, dtype = fast, fast.dit, fast.device, fast.dtype
         wide = torch.promote_types(dtype, torch.float32)
         width = dit.config.dim
         self.x = torch.zeros(n, dit.config.mel_dim, length, device=device, dtype=wide)
         self.known = torch.zeros(2 * n, length, width, device=device, dtype=dtype)
-        self.hidden = torch.zeros(2 * n, 1, length if streaming else 1, length, device=device, dtype=dtype)
+        # Without a mask torch has a faster kernel, flash attention.
+        shape = (2 * n, 1, mask_rows, length)
+        self.hidden = torch.zeros(shape, device=device, dtype=dtype) if mask_rows else None
         self.modulation = torch.zeros(6 * dit.config.depth + 2, width, device=device, dtype=dtype)
         # A model in half precision has rounded the frequencies too: angles of late frames would be far off.
         rotary = dit.rotary_embed if dtype == wide else RotaryEmbed(dit.config.dim_head).to(device)
         self.turn = torch.complex(*rotary(length))[:, None]  # (S, 1, dim_head / 2)
         self.graph = fast.graphs.capture(self._velocity)
 
-    def __call__(self, x: Tensor, known: Tensor, hidden: Tensor, modulation: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, known: Tensor, hidden: Tensor | None, modulation: Tensor) -> Tensor:
         """(B, 80, S), (2 B, S, D), ... -> (2 B, 80, S), overwritten by the next call."""
         pairs = ((self.x, x), (self.known, known), (self.hidden, hidden), (self.modulation, modulation))
         for fixed, value in pairs:
-            fixed.copy_(value)
+            if fixed is not None:
+                fixed.copy_(value)
         return self.graph()
 
     def _velocity(self) -> Tensor:
@@ -232,9 +236,15 @@ def _turn_first_head(qk: Tensor, turn: Tensor) -> None:
 
 
 def _hidden(
-    lengths: Sequence[int], longest: int, chunk: int | None, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Added to attention scores, (2 B, 1, 1 or S, S): -inf where a frame may not look, 0 where it may."""
+    lengths: Sequence[int], chunk: int | None, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """Added to attention scores, (2 B, 1, 1 or S, S): -inf where a frame may not look, 0 where it may.
+
+    None where every frame may look at every one.
+    """
+    if chunk is None and len(set(lengths)) == 1:
+        return None
+    longest = -(-max(lengths) // BUCKET) * BUCKET
     real = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
     allowed = real[:, None]
     if chunk is not None:
