@@ -52,6 +52,7 @@ class FastFlow:
         self._step = lru_cache(MOST_GRAPHS)(partial(_Step, self))
         self.enter = compiled(_enter, self.device, "rows")
         self.pass_on = compiled(_pass_on, self.device, "rows")
+        self.turned = compiled(_turned, self.device, "rows")
         self.activate = compiled(_activate, self.device, "rows")
         self.read = compiled(self.operand, self.device, "rows")
         self._lock = Lock()  # the graphs' tensors are shared by all who ask
@@ -166,7 +167,8 @@ class _Step:
         self.modulation = torch.zeros(6 * dit.config.depth + 2, width, device=device, dtype=dtype)
         # A model in half precision has rounded the frequencies too: angles of late frames would be far off.
         rotary = dit.rotary_embed if dtype == wide else RotaryEmbed(dit.config.dim_head).to(device)
-        self.turn = torch.complex(*rotary(length))[:, None]  # (S, 1, dim_head / 2)
+        # (2 B S, 1, dim_head / 2): a row for every one of q and k, so that their kernel serves any length.
+        self.turn = [part.repeat(2 * n, 1)[:, None] for part in rotary(length)]
         self.graph = fast.graphs.capture(self._velocity)
 
     def __call__(self, x: Tensor, known: Tensor, hidden: Tensor | None, modulation: Tensor) -> Tensor:
@@ -194,9 +196,10 @@ class _Step:
         return fast.proj_out(y).unflatten(0, self.known.shape[:2]).transpose(1, 2)
 
     def _attended(self, qkv: Tensor) -> Tensor:
-        y = qkv.view(*self.known.shape[:2], 3, self.fast.dit.config.heads, -1)  # (2 B, S, 3, H, dim_head)
-        _turn_first_head(y[:, :, :2, 0], self.turn)
-        q, k, v = y.permute(2, 0, 3, 1, 4)
+        y = qkv.unflatten(1, (3, self.fast.dit.config.heads, -1))  # (2 B S, 3, H, dim_head)
+        first = y[:, :2, 0]
+        first.copy_(self.fast.turned(first, *self.turn))
+        q, k, v = y.unflatten(0, self.known.shape[:2]).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden)
         return y.transpose(1, 2).flatten(2).flatten(0, 1)
 
@@ -217,6 +220,12 @@ def _pass_on(
     return h, _enter(h, shift, scale, operand)
 
 
+def _turned(qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first heads of q and k, (2 B S, 2, dim_head), as `rotate_first_head` does."""
+    even, odd = qk.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(qk.dtype)
+
+
 def _activate(y: Tensor, operand: Map) -> Tensor:
     return operand(F.gelu(y, approximate="tanh"))
 
@@ -227,12 +236,6 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 def _linear(weight: Tensor, bias: Tensor) -> Map:
     return partial(F.linear, weight=weight, bias=bias)
-
-
-def _turn_first_head(qk: Tensor, turn: Tensor) -> None:
-    """Rotate (2 B, S, 2, dim_head) in place, as `rotate_first_head` does: pairs as complex numbers."""
-    wide = qk.to(turn.real.dtype).unflatten(-1, (-1, 2)).contiguous()
-    qk.copy_(torch.view_as_real(torch.view_as_complex(wide) * turn).flatten(-2))
 
 
 def _hidden(
