@@ -152,7 +152,7 @@ def test_two_who_solve_in_turns_do_not_meet(fast_flow, told):
 
 
 def test_flow_of_split_products_is_upstreams(flow_model, told, flow_golden, monkeypatch):
-    """The arithmetic of tensor cores' layout; without them it is float32's, in another order."""
+    """Laid out for tensor cores; here the products are float32's."""
     monkeypatch.setattr(fast_flow_module, "splitting_pays", lambda device, dtype: True)
     (c, _), (noise, _) = told
     steps = [s for [s] in FastFlow(flow_model, GRAPHS).steps([c], [noise], [Options()])]
