@@ -100,10 +100,12 @@ def test_a_prompt_is_read(graphs, monkeypatch):
     assert decoder.logp.device.type == "cuda"
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_step_of_the_ode(graphs, streaming):
+@pytest.mark.parametrize("splits", [False, True])
+@pytest.mark.parametrize("mask_rows", [0, 1, 64])
+def test_a_step_of_the_ode(graphs, mask_rows, splits, monkeypatch):
+    monkeypatch.setattr(fast_flow, "splitting_pays", lambda device, dtype: splits)
     flow = built(Flow, FlowConfig(dit=DiTConfig(depth=2)))
-    _Step(FastFlow(flow, graphs), 3, 64, streaming)
+    _Step(FastFlow(flow, graphs), 3, 64, mask_rows)
     clean(graphs, 80)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from workbench import EVERYTHING, Checkpoint, Options, Pipeline
-from workbench.speech.exact import exact_float32
+from workbench.speech.exact import exact_float32, fast_float32
 from workbench.speech.fast_flow import FastFlow
 from workbench.speech.fast_hift import FastHiFT
 from workbench.speech.fast_lm import FastLM
@@ -17,6 +17,7 @@ from workbench.speech.graphs import Graphs
 from workbench.speech.hift import HiFT
 from workbench.speech.lm_step import LayerSteps
 from workbench.speech.sampling import Sampler
+from workbench.speech.split_float32 import SplitLinear, split, splitting_pays
 
 pytestmark = [
     pytest.mark.gpu,
@@ -116,6 +117,35 @@ def test_fast_flow_equals_upstream(flow_model, flow_golden, graphs):
         near(torch.cat([s.velocity.uncond for s in steps]), d["offline_final.v_uncond"], 5e-4)
         near(steps[-1].x_next, d["offline_final.feat_full"], 2e-4)
     assert all(torch.equal(a.x_next, b.x) for a, b in pairwise(steps))
+
+
+def test_a_new_length_compiles_nothing(flow_model, flow_golden, graphs):
+    from torch._dynamo.utils import counters  # seconds to import
+
+    flow, d = copy.deepcopy(flow_model).to(CUDA), flow_golden.data
+    c = told(flow, d)
+    fast, noise = FastFlow(flow, graphs), d["rand_noise_first400"][..., : c.mu.shape[-1]].to(CUDA)
+    frames = c.mu.shape[-1]
+    assert flow.config.dit.dim == 4 * 64  # as many rows as channels must not be taken for them
+    seen = []
+    for n, cut in ((1, frames), (1, frames - 3), (2, 64)):
+        shorter = c._replace(mu=c.mu[..., :cut], cond=c.cond[..., :cut])
+        list(fast.steps([shorter] * n, [noise[..., :cut]] * n, [Options(n_timesteps=1)] * n))
+        seen.append(counters["stats"]["unique_graphs"])
+    assert seen[0] and len(set(seen)) == 1
+
+
+def test_split_products_are_float32s_to_rounding():
+    if not splitting_pays(CUDA, torch.float32):
+        pytest.skip("float32's own products are as fast here")
+    x, weight, bias = (torch.randn(*size, device=CUDA) for size in ((700, 1024), (512, 1024), (512,)))
+    right = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    with exact_float32():
+        found = SplitLinear(weight, bias)(split(x))
+    with fast_float32():
+        rounded = torch.nn.functional.linear(x, weight, bias)
+    off, rounded = ((y - right).abs().max() / right.abs().max() for y in (found, rounded))
+    assert off < 5e-6 < 1e-4 < rounded
 
 
 def test_fast_vocoder_equals_upstream(hift_model, hift_golden, graphs):

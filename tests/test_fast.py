@@ -11,6 +11,7 @@ import torch
 
 import workbench as wb
 from workbench.errors import WorkbenchError
+from workbench.speech import fast_flow as fast_flow_module
 from workbench.speech import many
 from workbench.speech.config import Options
 from workbench.speech.exact import exact_float32, fast_float32
@@ -18,11 +19,13 @@ from workbench.speech.fast_flow import BUCKET, FastFlow
 from workbench.speech.fast_hift import FastHiFT
 from workbench.speech.fast_lm import CHUNK, FastLM
 from workbench.speech.fast_sampling import DeviceSampler
+from workbench.speech.flow import ProductConv1d
 from workbench.speech.graphs import Graphs
 from workbench.speech.hift import HiFT
 from workbench.speech.joined import join_rows
 from workbench.speech.lm_step import LEAST_POSITIONS
 from workbench.speech.sampling import Sampler
+from workbench.speech.split_float32 import SplitLinear, split, splitting_pays
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -94,6 +97,31 @@ def test_rows_of_any_length_and_guidance_solve_together(fast_flow, flow_model, t
                 near(x, y, 3e-5)
 
 
+def test_rows_of_one_length_need_no_mask(fast_flow, flow_model, told, monkeypatch):
+    """Nor frames that are no multiple of anything."""
+    masks = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*args, attn_mask=None):
+        masks.append(attn_mask)
+        return attention(*args, attn_mask=attn_mask)
+
+    (c, other), (noise, shorter) = told
+    assert c.mu.shape[-1] % BUCKET
+    options = [Options(n_timesteps=2, cfg_rate=rate) for rate in (0.7, 0.1)]
+    right = [list(flow_model.steps(c, noise, o)) for o in options]
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+        alike = list(zip(*fast_flow.steps([c, c], [noise, noise], options), strict=True))
+        assert masks and all(mask is None for mask in masks)
+        masks.clear()
+        mixed = list(zip(*fast_flow.steps([c, other], [noise, shorter], options), strict=True))
+        assert masks and all(mask.shape[-1] % BUCKET == 0 for mask in masks)
+    for found, expected in ((alike[0], right[0]), (alike[1], right[1]), (mixed[0], right[0])):
+        for a, b in zip(found, expected, strict=True):
+            near(a.x_next, b.x_next, 3e-5)
+
+
 def test_flow_starts_where_it_is_told(fast_flow, flow_model, told):
     (c, _), (noise, _) = told
     whole = [s for [s] in fast_flow.steps([c], [noise], [Options()])]
@@ -122,6 +150,15 @@ def test_two_who_solve_in_turns_do_not_meet(fast_flow, told):
     for step in range(3):
         for loop, right in zip(loops, alone, strict=True):
             assert torch.equal(next(loop)[0].x_next, right[step])
+
+
+def test_flow_of_split_products_is_upstreams(flow_model, told, flow_golden, monkeypatch):
+    """Laid out for tensor cores; here the products are float32's."""
+    monkeypatch.setattr(fast_flow_module, "splitting_pays", lambda device, dtype: True)
+    (c, _), (noise, _) = told
+    steps = [s for [s] in FastFlow(flow_model, GRAPHS).steps([c], [noise], [Options()])]
+    near(torch.cat([s.velocity.cond for s in steps]), flow_golden.data["offline_final.v_cond"], 5e-4)
+    near(torch.cat([s.velocity.uncond for s in steps]), flow_golden.data["offline_final.v_uncond"], 5e-4)
 
 
 # The vocoder
@@ -376,6 +413,50 @@ def test_joined_layers_go_on_working():
     assert torch.equal(torch.cat([layer(x) for layer in layers], dim=1), torch.cat(before, dim=1))
     near(torch.nn.functional.linear(x, weight, bias), torch.cat(before, dim=1), 1e-6)
     assert layers[1].weight.data_ptr() == weight[3].data_ptr()  # no second copy
+
+
+def test_a_convolution_is_a_product():
+    conv, x = ProductConv1d(5, 7, 4).double(), torch.randn(2, 5, 9, dtype=torch.float64)
+    near(conv(x), torch.nn.functional.conv1d(x, conv.weight, conv.bias), 1e-12)
+
+
+def test_split_products_are_float32s():
+    x, weight, bias = torch.randn(9, 64), torch.randn(33, 64), torch.randn(33)
+    x[0], x[1] = 1e30, 1e-30
+    parts, linear = split(x), SplitLinear(weight, bias)
+    low, high, again = parts.chunk(3, dim=1)
+    assert torch.equal(low + high, x) and torch.equal(high, again)
+    for part in (parts, linear.weight):  # eleven bits, and what is left of 24
+        assert all((significant <= 13).all() for significant in map(bits, part.chunk(3, dim=1)))
+    assert bits(high).max() == 11
+    right = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    size = x.abs().double() @ weight.abs().double().T + bias.abs()
+    assert ((linear(parts).double() - right).abs() / size).max() < 1e-6
+
+
+def bits(x):
+    """Significant bits of each number's mantissa."""
+    whole = (x.double().frexp().mantissa * 2**24).long()
+    return 24 - torch.stack([whole % 2**n == 0 for n in range(25)]).sum(0) + 1
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_split_products_hide_no_overflow(value):
+    x = torch.randn(2, 8)
+    x[1, 3] = value
+    found = SplitLinear(torch.randn(5, 8), torch.zeros(5))(split(x))
+    assert found[0].isfinite().all() and not found[1].isfinite().any()
+
+
+def test_splitting_pays_on_some_gpus_alone(monkeypatch):
+    capability = (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu = torch.device("cuda")
+    assert splitting_pays(gpu, torch.float32)
+    assert not any(splitting_pays(gpu, dtype) for dtype in (torch.float64, torch.bfloat16, torch.float16))
+    assert not splitting_pays(torch.device("cpu"), torch.float32)
+    capability = (8, 9)  # a consumer's: its TF32 is no faster than its float32
+    assert not splitting_pays(gpu, torch.float32)
 
 
 def test_a_graph_without_a_gpu_is_a_call():

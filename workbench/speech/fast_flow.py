@@ -1,27 +1,31 @@
 """The flow with less work: the same velocity, from what does not change computed once.
 
 Time embeddings and all that they modulate depend on the grid alone, the projections of mu, cond and spks
-on the utterance alone. What is left of a step is one graph for each number of rows and length, whatever
+on the utterance alone. What is left of a step is one graph for each number of rows, length and mask, whatever
 the grid, the solver and the guidance, so that a sweep captures nothing anew and every step can be recorded.
 
-Shape letters: `B` utterances, `S` frames padded to a multiple of `BUCKET`, `D` width, `H` heads.
+Shape letters: `B` utterances, `S` frames, `D` width, `H` heads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import Options
-from workbench.speech.dit import Attention, RotaryEmbed, attention_mask
+from workbench.speech.dit import Block, RotaryEmbed, attention_mask
 from workbench.speech.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
 from workbench.speech.graphs import Graphs, compiled
 from workbench.speech.joined import join_rows
+from workbench.speech.split_float32 import SplitLinear, split, splitting_pays
 
-BUCKET = 16  # frames: lengths are rounded up to this, so that few graphs serve all of them
+Map = Callable[[Tensor], Tensor]
+
+BUCKET = 16  # frames: where attention needs a mask, lengths are rounded up to this, as its kernels want it
 FREE = ("cfg_rate", "temperature", "noise_seed", "speed")  # options that may differ from row to row
 MOST_GRIDS = 8  # tables of modulations kept
 MOST_GRAPHS = 8  # and graphs; those used longest ago go first
@@ -40,12 +44,17 @@ class FastFlow:
     def __init__(self, flow: Flow, graphs: Graphs) -> None:
         self.graphs, self.dit = graphs, flow.decoder.estimator
         self.dtype, self.device = self.dit.proj_out.weight.dtype, self.dit.proj_out.weight.device
-        blocks = self.dit.transformer_blocks
-        self.qkv = [join_rows(block.attn.to_q, block.attn.to_k, block.attn.to_v) for block in blocks]
+        splits = splitting_pays(self.device, self.dtype)
+        self.linear, self.operand = (SplitLinear, split) if splits else (_linear, _as_it_is)
+        self.layers = [self._layer(block) for block in self.dit.transformer_blocks]
+        self.proj_out = self.linear(self.dit.proj_out.weight, self.dit.proj_out.bias)
         self._modulations = lru_cache(MOST_GRIDS)(self._modulated)
         self._step = lru_cache(MOST_GRAPHS)(partial(_Step, self))
         self.enter = compiled(_enter, self.device, "rows")
         self.pass_on = compiled(_pass_on, self.device, "rows")
+        self.turned = compiled(_turned, self.device, "rows")
+        self.activate = compiled(_activate, self.device, "rows")
+        self.read = compiled(self.operand, self.device, "rows")
         self._lock = Lock()  # the graphs' tensors are shared by all who ask
 
     def steps(
@@ -75,16 +84,17 @@ class FastFlow:
             One an utterance, cut to its length.
         """
         lengths = [c.mu.shape[-1] for c in conditions]
-        longest = -(-max(lengths) // BUCKET) * BUCKET
+        chunk = self.dit.config.static_chunk_size if streaming else None
+        hidden = _hidden(lengths, chunk, self.device, self.dtype)
+        longest = max(lengths) if hidden is None else hidden.shape[-1]
         with self._lock:
-            step = self._step(len(lengths), longest, streaming)
+            step = self._step(len(lengths), longest, 0 if hidden is None else hidden.shape[2])
         wide = torch.promote_types(self.dtype, torch.float32)
         x = torch.zeros(len(lengths), self.dit.config.mel_dim, longest, device=self.device, dtype=wide)
         for row, state, o in zip(x, states, options, strict=True):
             row[:, : state.shape[-1]] = state[0].to(row) * (1.0 if start else o.temperature)
         rates = torch.tensor([o.cfg_rate for o in options], device=self.device, dtype=wide)[:, None, None]
         known = self._known(conditions, longest)
-        hidden = _hidden(lengths, longest, self._chunk(streaming), self.device, self.dtype)
         times = _times_asked(options[0], wide)
         # Of the whole grid wherever it starts: a product of fewer rows may round in another way.
         rows = iter(self._modulations(times)[start * len(times) // options[0].n_timesteps :])
@@ -98,8 +108,11 @@ class FastFlow:
         for taken in integrate(ask, x, options[0], start):
             yield [_row_of(taken, i, length) for i, length in enumerate(lengths)]
 
-    def _chunk(self, streaming: bool) -> int | None:
-        return self.dit.config.static_chunk_size if streaming else None
+    def _layer(self, block: Block) -> "_Layer":
+        attn, (project, _, back) = block.attn, block.ff.ff
+        joined = join_rows(attn.to_q, attn.to_k, attn.to_v)
+        others = ((layer.weight, layer.bias) for layer in (attn.to_out[0], project[0], back))
+        return _Layer(*(self.linear(*weights) for weights in (joined, *others)))
 
     def _known(self, conditions: Sequence[Condition], length: int) -> Tensor:
         """What mu, cond and spks add to the estimator's input: (2 B, S, D), without conditions last."""
@@ -127,73 +140,114 @@ class FastFlow:
         return torch.cat([*layers, shift, scale + 1], dim=1)
 
 
-class _Step:
-    """One call of the estimator for both halves of the guidance, as a graph."""
+class _Layer(NamedTuple):
+    """The linear layers of a block of the estimator."""
 
-    def __init__(self, fast: FastFlow, n: int, length: int, streaming: bool) -> None:
-        dit, device, dtype = fast.dit, fast.device, fast.dtype
-        self.dit, self.qkv, self.enter, self.pass_on = dit, fast.qkv, fast.enter, fast.pass_on
+    qkv: Map
+    to_out: Map
+    ff_in: Map
+    ff_out: Map
+
+
+class _Step:
+    """One call of the estimator for both halves of the guidance, as a graph.
+
+    The mask has no row where all is visible, one where every frame sees the same, or one a frame.
+    """
+
+    def __init__(self, fast: FastFlow, n: int, length: int, mask_rows: int) -> None:
+        self.fast, dit, device, dtype = fast, fast.dit, fast.device, fast.dtype
         wide = torch.promote_types(dtype, torch.float32)
         width = dit.config.dim
         self.x = torch.zeros(n, dit.config.mel_dim, length, device=device, dtype=wide)
         self.known = torch.zeros(2 * n, length, width, device=device, dtype=dtype)
-        self.hidden = torch.zeros(2 * n, 1, length if streaming else 1, length, device=device, dtype=dtype)
+        # Without a mask torch has a faster kernel, flash attention.
+        shape = (2 * n, 1, mask_rows, length)
+        self.hidden = torch.zeros(shape, device=device, dtype=dtype) if mask_rows else None
         self.modulation = torch.zeros(6 * dit.config.depth + 2, width, device=device, dtype=dtype)
         # A model in half precision has rounded the frequencies too: angles of late frames would be far off.
         rotary = dit.rotary_embed if dtype == wide else RotaryEmbed(dit.config.dim_head).to(device)
-        self.turn = torch.complex(*rotary(length))[:, None]  # (S, 1, dim_head / 2)
+        # (2 B S, 1, dim_head / 2): a row for every one of q and k, so that their kernel serves any length.
+        self.turn = [part.repeat(2 * n, 1)[:, None] for part in rotary(length)]
         self.graph = fast.graphs.capture(self._velocity)
 
-    def __call__(self, x: Tensor, known: Tensor, hidden: Tensor, modulation: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, known: Tensor, hidden: Tensor | None, modulation: Tensor) -> Tensor:
         """(B, 80, S), (2 B, S, D), ... -> (2 B, 80, S), overwritten by the next call."""
         pairs = ((self.x, x), (self.known, known), (self.hidden, hidden), (self.modulation, modulation))
         for fixed, value in pairs:
-            fixed.copy_(value)
+            if fixed is not None:
+                fixed.copy_(value)
         return self.graph()
 
     def _velocity(self) -> Tensor:
-        dit, n = self.dit, self.dit.config.mel_dim
-        own = F.linear(self.x.transpose(1, 2).to(self.known.dtype), dit.input_embed.proj.weight[:, :n])
-        h = self.known + torch.cat((own, own))
-        h = (h + dit.input_embed.conv_pos_embed(h)).flatten(0, 1)  # (2 B S, D) from here on
-        *layers, out = self.modulation.split(6)
-        y = self.enter(h, *layers[0][:2])
-        for i, (block, qkv) in enumerate(zip(dit.transformer_blocks, self.qkv, strict=True)):
-            _, _, gate_msa, shift_mlp, scale_mlp, gate_mlp = layers[i]
-            after = out if i + 1 == len(layers) else layers[i + 1]
-            h, y = self.pass_on(h, gate_msa, self._attend(block.attn, qkv, y), shift_mlp, scale_mlp)
-            h, y = self.pass_on(h, gate_mlp, block.ff(y), *after[:2])
-        return dit.proj_out(y).unflatten(0, self.known.shape[:2]).transpose(1, 2)
+        fast, embed, operand = self.fast, self.fast.dit.input_embed, self.fast.operand
+        weight = embed.proj.weight[:, : self.x.shape[1]]
+        own = F.linear(self.x.transpose(1, 2).to(self.known.dtype), weight)
+        h = (self.known.unflatten(0, (2, -1)) + own).flatten(0, 1)
+        h = (h + embed.conv_pos_embed(h)).flatten(0, 1)  # (2 B S, D) from here on
+        *layers, out = self.modulation[:, None].split(6)
+        y = fast.enter(h, *layers[0][:2], operand)
+        for layer, modulation, after in zip(fast.layers, layers, (*layers[1:], out), strict=True):
+            _, _, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
+            y = layer.to_out(fast.read(self._attended(layer.qkv(y))))
+            h, y = fast.pass_on(h, gate_msa, y, shift_mlp, scale_mlp, operand)
+            y = layer.ff_out(fast.activate(layer.ff_in(y), operand))
+            h, y = fast.pass_on(h, gate_mlp, y, *after[:2], operand)
+        return fast.proj_out(y).unflatten(0, self.known.shape[:2]).transpose(1, 2)
 
-    def _attend(self, attn: Attention, qkv: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
-        y = F.linear(y, *qkv).view(*self.known.shape[:2], 3, attn.heads, -1)  # (2 B, S, 3, H, dim_head)
-        _turn_first_head(y[:, :, :2, 0], self.turn)
-        q, k, v = y.permute(2, 0, 3, 1, 4)
+    def _attended(self, qkv: Tensor) -> Tensor:
+        y = qkv.unflatten(1, (3, self.fast.dit.config.heads, -1))  # (2 B S, 3, H, dim_head)
+        first = y[:, :2, 0]
+        first.copy_(self.fast.turned(first, *self.turn))
+        q, k, v = y.unflatten(0, self.known.shape[:2]).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden)
-        return attn.to_out[0](y.transpose(1, 2).flatten(2).flatten(0, 1))
+        return y.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _enter(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+# What is fused to one kernel. `operand` gives a linear layer its input as it reads it.
+
+
+def _enter(h: Tensor, shift: Tensor, scale: Tensor, operand: Map) -> Tensor:
     """Normalise and modulate; the scale has its one already."""
-    return torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), scale)
+    return operand(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), scale))
 
 
-def _pass_on(h: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _pass_on(
+    h: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor, operand: Map
+) -> tuple[Tensor, Tensor]:
     """Add what a layer made, and normalise for the next: the new state, and the next layer's input."""
     h = torch.addcmul(h, gate, y)
-    return h, _enter(h, shift, scale)
+    return h, _enter(h, shift, scale, operand)
 
 
-def _turn_first_head(qk: Tensor, turn: Tensor) -> None:
-    """Rotate (2 B, S, 2, dim_head) in place, as `rotate_first_head` does: pairs as complex numbers."""
-    wide = qk.to(turn.real.dtype).unflatten(-1, (-1, 2)).contiguous()
-    qk.copy_(torch.view_as_real(torch.view_as_complex(wide) * turn).flatten(-2))
+def _turned(qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first heads of q and k, (2 B S, 2, dim_head), as `rotate_first_head` does."""
+    even, odd = qk.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(qk.dtype)
+
+
+def _activate(y: Tensor, operand: Map) -> Tensor:
+    return operand(F.gelu(y, approximate="tanh"))
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _linear(weight: Tensor, bias: Tensor) -> Map:
+    return partial(F.linear, weight=weight, bias=bias)
 
 
 def _hidden(
-    lengths: Sequence[int], longest: int, chunk: int | None, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Added to attention scores, (2 B, 1, 1 or S, S): -inf where a frame may not look, 0 where it may."""
+    lengths: Sequence[int], chunk: int | None, device: torch.device, dtype: torch.dtype
+) -> Tensor | None:
+    """Added to attention scores, (2 B, 1, 1 or S, S): -inf where a frame may not look, 0 where it may.
+
+    None where every frame may look at every one.
+    """
+    if chunk is None and len(set(lengths)) == 1:
+        return None
+    longest = -(-max(lengths) // BUCKET) * BUCKET
     real = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
     allowed = real[:, None]
     if chunk is not None:
