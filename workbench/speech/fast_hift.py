@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from workbench.speech.exact import exact_float32
 from workbench.speech.graphs import Graphs, compiled
-from workbench.speech.hift import F0_LOOKAHEAD, HiFT, Snake, Vocoded, check_mel
+from workbench.speech.hift import F0_LOOKAHEAD, CausalConv1d, HiFT, Snake, Vocoded, check_mel
 
 BUCKET = 64  # mel frames: lengths are rounded up to this
 MOST_GRAPHS = 8  # kept; those used longest ago go first
@@ -138,11 +138,37 @@ def _snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
     return torch.addcmul(x, torch.sin(x * alpha).square(), inverse)
 
 
+class _ProductConv1d(nn.Module):
+    """`CausalConv1d` without dilation as one matrix product.
+
+    In float64 cuBLAS multiplies on tensor cores, and cuDNN does not convolve on them.
+    """
+
+    def __init__(self, conv: CausalConv1d) -> None:
+        super().__init__()
+        self.weight = conv.weight.detach().permute(0, 2, 1).flatten(1)[None]  # (1, out, kernel * in)
+        self.bias = conv.bias.detach()[None, :, None]
+        self.kernel = conv.kernel_size[0]
+        self.pad = (conv.reach, 0) if conv.side == "left" else (0, conv.reach)
+
+    def forward(self, x: Tensor, padded: bool = False) -> Tensor:
+        """Convolve; `padded` says that x already carries its context."""
+        if not padded:
+            x = F.pad(x, self.pad)
+        length = x.shape[-1] - self.kernel + 1
+        taps = torch.cat([x[..., k : k + length] for k in range(self.kernel)], dim=1)
+        return torch.baddbmm(self.bias, self.weight.expand(len(x), -1, -1), taps)
+
+
 def _fold(hift: HiFT) -> None:
-    """Let convolutions hold their weights, and fuse the activations."""
+    """Let convolutions hold their weights, fuse the activations, make products of f0's convolutions."""
     for module in list(hift.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
         for name, child in module.named_children():
             if isinstance(child, Snake):
                 setattr(module, name, _FusedSnake(child))
+    net = hift.f0_predictor.condnet
+    for i, layer in enumerate(net):
+        if isinstance(layer, CausalConv1d):
+            net[i] = _ProductConv1d(layer)
