@@ -17,7 +17,15 @@ from torch.nn.utils import parametrize
 
 from workbench.speech.exact import exact_float32
 from workbench.speech.graphs import Graphs, compiled
-from workbench.speech.hift import F0_LOOKAHEAD, CausalConv1d, HiFT, Snake, Vocoded, check_mel
+from workbench.speech.hift import (
+    F0_LOOKAHEAD,
+    CausalConv1d,
+    HiFT,
+    Snake,
+    UpsamplingConv1d,
+    Vocoded,
+    check_mel,
+)
 
 BUCKET = 64  # mel frames: lengths are rounded up to this
 MOST_GRAPHS = 8  # kept; those used longest ago go first
@@ -160,8 +168,31 @@ class _ProductConv1d(nn.Module):
         return torch.baddbmm(self.bias, self.weight.expand(len(x), -1, -1), taps)
 
 
+class _PhasedConv1d(nn.Module):
+    """`UpsamplingConv1d` at the rate of its input, with `rate` times the channels.
+
+    Taps that meet one and the same value are summed beforehand: of 16, 11 and 7 taps 3 are left.
+    """
+
+    def __init__(self, conv: UpsamplingConv1d) -> None:
+        super().__init__()
+        weight, rate = conv.weight.detach(), conv.rate
+        n_out, n_in, kernel = weight.shape
+        self.rate, self.past = rate, -(-(kernel - 1) // rate)
+        summed = weight.new_zeros(n_out, rate, n_in, self.past + 1, dtype=torch.float64)
+        for phase in range(rate):
+            for k in range(kernel):
+                summed[:, phase, :, self.past + (phase + k - kernel + 1) // rate] += weight[..., k]
+        self.weight = summed.flatten(0, 1).to(weight.dtype)
+        self.bias = conv.bias.detach().repeat_interleave(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv1d(F.pad(x, (self.past, 0)), self.weight, self.bias)
+        return y.unflatten(1, (-1, self.rate)).transpose(2, 3).flatten(2)
+
+
 def _fold(hift: HiFT) -> None:
-    """Let convolutions hold their weights, fuse the activations, make products of f0's convolutions."""
+    """Let convolutions hold their weights, fuse the activations, take the other shapes of convolutions."""
     for module in list(hift.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
@@ -172,3 +203,5 @@ def _fold(hift: HiFT) -> None:
     for i, layer in enumerate(net):
         if isinstance(layer, CausalConv1d):
             net[i] = _ProductConv1d(layer)
+    for i, up in enumerate(hift.ups):
+        hift.ups[i] = _PhasedConv1d(up)
