@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from workbench.speech.exact import exact_float32
-from workbench.speech.graphs import Graphs, compiled
+from workbench.speech.exact import exact_float32, fast_float32
+from workbench.speech.graphs import Graphs, compiled, compiles
 from workbench.speech.hift import (
     F0_LOOKAHEAD,
     CausalConv1d,
@@ -45,6 +45,8 @@ class FastHiFT:
 
     def __init__(self, hift: HiFT, noise: Callable[[int], Tensor], graphs: Graphs) -> None:
         _fold(hift)
+        if _suits_tensor_cores(hift):
+            _join(hift, products=1 if graphs.arithmetic is fast_float32 else 3)
         self.hift, self.graphs = hift, graphs
         self.device = hift.conv_post.bias.device
         self._draw, self._noise = noise, torch.zeros(1, 0, hift.config.nb_harmonics + 1, device=self.device)
@@ -205,3 +207,21 @@ def _fold(hift: HiFT) -> None:
             net[i] = _ProductConv1d(layer)
     for i, up in enumerate(hift.ups):
         hift.ups[i] = _PhasedConv1d(up)
+
+
+def _suits_tensor_cores(hift: HiFT) -> bool:
+    """Whether the residual blocks are computed by our own kernel and not by cuDNN."""
+    weight = hift.conv_post.weight
+    if weight.dtype != torch.float32 or not compiles(weight.device):
+        return False
+    return torch.cuda.get_device_capability(weight.device) >= (8, 0)  # the first with TF32
+
+
+def _join(hift: HiFT, products: int) -> None:
+    """Put the kernel into the residual blocks that it has channels for."""
+    from workbench.speech.causal_conv import LEAST_CHANNELS, JoinedBlock  # Triton comes with CUDA alone
+
+    for blocks in (hift.source_resblocks, hift.resblocks):
+        for i, block in enumerate(blocks):
+            if block.convs1[0].in_channels % LEAST_CHANNELS == 0:
+                blocks[i] = JoinedBlock(block, products)

@@ -124,6 +124,11 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+def compiles(device: torch.device) -> bool:
+    """Whether kernels can be made: Triton wants a GPU and a C compiler."""
+    return device.type == "cuda" and any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
 def compiled(function: Callable, device: torch.device, changing: Literal["rows", "all"]) -> Callable:
     """Fuse the kernels of a function on a GPU; elsewhere, and without a C compiler, it stays as it is.
 
@@ -136,7 +141,7 @@ def compiled(function: Callable, device: torch.device, changing: Literal["rows",
         Which sizes one version of it serves: any number of rows, the first dimension of its first argument
         and of all that have as many, but one row apart; or any sizes.
     """
-    if device.type != "cuda" or not any(map(shutil.which, ("cc", "gcc", "clang"))):  # Triton wants one
+    if not compiles(device):
         return function
     from torch._dynamo import maybe_mark_dynamic
 
