@@ -1,4 +1,4 @@
-"""The vocoder with less work: folded weight norm, fused activations, graphs for each length.
+"""The vocoder with less work: folded weight norm, fused activations, fewer taps, graphs for each length.
 
 All of it is causal but for its first layers, which look ahead into zeros at the end. So a mel may be padded
 with zeros to one of few lengths and cut afterwards, and no sample changes. Only the excitation's spectrum
