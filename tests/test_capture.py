@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.speech import fast_flow, fast_hift, fast_lm, fast_sampling, lm_step
 from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig, Options
+from workbench.speech.exact import exact_float32
 from workbench.speech.fast_flow import FastFlow, _Step
 from workbench.speech.fast_hift import FastHiFT, _Sound
 from workbench.speech.fast_lm import FastLM, _Decoder
@@ -49,7 +50,7 @@ class Pretended(Graphs):
     """Graphs that run their work under watch."""
 
     def __init__(self):
-        self.device, self.watch = GPU, Watch()
+        self.device, self.arithmetic, self.watch = GPU, exact_float32, Watch()
 
     def computing(self, arithmetic=None):
         return nullcontext()
@@ -65,7 +66,7 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # fake tensors have none
     for module in (fast_lm, lm_step, fast_sampling, fast_flow, fast_hift):
         monkeypatch.setattr(module, "compiled", lambda function, device, changing: function)
-    monkeypatch.setattr(fast_lm, "has_triton", lambda: False)  # kernels need a GPU that is there
+    monkeypatch.setattr(fast_lm, "compiles", lambda device: False)  # kernels need a GPU that is there
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield Pretended()
 
@@ -109,7 +110,33 @@ def test_a_step_of_the_ode(graphs, mask_rows, splits, monkeypatch):
     clean(graphs, 80)
 
 
-def test_the_vocoder(graphs):
+class Launched:
+    """Stands in for a Triton kernel, which takes no pretended tensors."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            self.count += 1
+
+        return launch
+
+
+def test_the_vocoder_on_tensor_cores(graphs, monkeypatch):
+    causal_conv = pytest.importorskip("workbench.speech.causal_conv", reason="no Triton")
+    kernel = Launched()
+    monkeypatch.setattr(causal_conv, "_convolve", kernel)
+    monkeypatch.setattr(fast_hift, "_suits_tensor_cores", lambda hift: True)
+    hift = FastHiFT(built(HiFT, HiFTConfig()), lambda n: torch.zeros(1, n, 9), graphs)
+    graphs.watch = Watch()
+    _Sound(hift, 2, 64)
+    clean(graphs, 100)
+    assert kernel.count == 12 * 6  # blocks, convolutions in each
+
+
+def test_the_vocoder(graphs, monkeypatch):
+    monkeypatch.setattr(fast_hift, "_suits_tensor_cores", lambda hift: False)
     hift = FastHiFT(built(HiFT, HiFTConfig()), lambda n: torch.zeros(1, n, 9), graphs)
     graphs.watch = Watch()  # folding weight norm comes before
     _Sound(hift, 2, 64)

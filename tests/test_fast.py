@@ -16,12 +16,12 @@ from workbench.speech import many
 from workbench.speech.config import Options
 from workbench.speech.exact import exact_float32, fast_float32
 from workbench.speech.fast_flow import BUCKET, FastFlow
-from workbench.speech.fast_hift import FastHiFT
+from workbench.speech.fast_hift import FastHiFT, _PhasedConv1d, _ProductConv1d
 from workbench.speech.fast_lm import CHUNK, FastLM
 from workbench.speech.fast_sampling import DeviceSampler
 from workbench.speech.flow import ProductConv1d
 from workbench.speech.graphs import Graphs
-from workbench.speech.hift import HiFT
+from workbench.speech.hift import CausalConv1d, HiFT, UpsamplingConv1d
 from workbench.speech.joined import join_rows
 from workbench.speech.lm_step import LEAST_POSITIONS
 from workbench.speech.sampling import Sampler
@@ -189,6 +189,21 @@ def test_mels_of_any_length_sound_together(fast_hift, hift_model, hift_golden, f
         right = hift_model(given, noise, finalize)
         for name, tolerance in zip(right._fields, (1e-9, 1e-6, 1e-3, 1e-4, 2e-5), strict=True):
             near(getattr(found, name), getattr(right, name), tolerance)
+
+
+@pytest.mark.parametrize(("kernel", "rate"), [(16, 8), (11, 5), (7, 3), (5, 1), (3, 4)])
+def test_upsampling_by_phases(kernel, rate):
+    conv = UpsamplingConv1d(6, 4, kernel, rate).double()
+    x = torch.randn(2, 6, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(kernel))
+    near(_PhasedConv1d(conv)(x), conv(x), 1e-12)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_convolution_as_a_product(side, padded):
+    conv = CausalConv1d(6, 4, 3, side=side).double()
+    x = torch.randn(2, 6, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    near(_ProductConv1d(conv)(x, padded), conv(x, padded), 1e-12)
 
 
 def test_vocoder_refuses_what_the_eager_one_does(fast_hift):

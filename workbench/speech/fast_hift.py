@@ -1,4 +1,4 @@
-"""The vocoder with less work: folded weight norm, fused activations, graphs for each length.
+"""The vocoder with less work: folded weight norm, fused activations, fewer taps, graphs for each length.
 
 All of it is causal but for its first layers, which look ahead into zeros at the end. So a mel may be padded
 with zeros to one of few lengths and cut afterwards, and no sample changes. Only the excitation's spectrum
@@ -15,9 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from workbench.speech.exact import exact_float32
-from workbench.speech.graphs import Graphs, compiled
-from workbench.speech.hift import F0_LOOKAHEAD, HiFT, Snake, Vocoded, check_mel
+from workbench.speech.exact import exact_float32, fast_float32
+from workbench.speech.graphs import Graphs, compiled, compiles
+from workbench.speech.hift import (
+    F0_LOOKAHEAD,
+    CausalConv1d,
+    HiFT,
+    Snake,
+    UpsamplingConv1d,
+    Vocoded,
+    check_mel,
+)
 
 BUCKET = 64  # mel frames: lengths are rounded up to this
 MOST_GRAPHS = 8  # kept; those used longest ago go first
@@ -37,6 +45,8 @@ class FastHiFT:
 
     def __init__(self, hift: HiFT, noise: Callable[[int], Tensor], graphs: Graphs) -> None:
         _fold(hift)
+        if _suits_tensor_cores(hift):
+            _join(hift, products=1 if graphs.arithmetic is fast_float32 else 3)
         self.hift, self.graphs = hift, graphs
         self.device = hift.conv_post.bias.device
         self._draw, self._noise = noise, torch.zeros(1, 0, hift.config.nb_harmonics + 1, device=self.device)
@@ -138,11 +148,80 @@ def _snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
     return torch.addcmul(x, torch.sin(x * alpha).square(), inverse)
 
 
+class _ProductConv1d(nn.Module):
+    """`CausalConv1d` without dilation as one matrix product.
+
+    In float64 cuBLAS multiplies on tensor cores, and cuDNN does not convolve on them.
+    """
+
+    def __init__(self, conv: CausalConv1d) -> None:
+        super().__init__()
+        self.weight = conv.weight.detach().permute(0, 2, 1).flatten(1)[None]  # (1, out, kernel * in)
+        self.bias = conv.bias.detach()[None, :, None]
+        self.kernel = conv.kernel_size[0]
+        self.pad = (conv.reach, 0) if conv.side == "left" else (0, conv.reach)
+
+    def forward(self, x: Tensor, padded: bool = False) -> Tensor:
+        """Convolve; `padded` says that x already carries its context."""
+        if not padded:
+            x = F.pad(x, self.pad)
+        length = x.shape[-1] - self.kernel + 1
+        taps = torch.cat([x[..., k : k + length] for k in range(self.kernel)], dim=1)
+        return torch.baddbmm(self.bias, self.weight.expand(len(x), -1, -1), taps)
+
+
+class _PhasedConv1d(nn.Module):
+    """`UpsamplingConv1d` at the rate of its input, with `rate` times the channels.
+
+    Taps that meet one and the same value are summed beforehand: of 16, 11 and 7 taps 3 are left.
+    """
+
+    def __init__(self, conv: UpsamplingConv1d) -> None:
+        super().__init__()
+        weight, rate = conv.weight.detach(), conv.rate
+        n_out, n_in, kernel = weight.shape
+        self.rate, self.past = rate, -(-(kernel - 1) // rate)
+        summed = weight.new_zeros(n_out, rate, n_in, self.past + 1, dtype=torch.float64)
+        for phase in range(rate):
+            for k in range(kernel):
+                summed[:, phase, :, self.past + (phase + k - kernel + 1) // rate] += weight[..., k]
+        self.weight = summed.flatten(0, 1).to(weight.dtype)
+        self.bias = conv.bias.detach().repeat_interleave(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv1d(F.pad(x, (self.past, 0)), self.weight, self.bias)
+        return y.unflatten(1, (-1, self.rate)).transpose(2, 3).flatten(2)
+
+
 def _fold(hift: HiFT) -> None:
-    """Let convolutions hold their weights, and fuse the activations."""
+    """Let convolutions hold their weights, fuse the activations, take the other shapes of convolutions."""
     for module in list(hift.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight")
         for name, child in module.named_children():
             if isinstance(child, Snake):
                 setattr(module, name, _FusedSnake(child))
+    net = hift.f0_predictor.condnet
+    for i, layer in enumerate(net):
+        if isinstance(layer, CausalConv1d):
+            net[i] = _ProductConv1d(layer)
+    for i, up in enumerate(hift.ups):
+        hift.ups[i] = _PhasedConv1d(up)
+
+
+def _suits_tensor_cores(hift: HiFT) -> bool:
+    """Whether the residual blocks are computed by our own kernel and not by cuDNN."""
+    weight = hift.conv_post.weight
+    if weight.dtype != torch.float32 or not compiles(weight.device):
+        return False
+    return torch.cuda.get_device_capability(weight.device) >= (8, 0)  # the first with TF32
+
+
+def _join(hift: HiFT, products: int) -> None:
+    """Put the kernel into the residual blocks that it has channels for."""
+    from workbench.speech.causal_conv import LEAST_CHANNELS, JoinedBlock  # Triton comes with CUDA alone
+
+    for blocks in (hift.source_resblocks, hift.resblocks):
+        for i, block in enumerate(blocks):
+            if block.convs1[0].in_channels % LEAST_CHANNELS == 0:
+                blocks[i] = JoinedBlock(block, products)

@@ -19,7 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.fast_sampling import DeviceSampler
 from workbench.speech.frontend import Utterance
-from workbench.speech.graphs import Graph, Graphs, OnItsWay, compiled, has_triton, sent
+from workbench.speech.graphs import Graph, Graphs, OnItsWay, compiled, compiles, sent
 from workbench.speech.lm import LM, KVCache, LMStep
 from workbench.speech.lm_step import LayerSteps, doubling
 
@@ -231,7 +231,7 @@ def _layers(lm: LM, precise: bool) -> "LayerSteps | LayerKernels":
     """What goes through the layers; on a GPU the kernels, unless they would round in another way."""
     weight = lm.llm_decoder.weight
     exact = weight.dtype == torch.float32
-    if weight.is_cuda and (exact or (weight.dtype == torch.bfloat16 and not precise)) and has_triton():
+    if compiles(weight.device) and (exact or (weight.dtype == torch.bfloat16 and not precise)):
         from workbench.speech.lm_kernels import LayerKernels  # it needs Triton, which only GPUs have
 
         return LayerKernels(lm, "tf32x3" if precise else "tf32")

@@ -125,11 +125,6 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def has_triton() -> bool:
-    """Whether kernels can be compiled here: Triton comes with torch for GPUs, and wants a C compiler."""
-    return find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
-
-
 class OnItsWay:
     """Numbers that the host will want to know, while the device goes on with what it is asked next."""
 
@@ -152,6 +147,15 @@ def sent(numbers: Tensor | Sequence, like: Tensor) -> Tensor:
     return numbers.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else numbers
 
 
+def compiles(device: torch.device) -> bool:
+    """Whether kernels can be made: that takes a GPU, Triton, and for Triton a C compiler."""
+    return (
+        device.type == "cuda"
+        and find_spec("triton") is not None
+        and any(map(shutil.which, ("cc", "gcc", "clang")))
+    )
+
+
 def compiled(function: Callable, device: torch.device, changing: Literal["rows", "all"]) -> Callable:
     """Fuse the kernels of a function on a GPU; elsewhere, and without a C compiler, it stays as it is.
 
@@ -164,7 +168,7 @@ def compiled(function: Callable, device: torch.device, changing: Literal["rows",
         Which sizes one version of it serves: any number of rows, the first dimension of its first argument
         and of all that have as many, but one row apart; or any sizes.
     """
-    if device.type != "cuda" or not has_triton():
+    if not compiles(device):
         return function
     from torch._dynamo import maybe_mark_dynamic
 

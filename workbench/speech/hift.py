@@ -46,6 +46,17 @@ class CausalConv1d(nn.Conv1d):
         return super().forward(x)
 
 
+class UpsamplingConv1d(CausalConv1d):
+    """Convolution of every value repeated `rate` times."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, rate: int) -> None:
+        super().__init__(n_in, n_out, kernel)
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, n_in, T) -> (B, n_out, rate T)
+        return super().forward(x.repeat_interleave(self.rate, dim=-1))
+
+
 class Snake(nn.Module):
     """x + sin(alpha x)^2 / alpha, one alpha a channel."""
 
@@ -162,7 +173,8 @@ class HiFT(nn.Module):
         self.ups, self.source_downs = nn.ModuleList(), nn.ModuleList()
         self.source_resblocks, self.resblocks = nn.ModuleList(), nn.ModuleList()
         for i, width in enumerate(widths):
-            self.ups.append(weight_norm(CausalConv1d(2 * width, width, c.upsample_kernel_sizes[i])))
+            up = UpsamplingConv1d(2 * width, width, c.upsample_kernel_sizes[i], c.upsample_rates[i])
+            self.ups.append(weight_norm(up))
             stride = math.prod(c.upsample_rates[i + 1 :])
             kernel = 1 if stride == 1 else 2 * stride
             self.source_downs.append(nn.Conv1d(bins, width, kernel, stride))
@@ -183,10 +195,9 @@ class HiFT(nn.Module):
             spectrum = spectrum[..., : -c.conv_pre_look_right * math.prod(c.upsample_rates)]
             x = self.conv_pre(mel, padded=True)
         per_stage = len(c.resblock_kernel_sizes)
-        for i, rate in enumerate(c.upsample_rates):
-            x = F.leaky_relu(x, c.lrelu_slope).repeat_interleave(rate, dim=-1)
-            x = self.ups[i](x)
-            if i == len(c.upsample_rates) - 1:
+        for i, up in enumerate(self.ups):
+            x = up(F.leaky_relu(x, c.lrelu_slope))
+            if i == len(self.ups) - 1:
                 x = F.pad(x, (1, 0), mode="reflect")
             down = self.source_downs[i]
             x = x + self.source_resblocks[i](down(F.pad(spectrum, (down.stride[0] - 1, 0))))

@@ -1,0 +1,105 @@
+"""The convolution kernel against float64: on a GPU, or interpreted on a CPU in a process of its own."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from workbench.speech.fast_hift import _fold
+from workbench.speech.hift import HiFT
+
+causal_conv = pytest.importorskip("workbench.speech.causal_conv", reason="no Triton", exc_type=ImportError)
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+runs = pytest.mark.skipif(DEVICE.type == "cpu" and not INTERPRETED, reason="needs Triton's interpreter")
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+LENGTH = 135  # odd, and more than one program's
+ERROR = {1: 1e-3, 3: 2e-6}  # of the largest value; TF32 has 11 bits
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is interpreted already")
+def test_interpreted():
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(
+        command,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "11 passed" in run.stdout
+
+
+@pytest.fixture(autouse=True)
+def loops(monkeypatch):
+    """The interpreter of Triton 3.6 makes a loop's end of an array of one number, which NumPy 2.4 refuses."""
+    if not INTERPRETED:
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+def drawn(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
+
+
+def near(found, right, products):
+    assert (found.double() - right).abs().max() <= ERROR[products] * right.abs().max()
+
+
+@runs
+@pytest.mark.parametrize("dilation", [1, 3, 5])
+@pytest.mark.parametrize("kernel", [3, 7, 11])
+def test_every_shape(kernel, dilation):
+    channels, products = {3: (48, 1), 7: (32, 3), 11: (16, 3)}[kernel]
+    x, residual = drawn(2, channels, LENGTH), drawn(2, channels, LENGTH + 1)[..., 1:].contiguous()
+    weight, bias, alpha = drawn(channels, channels, kernel), drawn(channels), 1 + drawn(channels) ** 2
+    conv = causal_conv.packed(weight, bias, dilation, products)
+    snake = causal_conv.Activation(alpha, 1 / (alpha + 1e-9))
+    padded = F.pad(x.double(), ((kernel - 1) * dilation, 0))
+    right = F.conv1d(padded, weight.double(), bias.double(), dilation=dilation)
+
+    total, activated = causal_conv.convolved(x, conv, residual, snake)
+    near(total, right + residual, products)
+    near(activated, total + (total * alpha[:, None]).sin() ** 2 * snake.inverse[:, None], 3)
+    none, activated = causal_conv.convolved(x, conv, activation=snake)
+    assert none is None
+    # A sine of a large argument shows every error of the sum, so it is asked for its own.
+    between = total - residual
+    near(activated, between + (between * alpha[:, None]).sin() ** 2 * snake.inverse[:, None], products)
+
+
+@runs
+def test_a_row_is_the_same_in_any_batch():
+    x, conv = drawn(2, 32, LENGTH), causal_conv.packed(drawn(32, 32, 3), drawn(32), 1, 3)
+    whole, none = causal_conv.convolved(x, conv)
+    assert none is None
+    for row, alone in zip(whole, x, strict=True):
+        assert torch.equal(causal_conv.convolved(alone[None].contiguous(), conv)[0][0], row)
+
+
+@runs
+def test_a_block_is_the_eager_one(hift_model):
+    """The fixture's blocks of 32 and 16 channels."""
+    own = HiFT(hift_model.config)
+    own.load_state_dict(hift_model.state_dict())
+    _fold(own.to(DEVICE).eval().requires_grad_(False))
+    for i in (0, 3):
+        x = drawn(2, hift_model.resblocks[i].convs1[0].in_channels, LENGTH)
+        right = copy.deepcopy(hift_model.resblocks[i]).double()(x.double().cpu()).to(DEVICE)
+        near(causal_conv.JoinedBlock(own.resblocks[i], 3)(x), right, 3)
