@@ -91,7 +91,7 @@ def test_a_token(graphs, rule):
 
 
 def test_a_prompt_is_read(graphs, monkeypatch):
-    """Not captured, but its tensors must meet on the device."""
+    """Its graph could be captured; what is not must meet on the device."""
     monkeypatch.setattr(fast_sampling, "_exponential", lambda n, generator: torch.ones(n))
     lm = FastLM(built(LM, LMConfig(num_hidden_layers=2, vocab_size=500)), (1, 2), graphs)
     decoder = _Decoder(lm, 2, 1024, Options())
@@ -99,6 +99,7 @@ def test_a_prompt_is_read(graphs, monkeypatch):
     decoder.begin(prompts, [1, 0], [(3, 40), (4, 50)], [Options(), Options(seed=1)])
     decoder._step(512)
     assert decoder.logp.device.type == "cuda"
+    clean(graphs, 200)
 
 
 @pytest.mark.parametrize("splits", [False, True])

@@ -7,13 +7,12 @@ Shape letters: `B` rows, `U` different prompts among them, `P` positions of a pr
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from workbench.speech.lm_kernels import LayerKernels
 
 CHUNK = 4  # tokens between two looks at what was drawn
+PROMPT = 64  # positions: prompts are padded to a multiple of this, so that few graphs read all of them
+MOST_READERS = 8  # of those graphs
 MOST_IDLE = 2**31  # bytes of the caches that are kept for the next run like theirs
 # Options that may differ from row to row, and what stands for them where only the others count.
 FREE = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
@@ -51,8 +52,9 @@ class FastLM:
         self.dtype, self.device = lm.llm_decoder.weight.dtype, lm.llm_decoder.weight.device
         self.layers = _layers(lm, precise)
         self.move = compiled(_move, self.device, "rows")
+        self.reader = lru_cache(MOST_READERS)(partial(_Reader, self))
         self._idle: list[_Decoder] = []
-        self._lock = Lock()
+        self.lock = Lock()  # for what all runs share
 
     def steps(self, utts: Sequence[Utterance], options: Sequence[Options]) -> Iterator[tuple[int, LMStep]]:
         """Decode until every row has drawn a stop or reached its length limit.
@@ -93,7 +95,7 @@ class FastLM:
 
     def _decoder(self, *key: Any) -> "_Decoder":
         """One that is decoding for somebody else is left alone: its tensors hold that run."""
-        with self._lock:
+        with self.lock:
             for decoder in self._idle:
                 if decoder.key == key:
                     self._idle.remove(decoder)
@@ -101,10 +103,38 @@ class FastLM:
         return _Decoder(self, *key)
 
     def _put_back(self, decoder: "_Decoder") -> None:
-        with self._lock:
+        with self.lock:
             self._idle.append(decoder)
             while len(self._idle) > 1 and sum(d.cache.nbytes for d in self._idle) > MOST_IDLE:
                 self._idle.pop(0)
+
+
+class _Reader:
+    """Reads prompts of one padded length, as a graph: a thousand kernels, too short for the host to keep up.
+
+    What is padded comes after what is real: no real position sees it, and decoding writes over it.
+    """
+
+    def __init__(self, fast: FastLM, n: int, length: int) -> None:
+        self.lm = fast.lm
+        self.x = torch.zeros(n, length, self.lm.config.hidden_size, device=fast.device, dtype=fast.dtype)
+        self.row = torch.arange(n, device=fast.device)
+        self.last = torch.zeros_like(self.row)
+        self.graph = fast.graphs.capture(self._read)
+
+    def __call__(self, prompts: Sequence[Tensor], last: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (U, n_ids) behind the last positions; keys and values, both overwritten next."""
+        self.x.zero_()
+        for x, prompt in zip(self.x, prompts, strict=True):
+            x[: len(prompt)] = prompt
+        self.last.copy_(last)
+        return self.graph()
+
+    def _read(self) -> tuple[Tensor, Tensor]:
+        cache = KVCache(self.lm.config.num_hidden_layers)
+        hidden = self.lm.qwen(self.x, cache)[self.row, self.last]
+        kept = [torch.stack(pair) for pair in zip(cache.keys, cache.values, strict=True)]
+        return self.lm.logp(hidden), torch.stack(kept)  # (layers, 2, U, H, P, head_dim)
 
 
 class _Decoder:
@@ -148,21 +178,16 @@ class _Decoder:
         options: Sequence[Options],
     ) -> None:
         """Read the prompts (P, D), all at once; row i goes on from prompt whose[i]."""
-        self.cache.zero_()  # of a run that overflowed: even what is not looked at must be finite
-        lm, lengths = self.fast.lm, [len(p) for p in prompts]
-        cache = KVCache(lm.config.num_hidden_layers)
-        # What is padded comes after what is real: no real position sees it, and decoding writes over it.
-        padded = torch.stack([F.pad(p, (0, 0, 0, max(lengths) - len(p))) for p in prompts])
+        lengths, fast = [len(p) for p in prompts], self.fast
         last, row = sent([n - 1 for n in lengths], self.position), sent(whose, self.position)
         self.position.copy_((last + 1)[row])
         self.shortest.copy_(sent([low for low, _ in limits], self.shortest))
         self.longest.copy_(sent([high for _, high in limits], self.longest))
-        with self.fast.graphs.computing():
-            hidden = lm.qwen(padded, cache)[torch.arange(len(prompts), device=row.device), last]
-            self.logp.copy_(lm.logp(hidden)[row])
-        for layer, (keys, values) in enumerate(zip(cache.keys, cache.values, strict=True)):
-            self.cache[layer, 0, :, :, : max(lengths)] = keys[row]
-            self.cache[layer, 1, :, :, : max(lengths)] = values[row]
+        self.cache.zero_()  # of a run that overflowed: even what is not looked at must be finite
+        with fast.lock:
+            logp, read = fast.reader(len(prompts), -(-max(lengths) // PROMPT) * PROMPT)(prompts, last)
+            self.logp.copy_(logp[row])
+            self.cache[..., : max(lengths), :] = read[:, :, row, :, : max(lengths)]
         for state in (self.count, self.tick, self.spoiled):
             state.zero_()
         torch.ge(self.count, self.longest, out=self.done)

@@ -75,6 +75,7 @@ class DeviceSampler:
         self._choose, self._keep = (compiled(function, device, "rows") for function in (_choose, _keep))
         self._places = [0] * rows
         self._generators: list[torch.Generator] = []
+        self._pool = ThreadPoolExecutor(8)
 
     def begin(self, options: Sequence[Options]) -> None:
         """Start anew, with the seed, top_p and tau_r of each row."""
@@ -118,8 +119,7 @@ class DeviceSampler:
         """So many draws of each row; a whole vocabulary takes 0.2 ms, so rows are drawn side by side."""
         if sum(counts) < 10_000:
             return list(map(_exponential, counts, self._generators))
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(_exponential, counts, self._generators))
+        return list(self._pool.map(_exponential, counts, self._generators))
 
 
 def _choose(

@@ -17,6 +17,7 @@ from workbench.speech.joined import join_rows
 from workbench.speech.lm import LM
 
 SPAN = 256  # positions that attention looks at together
+FEW_OUTPUTS = 2048  # of so few, a program takes fewer, so that all of the GPU has something to do
 
 
 class LayerKernels:
@@ -94,14 +95,13 @@ def project(
     outputs = len(weight) // 2 if gated else len(weight)
     y = x.new_empty(rows, outputs)
     if rows == 1:
-        kernel, block_k = _project_one, min(1024, triton.next_power_of_2(width))
-        tile = {"OUTS": 4, "INS": block_k, "num_warps": 4}
+        kernel = _project_one
+        tile = {"OUTS": 2 if outputs < FEW_OUTPUTS else 4, "INS": 1024, "num_warps": 4}
     else:
-        kernel, padded = _project_many, max(16, triton.next_power_of_2(rows))
-        block_k = 64 if weight.dtype == torch.float32 else 128
-        outs = 32 if outputs > 2048 else 16
-        tile = {"ROWS": padded, "OUTS": outs, "INS": block_k, "PRECISION": precision}
-        tile |= {"num_warps": 4, "num_stages": 4}
+        kernel = _project_many
+        ins = 32 if weight.dtype == torch.float32 else 64
+        tile = {"ROWS": max(16, triton.next_power_of_2(rows)), "OUTS": 16, "PARTS": 8, "INS": ins}
+        tile |= {"PRECISION": precision, "num_warps": 8, "num_stages": 3}
     kernel[(triton.cdiv(outputs, tile["OUTS"]),)](
         x,
         weight,
@@ -230,39 +230,40 @@ def _project_many(
     GATED: tl.constexpr,
     ROWS: tl.constexpr,
     OUTS: tl.constexpr,
+    PARTS: tl.constexpr,
     INS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    # Each warp adds up a part of its own: one after the other, the sums would take longer than the memory.
     out = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
-    row = tl.arange(0, ROWS)
+    row, part = tl.arange(0, ROWS), tl.arange(0, PARTS)
     real, filled = out < OUTPUTS, row < rows
-    total = tl.zeros((ROWS, OUTS), tl.float32)
-    second = tl.zeros((ROWS, OUTS), tl.float32)
-    squares = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, WIDTH, INS):
-        column = start + tl.arange(0, INS)
+    total = tl.zeros((PARTS, ROWS, OUTS), tl.float32)
+    second = tl.zeros((PARTS, ROWS, OUTS), tl.float32)
+    squares = tl.zeros((PARTS, ROWS), tl.float32)
+    for start in range(0, WIDTH, PARTS * INS):
+        column = start + part[:, None] * INS + tl.arange(0, INS)[None, :]
         inside = column < WIDTH
-        here = real[:, None] & inside[None, :]
-        at = weight_ptr + out[:, None] * WIDTH + column[None, :]
+        x_at = x_ptr + row[None, :, None] * WIDTH + column[:, None, :]
+        x = tl.load(x_at, mask=filled[None, :, None] & inside[:, None, :], other=0.0)
+        at = weight_ptr + out[None, None, :] * WIDTH + column[:, :, None]
+        here = real[None, None, :] & inside[:, :, None]
         weight = tl.load(at, mask=here, other=0.0)
-        x = tl.load(
-            x_ptr + row[:, None] * WIDTH + column[None, :], mask=filled[:, None] & inside[None, :], other=0.0
-        )
         if norm_ptr is not None:
-            squares += tl.sum(x * x, 1)
-            x *= tl.load(norm_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+            squares += tl.sum(x * x, 2)
+            x *= tl.load(norm_ptr + column, mask=inside, other=0.0).to(tl.float32)[:, None, :]
         x = x.to(weight.dtype)
-        total = tl.dot(x, tl.trans(weight), total, input_precision=PRECISION)
+        total = tl.dot(x, weight, total, input_precision=PRECISION)
         if GATED:
             other = tl.load(at + OUTPUTS * WIDTH, mask=here, other=0.0)
-            second = tl.dot(x, tl.trans(other), second, input_precision=PRECISION)
-    y = total
+            second = tl.dot(x, other, second, input_precision=PRECISION)
+    y, up = tl.sum(total, 0), tl.sum(second, 0)
     if norm_ptr is not None:
-        size = tl.rsqrt(squares / WIDTH + eps)[:, None]
+        size = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)[:, None]
         y *= size
-        second *= size
+        up *= size
     if GATED:
-        y = y * tl.sigmoid(y) * second
+        y = y * tl.sigmoid(y) * up
     place = row[:, None] * OUTPUTS + out[None, :]
     both = filled[:, None] & real[None, :]
     if bias_ptr is not None:
