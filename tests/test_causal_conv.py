@@ -35,7 +35,7 @@ def test_interpreted():
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "11 passed" in run.stdout
+    assert "12 passed" in run.stdout
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +62,14 @@ def near(found, right, products):
     assert (found.double() - right).abs().max() <= ERROR[products] * right.abs().max()
 
 
+def layer(weight, bias, dilation=1, groups=1):
+    """A convolution with these weights."""
+    n_out, n_in, kernel = weight.shape
+    conv = torch.nn.Conv1d(groups * n_in, n_out, kernel, dilation=dilation, groups=groups).to(DEVICE)
+    conv.load_state_dict({"weight": weight, "bias": bias})
+    return conv
+
+
 @runs
 @pytest.mark.parametrize("dilation", [1, 3, 5])
 @pytest.mark.parametrize("kernel", [3, 7, 11])
@@ -69,7 +77,7 @@ def test_every_shape(kernel, dilation):
     channels, products = {3: (48, 1), 7: (32, 3), 11: (16, 3)}[kernel]
     x, residual = drawn(2, channels, LENGTH), drawn(2, channels, LENGTH + 1)[..., 1:].contiguous()
     weight, bias, alpha = drawn(channels, channels, kernel), drawn(channels), 1 + drawn(channels) ** 2
-    conv = causal_conv.packed(weight, bias, dilation, products)
+    conv = causal_conv.packed(layer(weight, bias, dilation), products)
     snake = causal_conv.Activation(alpha, 1 / (alpha + 1e-9))
     padded = F.pad(x.double(), ((kernel - 1) * dilation, 0))
     right = F.conv1d(padded, weight.double(), bias.double(), dilation=dilation)
@@ -85,8 +93,15 @@ def test_every_shape(kernel, dilation):
 
 
 @runs
+def test_groups_see_their_own_channels():
+    x, weight, bias = drawn(2, 64, LENGTH), drawn(64, 16, 5), drawn(64)
+    found, _ = causal_conv.convolved(x, causal_conv.packed(layer(weight, bias, groups=4), 3))
+    near(found, F.conv1d(F.pad(x.double(), (4, 0)), weight.double(), bias.double(), groups=4), 3)
+
+
+@runs
 def test_a_row_is_the_same_in_any_batch():
-    x, conv = drawn(2, 32, LENGTH), causal_conv.packed(drawn(32, 32, 3), drawn(32), 1, 3)
+    x, conv = drawn(2, 32, LENGTH), causal_conv.packed(layer(drawn(32, 32, 3), drawn(32)), 3)
     whole, none = causal_conv.convolved(x, conv)
     assert none is None
     for row, alone in zip(whole, x, strict=True):

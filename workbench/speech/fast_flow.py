@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import Options
-from workbench.speech.dit import Block, RotaryEmbed, attention_mask
+from workbench.speech.dit import Block, ConvPosEmbed, RotaryEmbed, attention_mask
 from workbench.speech.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
-from workbench.speech.graphs import Graphs, compiled
+from workbench.speech.graphs import Graphs, compiled, compiles
 from workbench.speech.joined import join_rows
 from workbench.speech.split_float32 import SplitLinear, split, splitting_pays
 
@@ -47,6 +47,7 @@ class FastFlow:
         splits = splitting_pays(self.device, self.dtype)
         self.linear, self.operand = (SplitLinear, split) if splits else (_linear, _as_it_is)
         self.layers = [self._layer(block) for block in self.dit.transformer_blocks]
+        self.conv_pos = _conv_pos(self.dit.input_embed.conv_pos_embed, splits)
         self.proj_out = self.linear(self.dit.proj_out.weight, self.dit.proj_out.bias)
         self._modulations = lru_cache(MOST_GRIDS)(self._modulated)
         self._step = lru_cache(MOST_GRAPHS)(partial(_Step, self))
@@ -184,7 +185,7 @@ class _Step:
         weight = embed.proj.weight[:, : self.x.shape[1]]
         own = F.linear(self.x.transpose(1, 2).to(self.known.dtype), weight)
         h = (self.known.unflatten(0, (2, -1)) + own).flatten(0, 1)
-        h = (h + embed.conv_pos_embed(h)).flatten(0, 1)  # (2 B S, D) from here on
+        h = (h + fast.conv_pos(h)).flatten(0, 1)  # (2 B S, D) from here on
         *layers, out = self.modulation[:, None].split(6)
         y = fast.enter(h, *layers[0][:2], operand)
         for layer, modulation, after in zip(fast.layers, layers, (*layers[1:], out), strict=True):
@@ -236,6 +237,26 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 def _linear(weight: Tensor, bias: Tensor) -> Map:
     return partial(F.linear, weight=weight, bias=bias)
+
+
+def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Map:
+    """The position's convolutions: cuDNN would compute their groups one by one, without tensor cores."""
+    convs = embed.conv1[0], embed.conv2[0]
+    if not splits or not compiles(convs[0].weight.device):
+        return embed
+    from workbench.speech.causal_conv import LEAST_CHANNELS, convolved, packed  # it needs Triton
+
+    if convs[0].weight.shape[1] % LEAST_CHANNELS:
+        return embed
+    layers = [packed(conv, products=3) for conv in convs]
+
+    def look_back(x: Tensor) -> Tensor:
+        x = x.transpose(1, 2).contiguous()
+        for layer in layers:
+            x = F.mish(convolved(x, layer)[0])
+        return x.transpose(1, 2)
+
+    return look_back
 
 
 def _hidden(

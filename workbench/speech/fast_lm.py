@@ -207,9 +207,9 @@ class _Decoder:
                     "Try lm_dtype='bfloat16' or 'float32'"
                 )
             for tick, tokens in enumerate(drawn):
-                for row, token in enumerate(tokens):
+                for row, (token, logp) in enumerate(zip(tokens, seen[tick].unbind(), strict=True)):
                     if token >= 0:
-                        yield row, LMStep(counts[row], token, seen[row, tick])
+                        yield row, LMStep(counts[row], token, logp)
                         counts[row] += 1
             over = all(done)
             self.sampler.refill(place)
@@ -224,7 +224,7 @@ class _Decoder:
         for _ in range(CHUNK):
             step()
         state = torch.stack((self.sampler.choice.place, self.spoiled.long(), self.done.long()))
-        return OnItsWay(torch.cat((state, self.drawn.T))), self.seen.clone()
+        return OnItsWay(torch.cat((state, self.drawn.T))), self.seen.transpose(0, 1).clone()
 
     def _graph(self) -> Graph:
         return self._graphs[min(length for length in self._graphs if length >= self._farthest)]

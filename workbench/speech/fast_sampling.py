@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from workbench.speech.config import LMConfig, Options
 from workbench.speech.graphs import compiled, sent
 
+MANY = 100_000  # draws; they take 2 ms
+
 
 class Choice(NamedTuple):
     """What one token is picked by; tensors stay where they are while a run lasts."""
@@ -116,8 +118,8 @@ class DeviceSampler:
         self._keep(token, used, going, self.choice.place, self.choice.recent)
 
     def _drawn(self, counts: Sequence[int]) -> list[Tensor]:
-        """So many draws of each row; a whole vocabulary takes 0.2 ms, so rows are drawn side by side."""
-        if sum(counts) < 10_000:
+        """So many draws of each row, which side by side go faster if they are many."""
+        if sum(counts) < MANY:
             return list(map(_exponential, counts, self._generators))
         return list(self._pool.map(_exponential, counts, self._generators))
 

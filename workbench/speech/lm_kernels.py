@@ -99,9 +99,9 @@ def project(
         tile = {"OUTS": 2 if outputs < FEW_OUTPUTS else 4, "INS": 1024, "num_warps": 4}
     else:
         kernel = _project_many
-        ins = 32 if weight.dtype == torch.float32 else 64
-        tile = {"ROWS": max(16, triton.next_power_of_2(rows)), "OUTS": 16, "PARTS": 8, "INS": ins}
-        tile |= {"PRECISION": precision, "num_warps": 8, "num_stages": 3}
+        ins = (32 if gated else 64) * 4 // weight.element_size()
+        tile = {"ROWS": max(16, triton.next_power_of_2(rows)), "OUTS": 16, "PARTS": 4, "INS": ins}
+        tile |= {"PRECISION": precision, "num_warps": 4, "num_stages": 3}
     kernel[(triton.cdiv(outputs, tile["OUTS"]),)](
         x,
         weight,
