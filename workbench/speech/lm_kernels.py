@@ -99,8 +99,9 @@ def project(
         tile = {"OUTS": 2 if outputs < FEW_OUTPUTS else 4, "INS": 1024, "num_warps": 4}
     else:
         kernel = _project_many
-        ins = (32 if gated else 64) * 4 // weight.element_size()
-        tile = {"ROWS": max(16, triton.next_power_of_2(rows)), "OUTS": 16, "PARTS": 4, "INS": ins}
+        padded = max(16, triton.next_power_of_2(rows))
+        ins = (2048 if gated else 4096) // (padded * weight.element_size())  # what fits beside each other
+        tile = {"ROWS": padded, "OUTS": 16, "PARTS": 4, "INS": ins}
         tile |= {"PRECISION": precision, "num_warps": 4, "num_stages": 3}
     kernel[(triton.cdiv(outputs, tile["OUTS"]),)](
         x,
