@@ -129,6 +129,7 @@ def test_the_vocoder_on_tensor_cores(graphs, monkeypatch):
     causal_conv = pytest.importorskip("workbench.speech.causal_conv", reason="no Triton")
     kernel = Launched()
     monkeypatch.setattr(causal_conv, "_convolve", kernel)
+    monkeypatch.setattr(causal_conv, "prepare", lambda products, device: None)
     monkeypatch.setattr(fast_hift, "_suits_tensor_cores", lambda hift: True)
     hift = FastHiFT(built(HiFT, HiFTConfig()), lambda n: torch.zeros(1, n, 9), graphs)
     graphs.watch = Watch()

@@ -5,6 +5,7 @@ the arithmetic could do, and transposes many of them before and after. Here a fl
 TF32 numbers, and three of their four products make a product that is float32's but for its last bits.
 """
 
+from functools import partial
 from math import gcd
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from workbench.speech.graphs import side_by_side
 from workbench.speech.hift import ResBlock
 
 LEAST_CHANNELS = 16  # and multiples of it
@@ -79,6 +81,21 @@ class JoinedBlock(nn.Module):
         return x
 
 
+def prepare(products: int, device: torch.device) -> None:
+    """Compile what `JoinedBlock` calls, for lengths that are multiples of 16 and others."""
+    conv = nn.Conv1d(4 * LEAST_CHANNELS, 4 * LEAST_CHANNELS, 3, device=device)
+    layer, snake = packed(conv, products), Activation(conv.bias.detach(), conv.bias.detach())
+    calls = []
+    for length in (16, 17):
+        x = torch.zeros(1, conv.in_channels, length, device=device)
+        calls += [
+            partial(convolved, x, layer, activation=snake),
+            partial(convolved, x, layer, residual=x, activation=snake),
+            partial(convolved, x, layer, residual=x),
+        ]
+    side_by_side(device, *calls)
+
+
 def _of(snake: nn.Module) -> Activation:
     return Activation(snake.alpha.flatten(), snake.inverse.flatten())
 
@@ -89,14 +106,14 @@ def packed(conv: nn.Conv1d, products: int) -> Packed:
     Parameters
     ----------
     conv : Conv1d
-        float32, with as many channels C out of a group as into it, a multiple of `LEAST_CHANNELS`.
+        With as many channels C out of a group as into it, a multiple of `LEAST_CHANNELS`.
     products : {1, 3}
         3 is exact, 1 rounds to TF32.
     """
-    taps = conv.weight.detach().unflatten(0, (conv.groups, -1)).permute(0, 3, 1, 2).contiguous()
+    taps = conv.weight.detach().float().unflatten(0, (conv.groups, -1)).permute(0, 3, 1, 2).contiguous()
     big = _tf32(taps)
     parts = [big] if products == 1 else [big, _tf32(taps - big)]
-    return Packed(torch.stack(parts), conv.bias.detach().contiguous(), conv.dilation[0])
+    return Packed(torch.stack(parts), conv.bias.detach().float().contiguous(), conv.dilation[0])
 
 
 def convolved(

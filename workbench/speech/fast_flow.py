@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from workbench.speech.config import Options
 from workbench.speech.dit import Block, ConvPosEmbed, RotaryEmbed, attention_mask
+from workbench.speech.exact import fast_float32
 from workbench.speech.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
 from workbench.speech.graphs import Graphs, compiled, compiles
 from workbench.speech.joined import join_rows
@@ -37,17 +38,19 @@ class FastFlow:
     Parameters
     ----------
     flow : Flow
-        Its weights are used where they are; the state of the ODE is float32 at least.
+        Its weights are used where they are. Where products are split it is taken over: the linear layers of
+        the blocks lose their weights, of which the parts take three times the memory already.
     graphs : Graphs
     """
 
     def __init__(self, flow: Flow, graphs: Graphs) -> None:
         self.graphs, self.dit = graphs, flow.decoder.estimator
         self.dtype, self.device = self.dit.proj_out.weight.dtype, self.dit.proj_out.weight.device
-        splits = splitting_pays(self.device, self.dtype)
+        self.flow, splits = flow, splitting_pays(self.device, self.dtype)
         self.linear, self.operand = (SplitLinear, split) if splits else (_linear, _as_it_is)
-        self.layers = [self._layer(block) for block in self.dit.transformer_blocks]
-        self.conv_pos = _conv_pos(self.dit.input_embed.conv_pos_embed, splits)
+        self.layers = [self._layer(block, splits) for block in self.dit.transformer_blocks]
+        rounds = graphs.arithmetic is fast_float32
+        self.conv_pos = _conv_pos(self.dit.input_embed.conv_pos_embed, 1 if rounds else 3 * splits)
         self.proj_out = self.linear(self.dit.proj_out.weight, self.dit.proj_out.bias)
         self._modulations = lru_cache(MOST_GRIDS)(self._modulated)
         self._step = lru_cache(MOST_GRAPHS)(partial(_Step, self))
@@ -109,11 +112,15 @@ class FastFlow:
         for taken in integrate(ask, x, options[0], start):
             yield [_row_of(taken, i, length) for i, length in enumerate(lengths)]
 
-    def _layer(self, block: Block) -> "_Layer":
+    def _layer(self, block: Block, taken: bool) -> "_Layer":
         attn, (project, _, back) = block.attn, block.ff.ff
-        joined = join_rows(attn.to_q, attn.to_k, attn.to_v)
-        others = ((layer.weight, layer.bias) for layer in (attn.to_out[0], project[0], back))
-        return _Layer(*(self.linear(*weights) for weights in (joined, *others)))
+        asking, others = (attn.to_q, attn.to_k, attn.to_v), (attn.to_out[0], project[0], back)
+        weights = [join_rows(*asking), *((layer.weight, layer.bias) for layer in others)]
+        made = _Layer(*(self.linear(*pair) for pair in weights))
+        if taken:
+            for layer in (*asking, *others):
+                layer.weight.data = layer.weight.new_empty(0)
+        return made
 
     def _known(self, conditions: Sequence[Condition], length: int) -> Tensor:
         """What mu, cond and spks add to the estimator's input: (2 B, S, D), without conditions last."""
@@ -239,22 +246,22 @@ def _linear(weight: Tensor, bias: Tensor) -> Map:
     return partial(F.linear, weight=weight, bias=bias)
 
 
-def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Map:
-    """The position's convolutions: cuDNN would compute their groups one by one, without tensor cores."""
+def _conv_pos(embed: ConvPosEmbed, products: int) -> Map:
+    """The position's convolutions: cuDNN would compute their groups one by one."""
     convs = embed.conv1[0], embed.conv2[0]
-    if not splits or not compiles(convs[0].weight.device):
+    if not products or not compiles(convs[0].weight.device):
         return embed
     from workbench.speech.causal_conv import LEAST_CHANNELS, convolved, packed  # it needs Triton
 
     if convs[0].weight.shape[1] % LEAST_CHANNELS:
         return embed
-    layers = [packed(conv, products=3) for conv in convs]
+    layers = [packed(conv, products) for conv in convs]
 
     def look_back(x: Tensor) -> Tensor:
-        x = x.transpose(1, 2).contiguous()
+        y = x.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         for layer in layers:
-            x = F.mish(convolved(x, layer)[0])
-        return x.transpose(1, 2)
+            y = F.mish(convolved(y, layer)[0])
+        return y.transpose(1, 2).to(x.dtype)
 
     return look_back
 

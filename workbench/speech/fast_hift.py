@@ -219,8 +219,9 @@ def _suits_tensor_cores(hift: HiFT) -> bool:
 
 def _join(hift: HiFT, products: int) -> None:
     """Put the kernel into the residual blocks that it has channels for."""
-    from workbench.speech.causal_conv import LEAST_CHANNELS, JoinedBlock  # Triton comes with CUDA alone
+    from workbench.speech.causal_conv import LEAST_CHANNELS, JoinedBlock, prepare  # it needs Triton
 
+    prepare(products, hift.conv_post.weight.device)
     for blocks in (hift.source_resblocks, hift.resblocks):
         for i, block in enumerate(blocks):
             if block.convs1[0].in_channels % LEAST_CHANNELS == 0:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
-from workbench.speech.fast_sampling import DeviceSampler
+from workbench.speech.fast_sampling import DeviceSampler, keep
 from workbench.speech.frontend import Utterance
 from workbench.speech.graphs import Graph, Graphs, OnItsWay, compiled, compiles, sent
 from workbench.speech.lm import LM, KVCache, LMStep
@@ -164,6 +164,7 @@ class _Decoder:
         self._farthest = self._left = (
             0  # position that any row can have reached; tokens that one may still draw
         )
+        fast.layers.prepare(n)
         # Now, and not when a run outgrows one: capturing takes longer than many tokens.
         self._graphs = {
             length: fast.graphs.capture(partial(self._step, length))
@@ -233,10 +234,11 @@ class _Decoder:
         """Pick a token from what is known, then work out what follows it, looking at `length` positions."""
         fast, lm = self.fast, self.fast.lm
         token, used = self.sampler.pick(self.logp, self.count < self.shortest)
-        x = lm.speech_embedding(token)
+        x = lm.speech_embedding.weight[token]  # an embedding layer takes 10 us for this
         logits = fast.layers.logits(x, self.cache, self.cos, self.sin, self.position, length)
-        alive, going = fast.move(
+        fast.move(
             token,
+            used,
             lm.config.speech_token_size,
             self.logp,
             self.done,
@@ -247,8 +249,9 @@ class _Decoder:
             self.count,
             self.position,
             self.longest,
+            self.sampler.choice.place,
+            self.sampler.choice.recent,
         )
-        self.sampler.keep(token, used * alive, going)
         torch.log_softmax(logits.to(self.logp.dtype), -1, out=self.logp)
 
 
@@ -265,6 +268,7 @@ def _layers(lm: LM, precise: bool) -> "LayerSteps | LayerKernels":
 
 def _move(
     token: Tensor,
+    used: Tensor,
     stops_from: int,
     logp: Tensor,
     done: Tensor,
@@ -275,8 +279,10 @@ def _move(
     count: Tensor,
     position: Tensor,
     longest: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Keep a token and what it was picked from, and go on; which rows were alive, which still are."""
+    place: Tensor,
+    recent: Tensor,
+) -> None:
+    """Keep a token and what it was picked from, and go on."""
     alive = ~done
     going = alive & (token < stops_from)
     drawn.index_copy_(1, tick, torch.where(going, token, -1)[:, None])
@@ -286,4 +292,4 @@ def _move(
     count += going
     position += going
     done |= ~going | (count >= longest)
-    return alive, going
+    keep(token, used * alive, going, place, recent)

@@ -3,6 +3,7 @@
 import gc
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from threading import RLock
@@ -123,6 +124,17 @@ def _no_collection() -> Iterator[None]:
     finally:
         if on:
             gc.enable()
+
+
+def side_by_side(device: torch.device, *calls: Callable[[], object]) -> None:
+    """Call what compiles kernels, each call in a thread: Triton takes seconds, outside of Python's lock."""
+
+    def on_device(call: Callable[[], object]) -> None:
+        with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            call()
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(on_device, calls))
 
 
 class OnItsWay:

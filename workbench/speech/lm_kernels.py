@@ -8,11 +8,14 @@ The state between layers is float32. Rows of a batch are multiplied on tensor co
 products in TF32, which keeps its accuracy. Triton compiles this file; without a GPU it is not imported.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from workbench.speech.graphs import side_by_side
 from workbench.speech.joined import join_rows
 from workbench.speech.lm import LM
 
@@ -43,21 +46,44 @@ class LayerKernels:
             norms = layer.input_layernorm, layer.post_attention_layernorm
             self.layers.append((*norms, qkv, attn.o_proj.weight, gate_up, mlp.down_proj.weight))
 
+    def prepare(self, rows: int) -> None:
+        """Compile all kernels for a number of rows."""
+        weight = self.lm.llm_decoder.weight
+        (before, after, qkv, out, gate_up, down), device = self.layers[0], weight.device
+        queries, keys, dim = self.heads
+        position = torch.zeros(rows, device=device, dtype=torch.long)
+        cache = torch.zeros(2, rows, keys, 16, dim, device=device, dtype=weight.dtype)
+        turn = torch.zeros(1, dim // 2, device=device, dtype=weight.dtype)
+
+        def some(width: int) -> Tensor:
+            return torch.zeros(rows, width, device=device)
+
+        wide, narrow = some(down.shape[1]), some(len(out))
+        seen, asked = some(queries * dim), some((queries + 2 * keys) * dim)
+        side_by_side(
+            device,
+            lambda: self._project(narrow, qkv[0], norm=before, bias=qkv[1]),
+            lambda: attend(asked, cache, turn, turn, position, self.heads),
+            lambda: self._project(seen, out, add=narrow),
+            lambda: self._project(narrow, gate_up, norm=after, gated=True),
+            lambda: self._project(wide, down, add=narrow),
+            lambda: self._project(narrow, weight, norm=self.lm.qwen.norm),
+        )
+
     def lengths(self, positions: int) -> list[int]:
         """One graph serves them all: the kernels look as far as a row has come."""
         return [positions]
 
     def logits(self, x: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, _: int) -> Tensor:
         """Put a position into the cache and say what may follow; see `LayerSteps.logits`."""
-        project = self._project
         x = x.float()
         for (before, after, qkv, out, gate_up, down), kv in zip(self.layers, cache, strict=True):
-            asked = project(x, qkv[0], norm=before, bias=qkv[1])
-            x = project(attend(asked, kv, cos, sin, position, self.heads), out, add=x)
-            x = project(project(x, gate_up, norm=after, gated=True), down, add=x)
-        return project(x, self.lm.llm_decoder.weight, norm=self.lm.qwen.norm)
+            asked = self._project(x, qkv[0], norm=before, bias=qkv[1])
+            x = self._project(attend(asked, kv, cos, sin, position, self.heads), out, add=x)
+            x = self._project(self._project(x, gate_up, norm=after, gated=True), down, add=x)
+        return self._project(x, self.lm.llm_decoder.weight, norm=self.lm.qwen.norm)
 
-    def _project(self, x: Tensor, weight: Tensor, **rest) -> Tensor:
+    def _project(self, x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
         return project(x, weight, precision=self.precision, **rest)
 
 

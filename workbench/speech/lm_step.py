@@ -37,6 +37,9 @@ class LayerSteps:
             norms = layer.input_layernorm, layer.post_attention_layernorm
             self.layers.append((*norms, qkv, (attn.o_proj.weight, gate_up, mlp.down_proj.weight)))
 
+    def prepare(self, rows: int) -> None:
+        """Nothing: torch has its kernels."""
+
     def lengths(self, positions: int) -> list[int]:
         """How many positions each graph looks at, until one sees so many."""
         return doubling(positions)

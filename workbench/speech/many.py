@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 32  # of one batch
 LOGP = ("lm/logp", "lm/entropy")  # what is made of log-probabilities
+DRAWS = (*LOGP, "lm/drawn_token")  # what is kept of the LM's steps
 NONE = torch.empty(0)
 
 # Options that may differ within a batch of a stage; all others are the same for its rows.
@@ -119,7 +120,9 @@ def _speak(pipe: "Pipeline", rows: list[list[_Run]]) -> None:
             if run.utt.source_token is not None:
                 run.token = run.utt.source_token
             else:
-                said = (step.token for step in recorded_draws(iter(steps), run.record))
+                if any(run.record.wants(name) for name in DRAWS):
+                    steps = list(recorded_draws(iter(steps), run.record))
+                said = [step.token for step in steps]
                 kept = shorten_silences(said, pipe.config.silent_tokens, run.options.max_silent_run)
                 run.token = torch.tensor(list(kept), dtype=torch.long)
             check_said(run.utt, run.token)

@@ -262,7 +262,7 @@ class Pipeline:
     ) -> Condition:
         """What the flow's estimator is told for these speech tokens."""
         utt, options = utt.to(self.device), self.options(options)
-        return self.stage("flow", options.dtype_of("flow")).condition(
+        return self.stages.flow(options).condition(
             token.to(self.device), utt.flow_prompt_token, utt.prompt_mel, utt.spk_embedding, finalize
         )
 

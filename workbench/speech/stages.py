@@ -14,8 +14,10 @@ from workbench.speech.exact import exact_float32, fast_float32
 from workbench.speech.fast_flow import FastFlow
 from workbench.speech.fast_hift import FastHiFT
 from workbench.speech.fast_lm import FastLM
+from workbench.speech.flow import Flow
 from workbench.speech.graphs import Graphs
 from workbench.speech.onnx_estimator import OnnxEstimator, open_estimator
+from workbench.speech.split_float32 import splitting_pays
 
 
 class Stages:
@@ -66,8 +68,16 @@ class Stages:
         dtype = options.dtype_of("flow")
         key = ("flow", options.compute, dtype)
         if key not in self._fast:
-            self._fast[key] = FastFlow(self.eager("flow", dtype), self._graphs("flow", options))
+            taken = splitting_pays(self.device, getattr(torch, dtype))
+            flow = self._built("flow", dtype) if taken else self.eager("flow", dtype)
+            self._fast[key] = FastFlow(flow, self._graphs("flow", options))
         return self._fast[key]
+
+    def flow(self, options: Options) -> Flow:
+        """Return the flow for what goes before its estimator, which another network may compute."""
+        if options.eager("flow"):
+            return self.eager("flow", options.dtype_of("flow"))
+        return self.fast_flow(options).flow
 
     def fast_hift(self, options: Options) -> FastHiFT:
         """Return the vocoder for `compute` "exact" or "fast"."""
