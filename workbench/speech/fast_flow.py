@@ -55,7 +55,7 @@ class FastFlow:
         self._modulations = lru_cache(MOST_GRIDS)(self._modulated)
         self._step = lru_cache(MOST_GRAPHS)(partial(_Step, self))
         self.enter = compiled(_enter, self.device, "rows")
-        self.pass_on = compiled(_pass_on, self.device, "rows")
+        self.pass_on = self._pass_on(splits)
         self.turned = compiled(_turned, self.device, "rows")
         self.activate = compiled(_activate, self.device, "rows")
         self.read = compiled(self.operand, self.device, "rows")
@@ -121,6 +121,13 @@ class FastFlow:
             for layer in (*asking, *others):
                 layer.weight.data = layer.weight.new_empty(0)
         return made
+
+    def _pass_on(self, splits: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+        if not splits or not compiles(self.device):
+            return partial(compiled(_pass_on, self.device, "rows"), operand=self.operand)
+        from workbench.speech.flow_kernels import pass_on  # it needs Triton
+
+        return pass_on
 
     def _known(self, conditions: Sequence[Condition], length: int) -> Tensor:
         """What mu, cond and spks add to the estimator's input: (2 B, S, D), without conditions last."""
@@ -198,9 +205,9 @@ class _Step:
         for layer, modulation, after in zip(fast.layers, layers, (*layers[1:], out), strict=True):
             _, _, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
             y = layer.to_out(fast.read(self._attended(layer.qkv(y))))
-            h, y = fast.pass_on(h, gate_msa, y, shift_mlp, scale_mlp, operand)
+            h, y = fast.pass_on(h, gate_msa, y, shift_mlp, scale_mlp)
             y = layer.ff_out(fast.activate(layer.ff_in(y), operand))
-            h, y = fast.pass_on(h, gate_mlp, y, *after[:2], operand)
+            h, y = fast.pass_on(h, gate_mlp, y, *after[:2])
         return fast.proj_out(y).unflatten(0, self.known.shape[:2]).transpose(1, 2)
 
     def _attended(self, qkv: Tensor) -> Tensor:

@@ -188,10 +188,10 @@ def compiled(function: Callable, device: torch.device, changing: Literal["rows",
         return torch.compile(function, fullgraph=True, dynamic=True)
     fused = torch.compile(function, fullgraph=True)
 
-    def call(*args):
+    def call(*args, **kwargs):
         for x in args:
             if isinstance(x, Tensor) and x.ndim and len(x) == len(args[0]):
                 maybe_mark_dynamic(x, 0)
-        return fused(*args)
+        return fused(*args, **kwargs)
 
     return call
