@@ -28,7 +28,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-TILE = Tile(128, 64, 8, 2)  # without spills on an H200
+TILE = Tile(128, 64, 8, 2)  # an H200 has no registers for larger ones
 
 
 def suits(width: int) -> bool:
