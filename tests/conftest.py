@@ -6,6 +6,7 @@ test run: copy one (`copy.deepcopy`) before changing its precision or its weight
 """
 
 import json
+import os
 import shutil
 from functools import lru_cache
 from pathlib import Path
@@ -183,3 +184,19 @@ def lm_config(lm_golden):
 @pytest.fixture(scope="session")
 def lm_model(lm_golden, lm_config):
     return ready(LM(lm_config), lm_golden.weights)
+
+
+@pytest.fixture
+def loops(monkeypatch):
+    """The interpreter of Triton 3.6 makes a loop's end of an array of one number, which NumPy 2.4 refuses."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)

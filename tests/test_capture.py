@@ -112,6 +112,23 @@ def test_a_step_of_the_ode(graphs, mask_rows, splits, monkeypatch):
     clean(graphs, 80)
 
 
+def test_attention_without_a_mask_is_one_kernel(graphs, monkeypatch):
+    attention = pytest.importorskip("workbench.speech.float32_attention", reason="no Triton")
+    flow_kernels = pytest.importorskip("workbench.speech.flow_kernels")
+    kernel, passing = Launched(), Launched()
+    monkeypatch.setattr(attention, "_attend", kernel)
+    monkeypatch.setattr(flow_kernels, "_pass_on", passing)
+    monkeypatch.setattr(fast_flow, "splitting_pays", lambda device, dtype: True)
+    monkeypatch.setattr(fast_flow, "compiles", lambda device: True)
+    monkeypatch.setattr(fast_flow, "_conv_pos", lambda embed, splits: embed)
+    fast = FastFlow(built(Flow, FlowConfig(dit=DiTConfig(depth=2))), graphs)
+    for mask_rows, launches in ((0, 2), (1, 2)):
+        _Step(fast, 3, 64, mask_rows)
+        assert kernel.count == launches
+    assert passing.count == 2 * 2 * 2  # steps, layers, twice in each
+    clean(graphs, 60)
+
+
 class Launched:
     """Stands in for a Triton kernel, which takes no pretended tensors."""
 

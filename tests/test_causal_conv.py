@@ -18,7 +18,7 @@ causal_conv = pytest.importorskip("workbench.speech.causal_conv", reason="no Tri
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 runs = pytest.mark.skipif(DEVICE.type == "cpu" and not INTERPRETED, reason="needs Triton's interpreter")
-pytestmark = pytest.mark.usefixtures("no_grad")
+pytestmark = pytest.mark.usefixtures("no_grad", "loops")
 
 LENGTH = 135  # odd, and more than one program's
 ERROR = {1: 1e-3, 3: 2e-6}  # of the largest value; TF32 has 11 bits
@@ -36,22 +36,6 @@ def test_interpreted():
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "12 passed" in run.stdout
-
-
-@pytest.fixture(autouse=True)
-def loops(monkeypatch):
-    """The interpreter of Triton 3.6 makes a loop's end of an array of one number, which NumPy 2.4 refuses."""
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 def drawn(*shape):

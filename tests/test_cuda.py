@@ -148,6 +148,19 @@ def test_split_products_are_float32s_to_rounding():
     assert off < 5e-6 < 1e-4 < rounded
 
 
+def test_attention_in_float32():
+    if not splitting_pays(CUDA, torch.float32):
+        pytest.skip("torch's own is as fast here")
+    attention = pytest.importorskip("workbench.speech.float32_attention")
+    qkv = torch.randn(2, 674, 3, 16, 64, device=CUDA)
+    q, k, v = qkv.double().permute(2, 0, 3, 1, 4)
+    right = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
+    with exact_float32():
+        low, high, again = attention.attended(qkv).chunk(3, dim=1)
+    assert torch.equal(high, again)
+    near(low + high, right.cpu(), 1e-5 * right.abs().max().cpu())
+
+
 def test_fast_vocoder_equals_upstream(hift_model, hift_golden, graphs):
     own, d = HiFT(hift_model.config), hift_golden.data
     own.load_state_dict(hift_model.state_dict())

@@ -205,7 +205,7 @@ def _convolve(
         inside = (seen >= 0) & (seen < length)
         part = tl.load(x + row + come[None, :] * length + seen[:, None], mask=inside[:, None], other=0.0)
         place = (tap * channels + out[None, :]) * channels + come[:, None]
-        big = _rounded(part)
+        big = rounded(part)
         weight_big = tl.load(weight + place)
         if products == 3:
             weight_small = tl.load(weight + groups * size + place)
@@ -226,7 +226,7 @@ def _convolve(
 
 
 @triton.jit
-def _rounded(x):
+def rounded(x):
     """Round to the 11 bits of TF32, which tensor cores would cut off instead."""
     bits = x.to(tl.int32, bitcast=True)
     return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)

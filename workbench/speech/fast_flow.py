@@ -51,6 +51,7 @@ class FastFlow:
         self.layers = [self._layer(block, splits) for block in self.dit.transformer_blocks]
         rounds = graphs.arithmetic is fast_float32
         self.conv_pos = _conv_pos(self.dit.input_embed.conv_pos_embed, 1 if rounds else 3 * splits)
+        self.attended = _attention(self.dit.config.dim_head, self.device) if splits else None
         self.proj_out = self.linear(self.dit.proj_out.weight, self.dit.proj_out.bias)
         self._modulations = lru_cache(MOST_GRIDS)(self._modulated)
         self._step = lru_cache(MOST_GRAPHS)(partial(_Step, self))
@@ -176,7 +177,7 @@ class _Step:
         width = dit.config.dim
         self.x = torch.zeros(n, dit.config.mel_dim, length, device=device, dtype=wide)
         self.known = torch.zeros(2 * n, length, width, device=device, dtype=dtype)
-        # Without a mask torch has a faster kernel, flash attention.
+        # Without a mask there are faster kernels: torch's flash attention, and our own in float32.
         shape = (2 * n, 1, mask_rows, length)
         self.hidden = torch.zeros(shape, device=device, dtype=dtype) if mask_rows else None
         self.modulation = torch.zeros(6 * dit.config.depth + 2, width, device=device, dtype=dtype)
@@ -204,19 +205,23 @@ class _Step:
         y = fast.enter(h, *layers[0][:2], operand)
         for layer, modulation, after in zip(fast.layers, layers, (*layers[1:], out), strict=True):
             _, _, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
-            y = layer.to_out(fast.read(self._attended(layer.qkv(y))))
+            y = layer.to_out(self._attended(layer.qkv(y)))
             h, y = fast.pass_on(h, gate_msa, y, shift_mlp, scale_mlp)
             y = layer.ff_out(fast.activate(layer.ff_in(y), operand))
             h, y = fast.pass_on(h, gate_mlp, y, *after[:2])
         return fast.proj_out(y).unflatten(0, self.known.shape[:2]).transpose(1, 2)
 
     def _attended(self, qkv: Tensor) -> Tensor:
+        """(2 B S, 3 H dim_head) -> the operand of `to_out`. Our own kernel knows no mask: torch's do."""
         y = qkv.unflatten(1, (3, self.fast.dit.config.heads, -1))  # (2 B S, 3, H, dim_head)
         first = y[:, :2, 0]
         first.copy_(self.fast.turned(first, *self.turn))
-        q, k, v = y.unflatten(0, self.known.shape[:2]).permute(2, 0, 3, 1, 4)
+        y = y.unflatten(0, self.known.shape[:2])
+        if self.fast.attended is not None and self.hidden is None:
+            return self.fast.attended(y)
+        q, k, v = y.permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden)
-        return y.transpose(1, 2).flatten(2).flatten(0, 1)
+        return self.fast.read(y.transpose(1, 2).flatten(2).flatten(0, 1))
 
 
 # What is fused to one kernel. `operand` gives a linear layer its input as it reads it.
@@ -251,6 +256,15 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 def _linear(weight: Tensor, bias: Tensor) -> Map:
     return partial(F.linear, weight=weight, bias=bias)
+
+
+def _attention(width: int, device: torch.device) -> Map | None:
+    """Attention without a mask that gives a `SplitLinear` its operand, where a kernel can be made."""
+    if not compiles(device):
+        return None
+    from workbench.speech.float32_attention import attended, suits  # it needs Triton
+
+    return attended if suits(width) else None
 
 
 def _conv_pos(embed: ConvPosEmbed, products: int) -> Map:
