@@ -93,7 +93,7 @@ def test_a_token(graphs, rule):
 
 def test_a_prompt_is_read(graphs, monkeypatch):
     """Its graph could be captured; what is not must meet on the device."""
-    monkeypatch.setattr(fast_sampling, "_exponential", lambda n, generator: torch.ones(n))
+    monkeypatch.setattr(fast_sampling, "_exponential", lambda row, generator: None)
     lm = FastLM(built(LM, LMConfig(num_hidden_layers=2, vocab_size=500)), (1, 2), graphs)
     decoder = _Decoder(lm, 2, 1024, Options())
     prompts = [torch.zeros(n, 896, device=GPU) for n in (7, 9)]
@@ -146,7 +146,7 @@ def test_the_vocoder_on_tensor_cores(graphs, monkeypatch):
     causal_conv = pytest.importorskip("workbench.speech.causal_conv", reason="no Triton")
     kernel = Launched()
     monkeypatch.setattr(causal_conv, "_convolve", kernel)
-    monkeypatch.setattr(causal_conv, "prepare", lambda products, device: None)
+    monkeypatch.setattr(causal_conv, "prepare", lambda *sizes: None)
     monkeypatch.setattr(fast_hift, "_suits_tensor_cores", lambda hift: True)
     hift = FastHiFT(built(HiFT, HiFTConfig()), lambda n: torch.zeros(1, n, 9), graphs)
     graphs.watch = Watch()

@@ -30,9 +30,9 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By the number of products: 1 rounds to TF32, 3 does not. Of five measured on an H200 those that took a batch
-# of one least.
-TILES = {1: Tile(128, 64, 32, 4, 3), 3: Tile(64, 64, 32, 4, 3)}
+# By the number of products: 1 rounds to TF32, 3 does not. Of five measured on an H200, the best for a single
+# row if exact, for 16 rows if not.
+TILES = {1: Tile(128, 128, 32, 8, 3), 3: Tile(64, 64, 32, 4, 3)}
 
 
 class Activation(NamedTuple):
@@ -81,18 +81,19 @@ class JoinedBlock(nn.Module):
         return x
 
 
-def prepare(products: int, device: torch.device) -> None:
+def prepare(channels: set[int], products: int, device: torch.device) -> None:
     """Compile what `JoinedBlock` calls, for lengths that are multiples of 16 and others."""
-    conv = nn.Conv1d(4 * LEAST_CHANNELS, 4 * LEAST_CHANNELS, 3, device=device)
-    layer, snake = packed(conv, products), Activation(conv.bias.detach(), conv.bias.detach())
     calls = []
-    for length in (16, 17):
-        x = torch.zeros(1, conv.in_channels, length, device=device)
-        calls += [
-            partial(convolved, x, layer, activation=snake),
-            partial(convolved, x, layer, residual=x, activation=snake),
-            partial(convolved, x, layer, residual=x),
-        ]
+    for size in {gcd(each, TILES[products].n_out) for each in channels}:
+        conv = nn.Conv1d(size, size, 3, device=device)
+        layer, snake = packed(conv, products), Activation(conv.bias.detach(), conv.bias.detach())
+        for length in (16, 17):
+            x = torch.zeros(1, size, length, device=device)
+            calls += [
+                partial(convolved, x, layer, activation=snake),
+                partial(convolved, x, layer, residual=x, activation=snake),
+                partial(convolved, x, layer, residual=x),
+            ]
     side_by_side(device, *calls)
 
 
@@ -106,14 +107,14 @@ def packed(conv: nn.Conv1d, products: int) -> Packed:
     Parameters
     ----------
     conv : Conv1d
-        With as many channels C out of a group as into it, a multiple of `LEAST_CHANNELS`.
+        float32, with as many channels C out of a group as into it, a multiple of `LEAST_CHANNELS`.
     products : {1, 3}
         3 is exact, 1 rounds to TF32.
     """
-    taps = conv.weight.detach().float().unflatten(0, (conv.groups, -1)).permute(0, 3, 1, 2).contiguous()
+    taps = conv.weight.detach().unflatten(0, (conv.groups, -1)).permute(0, 3, 1, 2).contiguous()
     big = _tf32(taps)
     parts = [big] if products == 1 else [big, _tf32(taps - big)]
-    return Packed(torch.stack(parts), conv.bias.detach().float().contiguous(), conv.dilation[0])
+    return Packed(torch.stack(parts), conv.bias.detach().contiguous(), conv.dilation[0])
 
 
 def convolved(

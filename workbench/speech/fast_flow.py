@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from workbench.speech.config import Options
 from workbench.speech.dit import Block, ConvPosEmbed, RotaryEmbed, attention_mask
-from workbench.speech.exact import fast_float32
 from workbench.speech.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
 from workbench.speech.graphs import Graphs, compiled, compiles
 from workbench.speech.joined import join_rows
@@ -49,8 +48,7 @@ class FastFlow:
         self.flow, splits = flow, splitting_pays(self.device, self.dtype)
         self.linear, self.operand = (SplitLinear, split) if splits else (_linear, _as_it_is)
         self.layers = [self._layer(block, splits) for block in self.dit.transformer_blocks]
-        rounds = graphs.arithmetic is fast_float32
-        self.conv_pos = _conv_pos(self.dit.input_embed.conv_pos_embed, 1 if rounds else 3 * splits)
+        self.conv_pos = _conv_pos(self.dit.input_embed.conv_pos_embed, splits)
         self.attended = _attention(self.dit.config.dim_head, self.device) if splits else None
         self.proj_out = self.linear(self.dit.proj_out.weight, self.dit.proj_out.bias)
         self._modulations = lru_cache(MOST_GRIDS)(self._modulated)
@@ -267,22 +265,22 @@ def _attention(width: int, device: torch.device) -> Map | None:
     return attended if suits(width) else None
 
 
-def _conv_pos(embed: ConvPosEmbed, products: int) -> Map:
-    """The position's convolutions: cuDNN would compute their groups one by one."""
+def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Map:
+    """The position's convolutions: cuDNN would compute their groups one by one, without tensor cores."""
     convs = embed.conv1[0], embed.conv2[0]
-    if not products or not compiles(convs[0].weight.device):
+    if not splits or not compiles(convs[0].weight.device):
         return embed
     from workbench.speech.causal_conv import LEAST_CHANNELS, convolved, packed  # it needs Triton
 
     if convs[0].weight.shape[1] % LEAST_CHANNELS:
         return embed
-    layers = [packed(conv, products) for conv in convs]
+    layers = [packed(conv, products=3) for conv in convs]
 
     def look_back(x: Tensor) -> Tensor:
-        y = x.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        x = x.transpose(1, 2).contiguous()
         for layer in layers:
-            y = F.mish(convolved(y, layer)[0])
-        return y.transpose(1, 2).to(x.dtype)
+            x = F.mish(convolved(x, layer)[0])
+        return x.transpose(1, 2)
 
     return look_back
 

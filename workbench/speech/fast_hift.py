@@ -221,8 +221,12 @@ def _join(hift: HiFT, products: int) -> None:
     """Put the kernel into the residual blocks that it has channels for."""
     from workbench.speech.causal_conv import LEAST_CHANNELS, JoinedBlock, prepare  # it needs Triton
 
-    prepare(products, hift.conv_post.weight.device)
-    for blocks in (hift.source_resblocks, hift.resblocks):
-        for i, block in enumerate(blocks):
-            if block.convs1[0].in_channels % LEAST_CHANNELS == 0:
-                blocks[i] = JoinedBlock(block, products)
+    fitting = [
+        (blocks, i, block)
+        for blocks in (hift.source_resblocks, hift.resblocks)
+        for i, block in enumerate(blocks)
+        if block.convs1[0].in_channels % LEAST_CHANNELS == 0
+    ]
+    prepare({b.convs1[0].in_channels for *_, b in fitting}, products, hift.conv_post.weight.device)
+    for blocks, i, block in fitting:
+        blocks[i] = JoinedBlock(block, products)

@@ -6,6 +6,7 @@ that has drawn a stop goes on computing, and counts no longer.
 Shape letters: `B` rows, `U` different prompts among them, `P` positions of a prompt, `D` width.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from threading import Lock
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from workbench.speech.lm_kernels import LayerKernels
 
 CHUNK = 4  # tokens between two looks at what was drawn
+AHEAD = (
+    2  # chunks that a GPU is asked for before the host looks: drawing for it takes now more, now less time
+)
 PROMPT = 64  # positions: prompts are padded to a multiple of this, so that few graphs read all of them
 MOST_READERS = 8  # of those graphs
 MOST_IDLE = 2**31  # bytes of the caches that are kept for the next run like theirs
@@ -159,8 +163,10 @@ class _Decoder:
         shape = (c.num_hidden_layers, 2, n, c.num_key_value_heads, positions, c.head_dim)
         self.cache = torch.zeros(shape, device=device, dtype=fast.dtype)
         self.cos, self.sin = lm.qwen.rope(0, positions, self.logp.to(fast.dtype))
-        # The device may be two chunks ahead of the draws that it is sent.
-        self.sampler = DeviceSampler(options, c, fast.silent_tokens, n, 2 * CHUNK, device)
+        self.ahead = AHEAD if device.type == "cuda" else 0
+        # The device may be so far ahead of the draws that it is sent.
+        picks = (self.ahead + 1) * CHUNK
+        self.sampler = DeviceSampler(options, c, fast.silent_tokens, n, picks, device)
         self._farthest = self._left = (
             0  # position that any row can have reached; tokens that one may still draw
         )
@@ -198,9 +204,11 @@ class _Decoder:
     def decode(self) -> Iterator[tuple[int, LMStep]]:
         """Yield each row's steps."""
         counts = [0] * self.n
-        over, coming = all(self.done.tolist()), self._chunk()
-        while coming and not over:
-            (told, seen), coming = coming, self._chunk()
+        over, coming = all(self.done.tolist()), deque[tuple[OnItsWay, Tensor]]()
+        while not over:
+            while self._left > 0 and len(coming) <= self.ahead:
+                coming.append(self._chunk())
+            told, seen = coming.popleft()
             place, spoiled, done, *drawn = told.tolist()
             if any(spoiled):
                 raise WorkbenchError(
@@ -215,10 +223,8 @@ class _Decoder:
             over = all(done)
             self.sampler.refill(place)
 
-    def _chunk(self) -> tuple[OnItsWay, Tensor] | None:
+    def _chunk(self) -> tuple[OnItsWay, Tensor]:
         """Let the device draw tokens; what the host wants to know of them, and their log-probabilities."""
-        if self._left <= 0:
-            return None
         self._left -= CHUNK
         self._farthest = min(self._farthest + CHUNK, self.positions)
         step = self._graph()
