@@ -1,10 +1,7 @@
-"""The convolution kernel against float64: on a GPU, or interpreted on a CPU in a process of its own."""
+"""The convolution kernel against float64: on a GPU, or interpreted where `test_kernels.py` runs this file."""
 
 import copy
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,20 +19,6 @@ pytestmark = pytest.mark.usefixtures("no_grad", "loops")
 
 LENGTH = 135  # odd, and more than one program's
 ERROR = {1: 1e-3, 3: 2e-6}  # of the largest value; TF32 has 11 bits
-
-
-@pytest.mark.skipif(INTERPRETED, reason="is interpreted already")
-def test_interpreted():
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(
-        command,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "12 passed" in run.stdout
 
 
 def drawn(*shape):
