@@ -4,7 +4,6 @@ import functools
 import hashlib
 import inspect
 import json
-import os
 import pickle
 import uuid
 import warnings
@@ -20,6 +19,7 @@ from workbench.speech.config import Options
 from workbench.speech.frontend import Utterance
 from workbench.speech.run import recorded_inputs
 from workbench.trace.trace import Trace
+from workbench.trace.whole import whole
 
 Measure = Callable[[Trace, Trace | None], float]
 Row = dict[str, float | str]  # a measure each, and `error`
@@ -135,12 +135,8 @@ class KeptRows:
         found = {name: row[name] for name in self.names}
         if self.folder is None or row["error"] or not _numbers(found):
             return
-        partial = self.folder / f".{key}.{uuid.uuid4().hex}.partial"
-        try:
-            partial.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(partial, self._path(key))
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(self._path(key)) as draft:
+            draft.write_text(json.dumps(found), encoding="utf-8")
 
     def finish(self, runs: CachedRuns, block: Block, measures: Mapping[str, Measure]) -> Iterator:
         """Give every row of a block with its key: those that are kept, and then those made now."""

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from workbench.speech.lm_kernels import LayerKernels
 
 CHUNK = 4  # tokens between two looks at what was drawn
-AHEAD = (
-    2  # chunks that a GPU is asked for before the host looks: drawing for it takes now more, now less time
-)
+AHEAD = 2  # chunks that a GPU is asked for before the host looks: it takes now more, now less time to draw
 PROMPT = 64  # positions: prompts are padded to a multiple of this, so that few graphs read all of them
 MOST_READERS = 8  # of those graphs
 MOST_IDLE = 2**31  # bytes of the caches that are kept for the next run like theirs

@@ -53,7 +53,7 @@ class FlowStep(NamedTuple):
 class ProductConv1d(nn.Conv1d):
     """A convolution without padding, computed as one product.
 
-    In full float32 and always the same way, cuDNN takes Fourier transforms for it: thousands of kernels.
+    In full float32 and always the same way, cuDNN may take Fourier transforms for it: thousands of kernels.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:

@@ -5,8 +5,8 @@ a sum of products, of which that of both low parts is below float32's rounding. 
 as one, of three times the inner size, the small ones first: tensor cores cut off what they add, and cut the
 less the smaller the sum is.
 
-Measured on an H200 with 1024 inputs, in parts of the largest output: float32 is off by 0.9e-6, three products
-by 2e-6 and one, if the large part comes first, by 1e-5; TF32 alone by 2e-4.
+Measured on an H200 with 1024 inputs, in parts of the largest output: float32 is off by 0.9e-6, this by 2e-6,
+or by 1e-5 if the large part comes first; TF32 alone by 2e-4.
 
 Source: Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32
 theoretical peak performance", 2022. torch's own memory-efficient attention computes float32 so.
