@@ -209,10 +209,10 @@ class Options:
         in ONNX Runtime, exported from its weights where it has none; or the path of another such file.
         ONNX is float32 and offline.
     compute : {"eager", "exact", "fast"}
-        How the stages run. "eager" is the plain model, layer by layer: the reference. "exact" is the same
-        arithmetic with less work: what does not change between steps is computed once, and a GPU replays
-        CUDA graphs; it differs by rounding. "fast" rounds as well where the stage is in float32: LM and
-        flow in bfloat16, the vocoder in TF32.
+        How the stages run. "eager" is the plain model, layer by layer: the reference. "exact" differs from
+        it by float32's rounding and has less work: what does not change between steps is computed once, a
+        GPU replays CUDA graphs and makes a float32 product of three on tensor cores. "fast" rounds as well
+        where the stage is in float32: LM and flow in bfloat16, the vocoder in TF32.
     noise_seed : int or None
         None takes upstream's one fixed noise tensor, so that no seed changes the mel.
     lm_dtype, flow_dtype, hift_dtype : str

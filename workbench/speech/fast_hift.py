@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from workbench.speech.exact import exact_float32, fast_float32
-from workbench.speech.graphs import Graphs, compiled, compiles
+from workbench.speech.graphs import Graphs, compiled, has_tf32
 from workbench.speech.hift import (
     F0_LOOKAHEAD,
     CausalConv1d,
@@ -212,9 +212,7 @@ def _fold(hift: HiFT) -> None:
 def _suits_tensor_cores(hift: HiFT) -> bool:
     """Whether the residual blocks are computed by our own kernel and not by cuDNN."""
     weight = hift.conv_post.weight
-    if weight.dtype != torch.float32 or not compiles(weight.device):
-        return False
-    return torch.cuda.get_device_capability(weight.device) >= (8, 0)  # the first with TF32
+    return weight.dtype == torch.float32 and has_tf32(weight.device)
 
 
 def _join(hift: HiFT, products: int) -> None:

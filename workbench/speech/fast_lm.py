@@ -19,7 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.fast_sampling import DeviceSampler, keep
 from workbench.speech.frontend import Utterance
-from workbench.speech.graphs import Graph, Graphs, OnItsWay, compiled, compiles, sent
+from workbench.speech.graphs import Graph, Graphs, OnItsWay, compiled, has_tf32, sent
 from workbench.speech.lm import LM, KVCache, LMStep
 from workbench.speech.lm_step import LayerSteps, doubling
 
@@ -165,9 +165,8 @@ class _Decoder:
         # The device may be so far ahead of the draws that it is sent.
         picks = (self.ahead + 1) * CHUNK
         self.sampler = DeviceSampler(options, c, fast.silent_tokens, n, picks, device)
-        self._farthest = self._left = (
-            0  # position that any row can have reached; tokens that one may still draw
-        )
+        self._farthest = 0  # position that any row can have reached
+        self._left = 0  # tokens that a row may still draw
         fast.layers.prepare(n)
         # Now, and not when a run outgrows one: capturing takes longer than many tokens.
         self._graphs = {
@@ -262,8 +261,8 @@ class _Decoder:
 def _layers(lm: LM, precise: bool) -> "LayerSteps | LayerKernels":
     """What goes through the layers; on a GPU the kernels, unless they would round in another way."""
     weight = lm.llm_decoder.weight
-    exact = weight.dtype == torch.float32
-    if compiles(weight.device) and (exact or (weight.dtype == torch.bfloat16 and not precise)):
+    alike = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not precise)
+    if alike and has_tf32(weight.device) and lm.config.head_dim.bit_count() == 1:
         from workbench.speech.lm_kernels import LayerKernels  # it needs Triton, which only GPUs have
 
         return LayerKernels(lm, "tf32x3" if precise else "tf32")

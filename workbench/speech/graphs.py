@@ -168,6 +168,11 @@ def compiles(device: torch.device) -> bool:
     )
 
 
+def has_tf32(device: torch.device) -> bool:
+    """Whether kernels can be made for tensor cores that take float32, cut to TF32: from the A100 on."""
+    return compiles(device) and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def compiled(function: Callable, device: torch.device, changing: Literal["rows", "all"]) -> Callable:
     """Fuse the kernels of a function on a GPU; elsewhere, and without a C compiler, it stays as it is.
 
