@@ -10,6 +10,7 @@ import workbench as wb
 from workbench.cli import main
 from workbench.diagnose.faults import CATALOGUE
 from workbench.diagnose.selftest import inject
+from workbench.diagnose.speed import own_deviation
 
 MISTAKES = [fault for fault in CATALOGUE if fault.name in ("uncond-keeps-mu", "cfg-off", "last-slope")]
 
@@ -58,6 +59,20 @@ def test_report_of_a_run_says_what_it_lacks(traces):
     titles = [section.title for section in report.sections]
     assert {"Sound", "Findings", "Waveform", "Mel"} < set(titles) and "F0" not in titles
     assert titles[-1] == "Not shown, and why" and "hift/f0" in report.sections[-1].shown.text
+
+
+def test_report_of_a_fast_run_says_how_far_from_eager_it_is(pipe, traces):
+    right, _ = traces
+    assert "omputed" not in wb.run_report(right, pipe=pipe).lead
+    utt = pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")
+    options = pipe.checkpoint.options.but(n_timesteps=3, seed=7, compute="fast")
+    fast = pipe.synthesise(utt, options=options)
+    apart = own_deviation(pipe, fast)
+    assert 1e-3 < apart["mel_l1"] < 0.1 and apart["snr_db"] > 40
+    assert f"{apart['mel_l1']:.2g} nat away" in wb.run_report(fast, pipe=pipe).lead
+    assert "Give the voice" in wb.run_report(fast).lead
+    mel = wb.Trace({"flow/mel": fast["flow/mel"]}, fast.attrs)
+    assert "cannot be told" in wb.run_report(mel, pipe=pipe).lead
 
 
 def test_findings_have_an_address_and_a_text_each(traces):

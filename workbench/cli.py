@@ -62,7 +62,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("other", nargs="?", help="the run that is in doubt, when the first is the reference")
     verb.add_argument("-o", "--out", default="output/report.html")
     verb.add_argument("--names", help="table of what logs call tensors (default: data/foreign/logs.toml)")
-    verb.add_argument("--voice", help="checkpoint folder both ran: finds the cause, names suspects")
+    verb.add_argument(
+        "--voice",
+        help="checkpoint folder that ran: finds the cause, names suspects; of a single run that was not "
+        "computed in the eager way, how far that took it",
+    )
     verb.add_argument("--device", default="cpu")
     verb.set_defaults(run=report)
 
@@ -207,10 +211,10 @@ def report(args: argparse.Namespace) -> int:
     names = [path for path in (args.trace, args.other) if path]
     traces = [open_run(path, args.names or NAMES) for path in names]
     titles = [Path(name).name for name in names]
+    pipe = Pipeline(Checkpoint.load(args.voice), args.device) if args.voice else None
     if len(traces) == 1:
-        page = run_report(traces[0], titles[0])
+        page = run_report(*traces, *titles, pipe)
     else:
-        pipe = Pipeline(Checkpoint.load(args.voice), args.device) if args.voice else None
         page = comparison_report(*traces, pipe, tuple(titles))
     path = page.save(args.out)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -158,17 +158,28 @@ def deviation(pipe: Pipeline, utts: Sequence[Utterance], options: Options) -> pd
             other = options.but(compute=way)
             token = pipe.synthesise(utt, options=other, stop_after="lm")["lm/speech_token"]
             flow, vocoder = pipe.replay(right, "flow", other), pipe.replay(right, "hift", other)
-            rows.append(
-                {
-                    "compute": way,
-                    "utterance": number,
-                    "same_tokens": _same(token.tolist(), right["lm/speech_token"].tolist()),
-                    "mel_l1": mel_l1(flow, right),
-                    "sound_db": sound_db(flow, right),
-                    "snr_db": _snr(vocoder, right),
-                }
-            )
+            same = _same(token.tolist(), right["lm/speech_token"].tolist())
+            row = {"compute": way, "utterance": number, "same_tokens": same}
+            rows.append(row | _apart(flow, right) | {"snr_db": _snr(vocoder, right)})
     return pd.DataFrame(rows)
+
+
+def own_deviation(pipe: Pipeline, trace: Trace) -> dict[str, float]:
+    """Compare a run with what eager makes of its tokens, and of its mel.
+
+    Returns
+    -------
+    dict
+        `mel_l1`, `sound_db` and `snr_db`, as in `deviation`.
+
+    Raises
+    ------
+    WorkbenchError
+        When the run recorded too little to be taken up again.
+    """
+    options = pipe.checkpoint.options.but(**trace.attrs["options"]).but(compute="eager")
+    flow, vocoder = pipe.replay(trace, "flow", options), pipe.replay(trace, "hift", options)
+    return _apart(trace, flow) | {"snr_db": _snr(trace, vocoder)}
 
 
 def _speech(checkpoint: Checkpoint, seconds: float) -> tuple[Utterance, Options]:
@@ -311,6 +322,10 @@ def _same(found: list[int], right: list[int]) -> float:
     pairs = zip(found, right, strict=False)
     same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(right)))
     return same / max(len(found), len(right))
+
+
+def _apart(found: Trace, right: Trace) -> dict[str, float]:
+    return {"mel_l1": mel_l1(found, right), "sound_db": sound_db(found, right)}
 
 
 def _snr(found: Trace, right: Trace) -> float:

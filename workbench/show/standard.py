@@ -9,6 +9,7 @@ from workbench.diagnose.compare import Comparison, compare
 from workbench.diagnose.faults import CATALOGUE, Fault
 from workbench.diagnose.glitches import Findings, find_glitches
 from workbench.diagnose.plausible import implausible
+from workbench.diagnose.speed import own_deviation
 from workbench.diagnose.suspects import Diagnosis, find_suspects
 from workbench.errors import WorkbenchError
 from workbench.show import plots
@@ -21,7 +22,7 @@ from workbench.trace.trace import Trace
 Draw = Callable[[], Any]
 
 
-def run_report(trace: Trace, name: str = "run") -> Report:
+def run_report(trace: Trace, name: str = "run", pipe: Pipeline | None = None) -> Report:
     """Return what there is to see and hear of one run.
 
     Parameters
@@ -30,10 +31,12 @@ def run_report(trace: Trace, name: str = "run") -> Report:
         Of any origin; what it did not record is named at the end.
     name : str
         For the title.
+    pipe : Pipeline, optional
+        Of the checkpoint that ran: says how far a faster way of computing took the run from eager.
     """
     found = _heard(trace)
-    oddities = implausible(trace)
-    report = Report(f"Run: {name}", "\n".join([_summary(trace, found), *oddities]))
+    lead = [_summary(trace, found), *_way(trace, pipe), *implausible(trace)]
+    report = Report(f"Run: {name}", "\n".join(lead))
     if found is not None:
         report.add(player(trace, names=[name], findings=found), "Sound")
         report.add(found, "Findings", "Places that clean speech rarely has, in order of time.")
@@ -133,6 +136,24 @@ def _summary(trace: Trace, found: Findings | None) -> str:
     if found is None:
         return "This run recorded no sound."
     return f"{trace.seconds:.2f} s of sound. {found!r}"
+
+
+def _way(trace: Trace, pipe: Pipeline | None) -> list[str]:
+    """What another way of computing than the eager one did to a run."""
+    options = trace.attrs.get("options")
+    way = options.get("compute", "eager") if isinstance(options, dict) else "eager"
+    if way == "eager":
+        return []
+    if pipe is None:
+        return [f"Computed {way!r}. Give the voice that ran to see how far that is from eager."]
+    try:
+        apart = own_deviation(pipe, trace)
+    except WorkbenchError as error:
+        return [f"Computed {way!r}. How far that is from eager cannot be told: {error}"]
+    return [
+        f"Computed {way!r}. Of its tokens eager makes a mel {apart['mel_l1']:.2g} nat away and a sound "
+        f"{apart['sound_db']:.2g} dB away; of its mel, a sound with an SNR of {apart['snr_db']:.0f} dB."
+    ]
 
 
 def _suspected(
