@@ -46,7 +46,8 @@ class FastHiFT:
     def __init__(self, hift: HiFT, noise: Callable[[int], Tensor], graphs: Graphs) -> None:
         _fold(hift)
         if _suits_tensor_cores(hift):
-            _join(hift, products=1 if graphs.arithmetic is fast_float32 else 3)
+            with graphs.notice():
+                _join(hift, products=1 if graphs.arithmetic is fast_float32 else 3)
         self.hift, self.graphs = hift, graphs
         self.device = hift.conv_post.bias.device
         self._draw, self._noise = noise, torch.zeros(1, 0, hift.config.nb_harmonics + 1, device=self.device)

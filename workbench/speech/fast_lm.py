@@ -167,7 +167,8 @@ class _Decoder:
         self.sampler = DeviceSampler(options, c, fast.silent_tokens, n, picks, device)
         self._farthest = 0  # position that any row can have reached
         self._left = 0  # tokens that a row may still draw
-        fast.layers.prepare(n)
+        with fast.graphs.notice():
+            fast.layers.prepare(n)
         # Now, and not when a run outgrows one: capturing takes longer than many tokens.
         self._graphs = {
             length: fast.graphs.capture(partial(self._step, length))
