@@ -20,11 +20,11 @@ from workbench.speech.fast_flow import BUCKET, FastFlow
 from workbench.speech.fast_hift import FastHiFT, _PhasedConv1d, _ProductConv1d
 from workbench.speech.fast_lm import CHUNK, FastLM
 from workbench.speech.fast_sampling import DeviceSampler
-from workbench.speech.flow import ProductConv1d
 from workbench.speech.graphs import Graphs
 from workbench.speech.hift import CausalConv1d, HiFT, UpsamplingConv1d
 from workbench.speech.joined import join_rows
 from workbench.speech.lm_step import LEAST_POSITIONS
+from workbench.speech.product_conv import ProductConv1d
 from workbench.speech.sampling import Sampler
 from workbench.speech.split_float32 import SplitLinear, split, splitting_pays
 

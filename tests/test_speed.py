@@ -10,7 +10,7 @@ import torch
 
 import workbench as wb
 from workbench.cli import main
-from workbench.diagnose import speed
+from workbench.diagnose import deviation, speed
 from workbench.speech.config import COMPUTE
 
 
@@ -84,21 +84,21 @@ def test_deviation_of_exact_is_rounding(voice):
     pipe = wb.Pipeline(voice, progress=False)
     utt = pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")
     options = voice.options.but(max_tokens=20)
-    exact, fast = speed.deviation(pipe, [utt], options).itertuples()
+    exact, fast = deviation.deviation(pipe, [utt], options).itertuples()
     assert (exact.compute, fast.compute) == ("exact", "fast")
     assert exact.same_tokens == 1 and exact.mel_l1 < 1e-5 and exact.snr_db > 60
     assert fast.mel_l1 > 100 * exact.mel_l1
 
 
 def test_tokens_are_the_same_until_they_part():
-    assert speed._same([1, 2, 3], [1, 2, 3]) == 1
-    assert speed._same([1, 2, 3, 4], [1, 2]) == 0.5
-    assert speed._same([1, 9], [1, 2, 3, 4]) == 0.25
+    assert deviation._same([1, 2, 3], [1, 2, 3]) == 1
+    assert deviation._same([1, 2, 3, 4], [1, 2]) == 0.5
+    assert deviation._same([1, 9], [1, 2, 3, 4]) == 0.25
 
 
 def test_snr_is_in_decibel():
     right, found = (SimpleNamespace(wav=torch.full((100,), value)) for value in (1.0, 1.1))
-    assert math.isclose(speed._snr(found, right), 20, abs_tol=1e-4)
+    assert math.isclose(deviation._snr(found, right), 20, abs_tol=1e-4)
 
 
 def test_bench_writes_what_it_prints(tmp_path, capsys, monkeypatch, short):

@@ -8,9 +8,9 @@ import torch
 
 import workbench as wb
 from workbench.cli import main
+from workbench.diagnose.deviation import own_deviation
 from workbench.diagnose.faults import CATALOGUE
 from workbench.diagnose.selftest import inject
-from workbench.diagnose.speed import own_deviation
 
 MISTAKES = [fault for fault in CATALOGUE if fault.name in ("uncond-keeps-mu", "cfg-off", "last-slope")]
 

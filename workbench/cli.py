@@ -345,7 +345,7 @@ def bench_speed(args: argparse.Namespace) -> int:
 def bench_deviation(args: argparse.Namespace) -> int:
     """Print how far the other ways of computing are from eager."""
     from workbench.diagnose.calibrate import REPORTED_ON
-    from workbench.diagnose.speed import deviation
+    from workbench.diagnose.deviation import deviation
     from workbench.speech.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 

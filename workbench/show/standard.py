@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from workbench.diagnose.compare import Comparison, compare
+from workbench.diagnose.deviation import own_deviation
 from workbench.diagnose.faults import CATALOGUE, Fault
 from workbench.diagnose.glitches import Findings, find_glitches
 from workbench.diagnose.plausible import implausible
-from workbench.diagnose.speed import own_deviation
 from workbench.diagnose.suspects import Diagnosis, find_suspects
 from workbench.errors import WorkbenchError
 from workbench.show import plots

@@ -15,6 +15,7 @@ from workbench.speech.config import DiTConfig
 TIME_FEATURES = 256
 CONV_POS_KERNEL = 31
 CONV_POS_GROUPS = 16
+NORM_EPS = 1e-6
 
 
 class TimeEmbed(nn.Module):
@@ -143,7 +144,7 @@ class Modulation(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without own weights, then a shift and scale that come from the time."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
 class Block(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import Options
-from workbench.speech.dit import Block, ConvPosEmbed, RotaryEmbed, attention_mask
+from workbench.speech.dit import NORM_EPS, Block, ConvPosEmbed, RotaryEmbed, attention_mask
 from workbench.speech.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
 from workbench.speech.graphs import Graphs, compiled, compiles
 from workbench.speech.joined import join_rows
@@ -227,7 +227,7 @@ class _Step:
 
 def _enter(h: Tensor, shift: Tensor, scale: Tensor, operand: Map) -> Tensor:
     """Normalise and modulate; the scale has its one already."""
-    return operand(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=1e-6), scale))
+    return operand(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=NORM_EPS), scale))
 
 
 def _pass_on(

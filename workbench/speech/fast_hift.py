@@ -26,6 +26,7 @@ from workbench.speech.hift import (
     Vocoded,
     check_mel,
 )
+from workbench.speech.product_conv import convolved_by_product
 
 BUCKET = 64  # mel frames: lengths are rounded up to this
 MOST_GRAPHS = 8  # kept; those used longest ago go first
@@ -157,18 +158,12 @@ class _ProductConv1d(nn.Module):
 
     def __init__(self, conv: CausalConv1d) -> None:
         super().__init__()
-        self.weight = conv.weight.detach().permute(0, 2, 1).flatten(1)[None]  # (1, out, kernel * in)
-        self.bias = conv.bias.detach()[None, :, None]
-        self.kernel = conv.kernel_size[0]
+        self.weight, self.bias = conv.weight.detach(), conv.bias.detach()
         self.pad = (conv.reach, 0) if conv.side == "left" else (0, conv.reach)
 
     def forward(self, x: Tensor, padded: bool = False) -> Tensor:
         """Convolve; `padded` says that x already carries its context."""
-        if not padded:
-            x = F.pad(x, self.pad)
-        length = x.shape[-1] - self.kernel + 1
-        taps = torch.cat([x[..., k : k + length] for k in range(self.kernel)], dim=1)
-        return torch.baddbmm(self.bias, self.weight.expand(len(x), -1, -1), taps)
+        return convolved_by_product(x if padded else F.pad(x, self.pad), self.weight, self.bias)
 
 
 class _PhasedConv1d(nn.Module):

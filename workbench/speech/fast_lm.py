@@ -80,11 +80,12 @@ class FastLM:
             When log-probabilities are NaN.
         """
         lm = self.lm
-        different = list({id(u): u for u in utts}.values())
+        different = {id(u): u for u in utts}
         prompts = [
-            lm.embed(torch.cat((u.prompt_text_token, u.text_token)), u.lm_prompt_token)[0] for u in different
+            lm.embed(torch.cat((u.prompt_text_token, u.text_token)), u.lm_prompt_token)[0]
+            for u in different.values()
         ]
-        whose = [next(i for i, other in enumerate(different) if other is u) for u in utts]
+        whose = [list(different).index(id(u)) for u in utts]
         limits = [lm.limits(len(u.text_token), o.max_tokens) for u, o in zip(utts, options, strict=True)]
         most = max(len(prompts[i]) + longest for i, (_, longest) in zip(whose, limits, strict=True)) + 1
         rules = Options(**options[0].of_stage("lm") | FREE)

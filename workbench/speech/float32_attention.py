@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench.speech.causal_conv import rounded
+from workbench.speech.flow_kernels import store_parts
 from workbench.speech.split_float32 import UNREAD
 
 LEAST_WIDTH = 16  # of a head, and powers of two from there
@@ -59,7 +60,7 @@ def attended(qkv: Tensor) -> Tensor:
         length,
         heads,
         1 / (width**0.5 * log(2)),
-        -(1 << UNREAD),
+        UNREAD,
         width,
         TILE.queries,
         TILE.keys,
@@ -76,7 +77,7 @@ def _attend(
     length,
     heads,
     scale,
-    read: tl.constexpr,
+    unread: tl.constexpr,
     width: tl.constexpr,
     block_queries: tl.constexpr,
     block_keys: tl.constexpr,
@@ -124,8 +125,5 @@ def _attend(
         part = tl.dot(v_big, p_big, part, input_precision="tf32")
         total = total * fades[None, :] + part
     total = (total / weight[None, :]).T
-    high = (total.to(tl.int32, bitcast=True) & read).to(tl.float32, bitcast=True)
     place = y + (first + asking[:, None]) * 3 * size + tl.program_id(1) * width + columns
-    tl.store(place, total - high, mask=inside)
-    tl.store(place + size, high, mask=inside)
-    tl.store(place + 2 * size, high, mask=inside)
+    store_parts(place, total, size, unread, inside)

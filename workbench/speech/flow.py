@@ -16,6 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.speech.config import FlowConfig, Options
 from workbench.speech.dit import DiT
 from workbench.speech.exact import exact_float32
+from workbench.speech.product_conv import ProductConv1d
 
 # What gives the velocity; called as `DiT.forward` is: x, mask, mu, t, spks, cond, streaming.
 Estimator = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
@@ -48,20 +49,6 @@ class FlowStep(NamedTuple):
     velocity: Velocity
     x_next: Tensor
     t_next: Tensor  # ()
-
-
-class ProductConv1d(nn.Conv1d):
-    """A convolution without padding, computed as one product.
-
-    In full float32 and always the same way, cuDNN may take Fourier transforms for it: thousands of kernels.
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
-        super().__init__(inputs, outputs, kernel)
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, L) -> (B, C', L - kernel + 1)
-        windows = x.unfold(2, self.kernel_size[0], 1).transpose(1, 2).flatten(2)
-        return F.linear(windows, self.weight.flatten(1), self.bias).transpose(1, 2)
 
 
 class PreLookahead(nn.Module):

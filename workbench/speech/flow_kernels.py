@@ -9,9 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workbench.speech.dit import NORM_EPS
 from workbench.speech.split_float32 import UNREAD
-
-EPS = 1e-6  # of the estimator's norms
 
 
 def pass_on(h: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +33,7 @@ def pass_on(h: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor) ->
     rows, width = h.shape
     state, parts = torch.empty_like(h), h.new_empty(rows, 3 * width)
     block = triton.next_power_of_2(width)
-    _pass_on[(rows,)](h, gate, y, shift, scale, state, parts, EPS, UNREAD, width, block, num_warps=4)
+    _pass_on[(rows,)](h, gate, y, shift, scale, state, parts, NORM_EPS, UNREAD, width, block, num_warps=4)
     return state, parts
 
 
@@ -62,8 +61,13 @@ def _pass_on(
     centred = tl.where(inside, new - tl.sum(new, 0) / width, 0.0)
     normal = centred * tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
     z = normal * tl.load(scale + at, mask=inside, other=0.0) + tl.load(shift + at, mask=inside, other=0.0)
-    high = ((z.to(tl.int32, bitcast=True) >> unread) << unread).to(tl.float32, bitcast=True)
-    place = parts + row * 3 * width + at
-    tl.store(place, z - high, mask=inside)
+    store_parts(parts + row * 3 * width + at, z, width, unread, inside)
+
+
+@triton.jit
+def store_parts(place, x, width, unread: tl.constexpr, inside):
+    """Store numbers as `split_float32.split` lays them out, in rows of three times a width."""
+    high = ((x.to(tl.int32, bitcast=True) >> unread) << unread).to(tl.float32, bitcast=True)
+    tl.store(place, x - high, mask=inside)
     tl.store(place + width, high, mask=inside)
     tl.store(place + 2 * width, high, mask=inside)

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench.speech.graphs import side_by_side
-from workbench.speech.joined import join_rows
 from workbench.speech.lm import LM
+from workbench.speech.lm_step import joined_layers
 
 SPAN = 256  # positions that attention looks at together
 FEW_OUTPUTS = 2048  # of so few, a program takes fewer, so that all of the GPU has something to do
@@ -38,13 +38,7 @@ class LayerKernels:
         c = lm.config
         self.lm, self.precision = lm, precision
         self.heads = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        self.layers = []
-        for layer in lm.qwen.layers:
-            attn, mlp = layer.self_attn, layer.mlp
-            qkv = join_rows(attn.q_proj, attn.k_proj, attn.v_proj)
-            gate_up, _ = join_rows(mlp.gate_proj, mlp.up_proj)
-            norms = layer.input_layernorm, layer.post_attention_layernorm
-            self.layers.append((*norms, qkv, attn.o_proj.weight, gate_up, mlp.down_proj.weight))
+        self.layers = joined_layers(lm)
 
     def prepare(self, rows: int) -> None:
         """Compile all kernels for a number of rows."""

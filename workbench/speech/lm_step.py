@@ -3,15 +3,40 @@
 Shape letters: `B` rows, `S` positions looked at, `D` width, `H` heads of keys, `G` queries each.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.graphs import compiled
 from workbench.speech.joined import join_rows
-from workbench.speech.lm import LM, rotate_half
+from workbench.speech.lm import LM, RMSNorm, rotate_half
 
 LEAST_POSITIONS = 512  # a graph looks at this many or twice, four times, ... as many
+
+
+class JoinedLayer(NamedTuple):
+    """What one layer of the decoder stack multiplies with."""
+
+    before: RMSNorm  # attention
+    after: RMSNorm
+    qkv: tuple[Tensor, Tensor]  # weight and bias
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+def joined_layers(lm: LM) -> list[JoinedLayer]:
+    """Lay weights of the same input together; the LM goes on working with them."""
+    layers = []
+    for layer in lm.qwen.layers:
+        attn, mlp = layer.self_attn, layer.mlp
+        qkv = join_rows(attn.q_proj, attn.k_proj, attn.v_proj)
+        gate_up, _ = join_rows(mlp.gate_proj, mlp.up_proj)
+        norms = layer.input_layernorm, layer.post_attention_layernorm
+        layers.append(JoinedLayer(*norms, qkv, attn.o_proj.weight, gate_up, mlp.down_proj.weight))
+    return layers
 
 
 class LayerSteps:
@@ -29,13 +54,7 @@ class LayerSteps:
         self.lm = lm
         self.sizes = c.num_key_value_heads, c.head_dim
         self._ask, self._answer = (compiled(function, device, "rows") for function in (_ask, _answer))
-        self.layers = []
-        for layer in lm.qwen.layers:
-            attn, mlp = layer.self_attn, layer.mlp
-            qkv = join_rows(attn.q_proj, attn.k_proj, attn.v_proj)
-            gate_up, _ = join_rows(mlp.gate_proj, mlp.up_proj)
-            norms = layer.input_layernorm, layer.post_attention_layernorm
-            self.layers.append((*norms, qkv, (attn.o_proj.weight, gate_up, mlp.down_proj.weight)))
+        self.layers = joined_layers(lm)
 
     def prepare(self, rows: int) -> None:
         """Nothing: torch has its kernels."""
@@ -68,7 +87,7 @@ class LayerSteps:
         visible = torch.arange(length, device=x.device) <= position[:, None]
         hidden = torch.zeros_like(visible, dtype=x.dtype).masked_fill(~visible, -torch.inf)
         hidden = hidden.repeat_interleave(self.sizes[0], dim=0)[:, None]  # (B H, 1, S)
-        for (before, after, qkv, weights), kv in zip(self.layers, cache, strict=True):
+        for (before, after, qkv, *weights), kv in zip(self.layers, cache, strict=True):
             q, new = self._ask(x, *turn, before.weight, before.eps, *qkv, *self.sizes)
             kv[:, row, :, position] = new
             k, v = (y[:, :, :length].flatten(0, 1) for y in kv)
