@@ -323,8 +323,8 @@ def bench_speed(args: argparse.Namespace) -> int:
 
     from workbench.diagnose.bench import random_checkpoint
     from workbench.diagnose.speed import measure_speed
+    from workbench.files import whole
     from workbench.speech.checkpoint import Checkpoint
-    from workbench.trace.whole import whole
 
     checkpoint = random_checkpoint() if args.released else Checkpoint.load(args.voice)
     found = measure_speed(
@@ -362,9 +362,9 @@ def bench_glitches(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from workbench.diagnose import calibrate
+    from workbench.files import whole
     from workbench.speech.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
-    from workbench.trace.whole import whole
 
     pipe = Pipeline(Checkpoint.load(args.voice), args.device, progress=False)
     said = tqdm(calibrate.REPORTED_ON, "clean speech", unit=" sentence")

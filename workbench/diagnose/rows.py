@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from workbench.diagnose.cached_runs import CachedRuns, content_key
 from workbench.errors import WorkbenchError
+from workbench.files import whole
 from workbench.speech.config import Options
 from workbench.speech.frontend import Utterance
 from workbench.speech.run import recorded_inputs
 from workbench.trace.trace import Trace
-from workbench.trace.whole import whole
 
 Measure = Callable[[Trace, Trace | None], float]
 Row = dict[str, float | str]  # a measure each, and `error`

@@ -14,7 +14,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 from workbench.errors import WorkbenchError
-from workbench.trace.whole import whole
+from workbench.files import whole
 
 FOLDER = Path(__file__).parent.parent.parent / "notebooks"
 TEMPLATE = Path(__file__).with_name("notebook.html.j2")

@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 
 from workbench.diagnose.compare import NOT_BAD, Comparison
 from workbench.diagnose.glitches import Finding, Findings
+from workbench.files import whole
 from workbench.show.embed import player_data, static_player
 from workbench.trace.trace import Trace
-from workbench.trace.whole import whole
 
 TEMPLATE = Path(__file__).with_name("report.html")
 ROWS = 200  # of a table; the evidence keeps all
