@@ -12,10 +12,10 @@ from workbench.cli import main
 from workbench.diagnose.compare import compare
 from workbench.diagnose.plausible import implausible
 from workbench.errors import WorkbenchError
-from workbench.trace import logs
-from workbench.trace.loglines import NAMES
-from workbench.trace.logruns import MOST_RUNS, MOST_STEPS
-from workbench.trace.logs import open_run, read_log
+from workbench.trace.importers import logs
+from workbench.trace.importers.log_lines import NAMES
+from workbench.trace.importers.log_runs import MOST_RUNS, MOST_STEPS
+from workbench.trace.importers.logs import open_run, read_log
 from workbench.trace.schema import STATS
 from workbench.trace.trace import Trace, whole_stats
 

@@ -13,7 +13,7 @@ import torch
 import workbench as wb
 from workbench.diagnose.suspects import Diagnosis
 from workbench.errors import WorkbenchError
-from workbench.trace.logs import read_log
+from workbench.trace.importers.logs import read_log
 from workbench.trace.schema import STATS
 
 matplotlib.use("Agg")

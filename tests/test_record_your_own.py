@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from workbench.diagnose.compare import VERDICTS, compare
-from workbench.trace.foreign import read_foreign
-from workbench.trace.logs import read_log
+from workbench.trace.importers.logs import read_log
+from workbench.trace.importers.mapping import read_foreign
 from workbench.trace.schema import FIELDS, REGIONS, STATS, VERSION
 from workbench.trace.trace import KEY, Trace
 

@@ -21,8 +21,8 @@ from workbench.speech.frontend import Prompt, Utterance
 from workbench.speech.onnx_estimator import export_onnx
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.stream import StreamState, stream, streamed
-from workbench.trace.foreign import read_foreign
-from workbench.trace.logs import Log, read_log
+from workbench.trace.importers.logs import Log, read_log
+from workbench.trace.importers.mapping import read_foreign
 from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
 from workbench.trace.trace import Trace
 

@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("compare", help="put two runs side by side and name the first cause")
     verb.add_argument("reference", help="a trace, such as `speak --trace everything` writes, or a .log")
     verb.add_argument("candidate", help="server.log#2 is the second run of a log")
-    verb.add_argument("--names", help="table of what logs call tensors (default: data/foreign/logs.toml)")
+    verb.add_argument(
+        "--names", help="table of what logs call tensors (default: logs.toml of trace/importers)"
+    )
     verb.add_argument("--voice", help="checkpoint folder both ran: decides rounding and finds the cause")
     verb.add_argument("--device", default="cpu")
     verb.add_argument(
@@ -61,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("trace", help="such as `speak --trace everything` writes, or a .log")
     verb.add_argument("other", nargs="?", help="the run that is in doubt, when the first is the reference")
     verb.add_argument("-o", "--out", default="output/report.html")
-    verb.add_argument("--names", help="table of what logs call tensors (default: data/foreign/logs.toml)")
+    verb.add_argument(
+        "--names", help="table of what logs call tensors (default: logs.toml of trace/importers)"
+    )
     verb.add_argument(
         "--voice",
         help="checkpoint folder that ran: finds the cause, names suspects; of a single run that was not "
@@ -73,7 +77,9 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("diagnose", help="name the known mistakes that a run looks like")
     verb.add_argument("candidate", help="a trace or a log of the implementation that is in doubt")
     verb.add_argument("--reference", help="a right run of the same utterance; not needed for a whole trace")
-    verb.add_argument("--names", help="table of what logs call tensors (default: data/foreign/logs.toml)")
+    verb.add_argument(
+        "--names", help="table of what logs call tensors (default: logs.toml of trace/importers)"
+    )
     verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder both ran")
     verb.add_argument("--device", default="cpu")
     verb.add_argument("--top", type=int, default=5, help="suspects to list")
@@ -181,8 +187,8 @@ def compare(args: argparse.Namespace) -> int:
     from workbench.diagnose.compare import compare as put_side_by_side
     from workbench.speech.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
-    from workbench.trace.loglines import NAMES
-    from workbench.trace.logs import open_run
+    from workbench.trace.importers.log_lines import NAMES
+    from workbench.trace.importers.logs import open_run
 
     names = args.names or NAMES
     reference, candidate = open_run(args.reference, names), open_run(args.candidate, names)
@@ -205,8 +211,8 @@ def report(args: argparse.Namespace) -> int:
     from workbench.show.standard import comparison_report, run_report
     from workbench.speech.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
-    from workbench.trace.loglines import NAMES
-    from workbench.trace.logs import open_run
+    from workbench.trace.importers.log_lines import NAMES
+    from workbench.trace.importers.logs import open_run
 
     names = [path for path in (args.trace, args.other) if path]
     traces = [open_run(path, args.names or NAMES) for path in names]
@@ -226,8 +232,8 @@ def diagnose(args: argparse.Namespace) -> int:
     from workbench.diagnose.suspects import find_suspects
     from workbench.speech.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
-    from workbench.trace.loglines import NAMES
-    from workbench.trace.logs import open_run
+    from workbench.trace.importers.log_lines import NAMES
+    from workbench.trace.importers.logs import open_run
 
     names = args.names or NAMES
     candidate = open_run(args.candidate, names)

@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.diagnose.difference import place_name
 from workbench.diagnose.transitions import entry, loop_of
 from workbench.errors import WorkbenchError
-from workbench.trace.logruns import HALF_UNITS
+from workbench.trace.importers.log_runs import HALF_UNITS
 from workbench.trace.record import by_region, summarise
 from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace

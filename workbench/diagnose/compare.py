@@ -23,7 +23,7 @@ from workbench.diagnose.transitions import Transition, entry, loop_of, transitio
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline
-from workbench.trace.logs import open_run
+from workbench.trace.importers.logs import open_run
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, dims_of
 from workbench.trace.trace import Trace

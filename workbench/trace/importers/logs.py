@@ -11,8 +11,8 @@ from html import escape
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.trace.loglines import NAMES, LineReader, LogNames
-from workbench.trace.logruns import MOST_STEPS, runs_of
+from workbench.trace.importers.log_lines import NAMES, LineReader, LogNames
+from workbench.trace.importers.log_runs import MOST_STEPS, runs_of
 from workbench.trace.trace import Trace
 
 LONGEST = 8192  # characters of a line; the rest of it is passed over
@@ -97,7 +97,7 @@ def read_log(path: str | os.PathLike, names: str | os.PathLike = NAMES) -> Log:
         A text file of any size: prefixes, colours, progress bars and the lines of several programs may be
         mixed in it.
     names : path
-        TOML table of what logs call the tensors; `data/foreign/logs.toml` unless given.
+        TOML table of what logs call the tensors; `workbench/trace/importers/logs.toml` unless given.
 
     Returns
     -------

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from workbench.trace.loglines import SHAPE, Found, Line, LogNames, Row
+from workbench.trace.importers.log_lines import SHAPE, Found, Line, LogNames, Row
 from workbench.trace.schema import FIELDS, LOOPS, REGIONS, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace
 

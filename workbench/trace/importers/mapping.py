@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.trace.dumps import Tensors, check_size, tensors_of
+from workbench.trace.importers.tensor_files import Tensors, check_size, tensors_of
 from workbench.trace.schema import FIELDS, LOOPS
 from workbench.trace.trace import Trace
 

@@ -1,4 +1,4 @@
-"""One line of a text log -> the statistics it prints, by a table such as `data/foreign/logs.toml`.
+"""One line of a text log -> the statistics it prints, by a table such as `logs.toml`.
 
 A line has prefixes of any kind, perhaps a step, and then names with their numbers. Lines that print nothing
 may say something about those after them: a heading names source, tensor or step, "solver step 3/10" the step.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from workbench.errors import WorkbenchError
 from workbench.trace.schema import FIELDS, STATS
 
-NAMES = Path(__file__).parents[2] / "data" / "foreign" / "logs.toml"
+NAMES = Path(__file__).with_name("logs.toml")
 KNOTS = ("before", "after", "last")
 EXTRA = ("std",)  # statistics that are printed and not kept as such
 NUMBERS = ("dt", "prompt_frames")
