@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig
-from workbench.speech.dit import DiT
-from workbench.speech.flow import Flow
-from workbench.speech.hift import HiFT
-from workbench.speech.lm import LM
+from workbench.speech.models.dit import DiT
+from workbench.speech.models.flow import Flow
+from workbench.speech.models.hift import HiFT
+from workbench.speech.models.lm import LM
 
 ASSETS = Path(__file__).parent / "assets"
 

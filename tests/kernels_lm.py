@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from workbench.speech import lm_kernels
 from workbench.speech.config import LMConfig
-from workbench.speech.lm import LM, KVCache, RMSNorm
 from workbench.speech.lm_step import LayerSteps
+from workbench.speech.models.lm import LM, KVCache, RMSNorm
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 CONFIG = LMConfig(

@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.speech import fast_flow, fast_hift, fast_lm, fast_sampling, lm_step
 from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig, Options
-from workbench.speech.exact import exact_float32
 from workbench.speech.fast_flow import FastFlow, _Step
 from workbench.speech.fast_hift import FastHiFT, _Sound
 from workbench.speech.fast_lm import FastLM, _Decoder
-from workbench.speech.flow import Flow
 from workbench.speech.graphs import Graphs
-from workbench.speech.hift import HiFT
-from workbench.speech.lm import LM
+from workbench.speech.models.flow import Flow
+from workbench.speech.models.hift import HiFT
+from workbench.speech.models.lm import LM
+from workbench.speech.models.numerics import exact_float32
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from workbench.speech.fast_hift import _fold
-from workbench.speech.hift import HiFT
+from workbench.speech.models.hift import HiFT
 
 causal_conv = pytest.importorskip("workbench.speech.causal_conv", reason="no Triton", exc_type=ImportError)
 

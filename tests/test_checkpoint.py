@@ -19,7 +19,7 @@ from workbench.speech.checkpoint import STAGES, Checkpoint
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig, Options
 from workbench.speech.frontend import Frontend
 from workbench.speech.inspection import inspect_folder
-from workbench.speech.noise import Noise
+from workbench.speech.models.noise import Noise
 from workbench.speech.weights import EMBED, HEAD
 
 ASSETS = Path(__file__).parent / "assets"

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from workbench import EVERYTHING, Checkpoint, Options, Pipeline
-from workbench.speech.exact import exact_float32, fast_float32
 from workbench.speech.fast_flow import FastFlow
 from workbench.speech.fast_hift import FastHiFT
 from workbench.speech.fast_lm import FastLM
-from workbench.speech.flow import t_span
 from workbench.speech.graphs import Graphs
-from workbench.speech.hift import HiFT
 from workbench.speech.lm_step import LayerSteps
-from workbench.speech.sampling import Sampler
+from workbench.speech.models.flow import t_span
+from workbench.speech.models.hift import HiFT
+from workbench.speech.models.numerics import exact_float32, fast_float32
+from workbench.speech.models.sampling import Sampler
 from workbench.speech.split_float32 import SplitLinear, split, splitting_pays
 
 pytestmark = [

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from workbench.speech import dit
 from workbench.speech.config import DiTConfig
-from workbench.speech.dit import DiT, attention_mask
+from workbench.speech.models import dit
+from workbench.speech.models.dit import DiT, attention_mask
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

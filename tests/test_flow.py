@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from workbench.errors import WorkbenchError
-from workbench.speech import flow as module
 from workbench.speech.config import MAX_TIMESTEPS, SOLVERS, T_SCHEDULERS, Options
-from workbench.speech.flow import Condition, Velocity, t_span
+from workbench.speech.models import flow as module
+from workbench.speech.models.flow import Condition, Velocity, t_span
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

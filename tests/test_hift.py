@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from workbench.errors import WorkbenchError
-from workbench.speech import hift
 from workbench.speech.config import HiFTConfig, Options
-from workbench.speech.hift import HiFT
+from workbench.speech.models import hift
+from workbench.speech.models.hift import HiFT
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

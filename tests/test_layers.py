@@ -147,11 +147,11 @@ def test_imports_upwards_are_seen(tmp_path, where, text):
         ),
         (
             "speech/a.py",
-            "from workbench.trace import record\nfrom workbench.speech.flow import Flow\nimport torch",
+            "from workbench.trace import record\nfrom workbench.speech.models.flow import Flow\nimport torch",
         ),
         ("diagnose/a.py", "from workbench import speech, trace, errors"),
         ("show/a.py", "from ..diagnose import compare"),
-        ("train/a.py", "from workbench.speech.lm import LM\nfrom workbench.train.loop import Run"),
+        ("train/a.py", "from workbench.speech.models.lm import LM\nfrom workbench.train.loop import Run"),
         ("cli.py", "from workbench.show import report"),
         ("__init__.py", "from workbench.show import plots\nfrom .trace.trace import Trace"),
     ],

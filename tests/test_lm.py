@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from workbench.errors import WorkbenchError
-from workbench.speech import lm as module
 from workbench.speech.config import LMConfig, Options
-from workbench.speech.lm import LM, KVCache
-from workbench.speech.sampling import Sampler
+from workbench.speech.models import lm as module
+from workbench.speech.models.lm import LM, KVCache
+from workbench.speech.models.sampling import Sampler
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

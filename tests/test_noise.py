@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Config, FlowConfig, HiFTConfig
-from workbench.speech.noise import Noise, excitation_noise, initial_phase, ode_noise
+from workbench.speech.models.noise import Noise, excitation_noise, initial_phase, ode_noise
 
 ASSETS = Path(__file__).parent / "assets"
 SMALL = replace(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import SILENT_TOKENS, LMConfig, Options
-from workbench.speech.sampling import Sampler, draw, nucleus, shorten_silences
+from workbench.speech.models.sampling import Sampler, draw, nucleus, shorten_silences
 
 GOLDEN = json.loads((Path(__file__).parent / "assets" / "ras_sampling.json").read_text())
 CASES = {case["name"]: case for case in GOLDEN["cases"]}

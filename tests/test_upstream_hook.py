@@ -10,7 +10,7 @@ from torch import nn
 
 import workbench as wb
 from workbench.diagnose.compare import compare
-from workbench.speech.flow import t_span
+from workbench.speech.models.flow import t_span
 from workbench.trace.importers.mapping import read_foreign
 
 HOOK, MAPPING = "data/foreign/upstream_hook.py", "data/foreign/upstream.toml"

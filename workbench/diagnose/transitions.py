@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.speech import flow
 from workbench.speech.config import Options
-from workbench.speech.flow import SOLVERS, Condition, Velocity
+from workbench.speech.models import flow
+from workbench.speech.models.flow import SOLVERS, Condition, Velocity
+from workbench.speech.models.sampling import Sampler, shorten_silences
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import utterance_of
-from workbench.speech.sampling import Sampler, shorten_silences
 from workbench.trace.schema import LOOPS, dims_of
 from workbench.trace.trace import Trace
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from workbench.speech.graphs import side_by_side
-from workbench.speech.hift import ResBlock
+from workbench.speech.models.hift import ResBlock
 
 LEAST_CHANNELS = 16  # and multiples of it
 

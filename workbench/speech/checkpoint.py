@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from workbench.errors import WorkbenchError
 from workbench.speech import hyperyaml
 from workbench.speech.config import Config, Options
-from workbench.speech.flow import Flow
 from workbench.speech.folder import (
     CAMPPLUS,
     ESTIMATOR,
@@ -37,10 +36,11 @@ from workbench.speech.folder import (
     replacing,
 )
 from workbench.speech.frontend import Frontend, SpeakerEncoder, SpeechTokenizer
-from workbench.speech.hift import HiFT
 from workbench.speech.layout import YAML, config_from_yaml, options_from_yaml
-from workbench.speech.lm import LM
-from workbench.speech.noise import Noise
+from workbench.speech.models.flow import Flow
+from workbench.speech.models.hift import HiFT
+from workbench.speech.models.lm import LM
+from workbench.speech.models.noise import Noise
 from workbench.speech.template import config_to_yaml, qwen_config
 from workbench.speech.text import TextTokenizer
 from workbench.speech.weights import (

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from workbench.speech.exact import exact_float32, fast_float32
 from workbench.speech.graphs import Graphs, compiled, has_tf32
-from workbench.speech.hift import (
+from workbench.speech.models.hift import (
     F0_LOOKAHEAD,
     CausalConv1d,
     HiFT,
@@ -26,7 +25,8 @@ from workbench.speech.hift import (
     Vocoded,
     check_mel,
 )
-from workbench.speech.product_conv import convolved_by_product
+from workbench.speech.models.numerics import exact_float32, fast_float32
+from workbench.speech.models.product_conv import convolved_by_product
 
 BUCKET = 64  # mel frames: lengths are rounded up to this
 MOST_GRAPHS = 8  # kept; those used longest ago go first

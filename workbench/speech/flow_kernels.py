@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workbench.speech.dit import NORM_EPS
+from workbench.speech.models.dit import NORM_EPS
 from workbench.speech.split_float32 import UNREAD
 
 

@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench.speech.graphs import side_by_side
-from workbench.speech.lm import LM
 from workbench.speech.lm_step import joined_layers
+from workbench.speech.models.lm import LM
 
 SPAN = 256  # positions that attention looks at together
 FEW_OUTPUTS = 2048  # of so few, a program takes fewer, so that all of the GPU has something to do

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from workbench.speech.graphs import compiled
 from workbench.speech.joined import join_rows
-from workbench.speech.lm import LM, RMSNorm, rotate_half
+from workbench.speech.models.lm import LM, RMSNorm, rotate_half
 
 LEAST_POSITIONS = 512  # a graph looks at this many or twice, four times, ... as many
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from workbench.speech import fast_flow, fast_lm
 from workbench.speech.config import Options
-from workbench.speech.flow import Condition, FlowStep
 from workbench.speech.frontend import Utterance
-from workbench.speech.hift import Vocoded
-from workbench.speech.lm import LMStep
+from workbench.speech.models.flow import Condition, FlowStep
+from workbench.speech.models.hift import Vocoded
+from workbench.speech.models.lm import LMStep
+from workbench.speech.models.sampling import shorten_silences
 from workbench.speech.run import (
     Clock,
     check_said,
@@ -28,7 +29,6 @@ from workbench.speech.run import (
     provenance,
     recorded_draws,
 )
-from workbench.speech.sampling import shorten_silences
 from workbench.trace.record import NOTHING, Recorder, Save, as_save
 from workbench.trace.trace import Trace
 

@@ -17,14 +17,14 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Options
-from workbench.speech.flow import Condition, FlowStep
 from workbench.speech.frontend import Frontend, Prompt, Utterance
-from workbench.speech.hift import Vocoded
-from workbench.speech.lm import LMStep
 from workbench.speech.many import run_many
+from workbench.speech.models.flow import Condition, FlowStep
+from workbench.speech.models.hift import Vocoded
+from workbench.speech.models.lm import LMStep
+from workbench.speech.models.sampling import Sampler, shorten_silences
 from workbench.speech.onnx_estimator import OnnxEstimator
 from workbench.speech.run import check_said, recorded_draws, run, utterance_of
-from workbench.speech.sampling import Sampler, shorten_silences
 from workbench.speech.stages import Stages
 from workbench.trace.record import NOTHING, Recorder, Save
 from workbench.trace.trace import Trace

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
-from workbench.speech.flow import Condition, FlowStep
 from workbench.speech.frontend import Prompt, Utterance
-from workbench.speech.hift import Vocoded
-from workbench.speech.lm import LMStep
+from workbench.speech.models.flow import Condition, FlowStep
+from workbench.speech.models.hift import Vocoded
+from workbench.speech.models.lm import LMStep
 from workbench.trace.record import NOTHING, Recorder, Save, as_save
 from workbench.trace.trace import Trace
 

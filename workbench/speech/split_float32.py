@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.speech.exact import fast_float32
+from workbench.speech.models.numerics import fast_float32
 
 UNREAD = 13  # last bits of float32's mantissa
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import DiTConfig, FlowConfig
-from workbench.speech.flow import Flow
+from workbench.speech.models.flow import Flow
 from workbench.train.corpus import Corpus
 from workbench.train.loop import Averaged, Captured, Run, warm_start
 

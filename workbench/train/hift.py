@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from workbench.speech.config import HiFTConfig
-from workbench.speech.hift import HiFT
+from workbench.speech.models.hift import HiFT
 from workbench.train.corpus import Corpus
 from workbench.train.loop import Averaged, Captured, Run, warm_start
 

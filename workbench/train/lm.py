@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from workbench.speech.config import LMConfig
-from workbench.speech.lm import LM
+from workbench.speech.models.lm import LM
 from workbench.speech.text import TextTokenizer
 from workbench.train.bpe import encode, load
 from workbench.train.corpus import Corpus

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import HiFTConfig
-from workbench.speech.exact import exact_float32
+from workbench.speech.models.numerics import exact_float32
 
 F0_LOOKAHEAD = 3  # mel frames the f0 predictor sees to the right
 MIN_STREAM_FRAMES = 9  # fewer give no sample while more mel is to come
