@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from workbench.errors import WorkbenchError
-from workbench.speech import audio
 from workbench.speech.config import MelConfig
+from workbench.speech.frontend.frontend import audio
 
 ASSETS = Path(__file__).parent / "assets"
 MEL = MelConfig()

@@ -17,7 +17,7 @@ from workbench import cli
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import STAGES, Checkpoint
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig, Options
-from workbench.speech.frontend import Frontend
+from workbench.speech.frontend.frontend import Frontend
 from workbench.speech.inspection import inspect_folder
 from workbench.speech.models.noise import Noise
 from workbench.speech.weights import EMBED, HEAD

@@ -11,7 +11,7 @@ from workbench.diagnose.faults import CATALOGUE, applied, options_of, spoiled
 from workbench.diagnose.transitions import transitions
 from workbench.diagnose.wrong import narrower
 from workbench.errors import WorkbenchError
-from workbench.speech.audio import log_mel, read_wav
+from workbench.speech.frontend.audio import log_mel, read_wav
 from workbench.speech.models import dit
 from workbench.trace.schema import FIELDS
 

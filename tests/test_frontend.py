@@ -9,9 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from test_text import tiny_bpe
 
 from workbench.errors import WorkbenchError
-from workbench.speech.audio import log_mel, speaker_features, whisper_log_mel, write_wav
 from workbench.speech.config import Config
-from workbench.speech.frontend import (
+from workbench.speech.frontend.audio import log_mel, speaker_features, whisper_log_mel, write_wav
+from workbench.speech.frontend.frontend import (
     Frontend,
     SpeakerEncoder,
     SpeechTokenizer,

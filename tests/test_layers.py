@@ -164,8 +164,8 @@ def test_imports_downwards_pass(tmp_path, where, text):
     ("check", "where", "text", "count"),
     [
         (audio_imports, "show/a.py", "def f():\n    import soundfile", 1),
-        (audio_imports, "speech/frontend.py", "from torchaudio.functional import resample", 2),
-        (audio_imports, "speech/audio.py", "import librosa", 0),
+        (audio_imports, "speech/frontend/frontend.py", "from torchaudio.functional import resample", 2),
+        (audio_imports, "speech/frontend/audio.py", "import librosa", 0),
         (audio_imports, "train/a.py", "import torchaudio", 0),
         (prints, "speech/a.py", "print('x')", 1),
         (prints, "speech/a.py", "plt.print('x')  # print('x')", 0),

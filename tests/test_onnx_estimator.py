@@ -16,9 +16,9 @@ from workbench.cli import main
 from workbench.speech import onnx_estimator
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig
 from workbench.speech.folder import ESTIMATOR
+from workbench.speech.frontend.onnx_session import CUDA
 from workbench.speech.onnx_estimator import OnnxEstimator, export_onnx, open_estimator
 from workbench.speech.run import utterance_of
-from workbench.speech.session import CUDA
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 VOICE = Path("data/voices/tiny")

@@ -21,7 +21,7 @@ from PIL import Image
 import workbench as wb
 from workbench.show.display import register, trace_html
 from workbench.show.embed import MODULE, player_data
-from workbench.speech.audio import write_wav
+from workbench.speech.frontend.audio import write_wav
 from workbench.trace.trace import Trace
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from workbench.errors import WorkbenchError
-from workbench.speech.text import TextTokenizer, check_scripts, normalise, special_tokens, split
+from workbench.speech.frontend.text import TextTokenizer, check_scripts, normalise, special_tokens, split
 
 SPECIALS = Path(__file__).parent / "assets" / "special_tokens_cosyvoice3.json"
 CORPUS = ["Eight months to Mars.", "the quick brown fox jumps over the lazy dog", "It's 你好 世界 и мир"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from workbench import Checkpoint, Pipeline
-from workbench.speech.text import special_tokens
+from workbench.speech.frontend.text import special_tokens
 
 VOICE = Path("data/voices/tiny")
 SPEAKERS = ("alpha", "gongitsune", "kumo", "kumo_alpha")

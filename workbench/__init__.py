@@ -17,7 +17,7 @@ from workbench.diagnose.suspects import Diagnosis, find_suspects
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Config, Options
-from workbench.speech.frontend import Prompt, Utterance
+from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.onnx_estimator import export_onnx
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.stream import StreamState, stream, streamed

@@ -153,8 +153,8 @@ def speak(args: argparse.Namespace) -> int:
     import pandas as pd
 
     from workbench.diagnose.measure import wave_stats
-    from workbench.speech.audio import write_wav
     from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.frontend.audio import write_wav
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY
 
@@ -303,7 +303,7 @@ def precision(args: argparse.Namespace) -> int:
 def glitches(args: argparse.Namespace) -> int:
     """Print one line a file and one row a finding."""
     from workbench.diagnose.glitches import find_glitches
-    from workbench.speech.audio import read_wav
+    from workbench.speech.frontend.audio import read_wav
     from workbench.trace.trace import Trace
 
     found_any = False

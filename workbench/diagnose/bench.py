@@ -8,7 +8,7 @@ import torch
 
 from workbench.speech.checkpoint import STAGES, Checkpoint
 from workbench.speech.config import Config, Options
-from workbench.speech.frontend import Prompt, Utterance
+from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.models.noise import Noise
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save

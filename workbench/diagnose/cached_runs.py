@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Options
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import STAGES, recorded_inputs, run
 from workbench.speech.weights import hash_file

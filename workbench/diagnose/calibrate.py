@@ -19,7 +19,7 @@ from workbench.diagnose.detectors import DETECTORS
 from workbench.diagnose.glitches import found_by
 from workbench.diagnose.sound import as_sound
 from workbench.errors import WorkbenchError
-from workbench.speech.audio import read_wav
+from workbench.speech.frontend.audio import read_wav
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
 

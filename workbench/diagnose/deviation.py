@@ -7,7 +7,7 @@ import pandas as pd
 from workbench.diagnose.difference import measure
 from workbench.diagnose.run_measures import mel_l1, sound_db
 from workbench.speech.config import COMPUTE, Options
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
 

@@ -12,7 +12,7 @@ from workbench.diagnose.cached_runs import CachedRuns
 from workbench.diagnose.rows import MOST, Block, KeptRows, Measure, Row, measure_key, row_key, rows_a_block
 from workbench.diagnose.run_measures import MEASURES
 from workbench.errors import WorkbenchError
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.record import NOTHING, Save
 from workbench.trace.trace import Trace

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from workbench.diagnose import wrong
 from workbench.diagnose.wrong import Patch
 from workbench.speech.config import Options
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models import dit, flow, hift, lm
 
 VELOCITIES = ("flow/velocity_cond", "flow/velocity_uncond")

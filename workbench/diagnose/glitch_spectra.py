@@ -11,8 +11,8 @@ from workbench.diagnose.glitch_samples import Spot
 from workbench.diagnose.plausible import implausible
 from workbench.diagnose.sound import Array, Sound, decibel
 from workbench.errors import WorkbenchError
-from workbench.speech.audio import log_mel
 from workbench.speech.config import HiFTConfig, MelConfig
+from workbench.speech.frontend.audio import log_mel
 from workbench.trace.trace import Trace
 
 HISS = (0.29, 0.48)  # band, as a share of the sample rate: 7 to 11.5 kHz

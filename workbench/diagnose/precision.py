@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from workbench.diagnose.transitions import transitions
 from workbench.errors import WorkbenchError
-from workbench.speech.audio import log_mel
 from workbench.speech.config import Options
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.audio import log_mel
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.record import EVERYTHING, taps
 from workbench.trace.trace import Trace

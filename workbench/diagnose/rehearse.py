@@ -7,9 +7,9 @@ from torch import Tensor
 
 from workbench.diagnose.faults import Fault, Faults, applied, options_of, spoiled
 from workbench.errors import WorkbenchError
-from workbench.speech.audio import log_mel
 from workbench.speech.config import Options
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.audio import log_mel
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import run, utterance_of
 from workbench.trace.record import EVERYTHING

@@ -17,7 +17,7 @@ from workbench.diagnose.cached_runs import CachedRuns, content_key
 from workbench.errors import WorkbenchError
 from workbench.files import whole
 from workbench.speech.config import Options
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.run import recorded_inputs
 from workbench.trace.trace import Trace
 

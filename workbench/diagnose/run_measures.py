@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection
 import pandas as pd
 from torch import Tensor
 
-from workbench.speech.audio import log_mel
 from workbench.speech.config import MelConfig
+from workbench.speech.frontend.audio import log_mel
 from workbench.trace.schema import RATES
 from workbench.trace.trace import Trace
 

@@ -13,7 +13,7 @@ from workbench.diagnose.faults import CATALOGUE, Fault, applied, options_of, spo
 from workbench.diagnose.rehearse import Rehearsals
 from workbench.diagnose.suspects import find_suspects
 from workbench.errors import WorkbenchError
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import run, utterance_of
 from workbench.trace.record import EVERYTHING

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from workbench.diagnose.bench import now, utterance_of_size
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import COMPUTE, Options
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.numerics import exact_float32, fast_float32
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import STAGES

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.speech.audio import mel_centres
 from workbench.speech.config import Options
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.audio import mel_centres
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models import dit, flow, hift, lm
 from workbench.speech.pipeline import Pipeline
 

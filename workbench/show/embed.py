@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.audio import log_mel, mel_centres, resample, to_pcm16
 from workbench.speech.config import MelConfig
+from workbench.speech.frontend.audio import log_mel, mel_centres, resample, to_pcm16
 from workbench.trace.trace import Trace
 
 MODULE = Path(__file__).with_name("player.js")

@@ -17,7 +17,7 @@ from workbench.show.job import Bar
 from workbench.show.panel import Lab, Panel
 from workbench.show.player import player
 from workbench.speech.config import DTYPES, SOLVERS, T_SCHEDULERS
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.schema import LOOPS
 from workbench.trace.trace import Trace

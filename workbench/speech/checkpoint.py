@@ -35,14 +35,14 @@ from workbench.speech.folder import (
     read_speakers,
     replacing,
 )
-from workbench.speech.frontend import Frontend, SpeakerEncoder, SpeechTokenizer
+from workbench.speech.frontend.frontend import Frontend, SpeakerEncoder, SpeechTokenizer
+from workbench.speech.frontend.text import TextTokenizer
 from workbench.speech.layout import YAML, config_from_yaml, options_from_yaml
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.hift import HiFT
 from workbench.speech.models.lm import LM
 from workbench.speech.models.noise import Noise
 from workbench.speech.template import config_to_yaml, qwen_config
-from workbench.speech.text import TextTokenizer
 from workbench.speech.weights import (
     EMBED,
     HEAD,

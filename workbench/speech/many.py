@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.speech import fast_flow, fast_lm
 from workbench.speech.config import Options
-from workbench.speech.frontend import Utterance
+from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded
 from workbench.speech.models.lm import LMStep

@@ -22,7 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import DiTConfig
 from workbench.speech.folder import ESTIMATOR
-from workbench.speech.session import ask, open_session
+from workbench.speech.frontend.onnx_session import ask, open_session
 from workbench.speech.weights import hash_file
 
 if TYPE_CHECKING:

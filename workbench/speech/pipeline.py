@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import Checkpoint
 from workbench.speech.config import Options
-from workbench.speech.frontend import Frontend, Prompt, Utterance
+from workbench.speech.frontend.frontend import Frontend, Prompt, Utterance
 from workbench.speech.many import run_many
 from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded

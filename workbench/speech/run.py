@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
-from workbench.speech.frontend import Prompt, Utterance
+from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded
 from workbench.speech.models.lm import LMStep

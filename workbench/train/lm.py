@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from workbench.speech.config import LMConfig
+from workbench.speech.frontend.text import TextTokenizer
 from workbench.speech.models.lm import LM
-from workbench.speech.text import TextTokenizer
 from workbench.train.bpe import encode, load
 from workbench.train.corpus import Corpus
 from workbench.train.loop import Averaged, Captured, Run, warm_start

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.audio import (
+from workbench.speech.config import Config
+from workbench.speech.frontend.audio import (
     WHISPER_RATE,
     log_mel,
     read_wav,
@@ -19,9 +20,8 @@ from workbench.speech.audio import (
     speaker_features,
     whisper_log_mel,
 )
-from workbench.speech.config import Config
-from workbench.speech.session import ask, open_session
-from workbench.speech.text import END_OF_PROMPT, TextTokenizer, check_scripts, normalise, split
+from workbench.speech.frontend.onnx_session import ask, open_session
+from workbench.speech.frontend.text import END_OF_PROMPT, TextTokenizer, check_scripts, normalise, split
 
 MODES = ("zero-shot", "cross-lingual", "instruct")
 SYSTEM_PROMPT = "You are a helpful assistant."

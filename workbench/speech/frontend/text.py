@@ -37,7 +37,7 @@ _CHUNK = 400  # characters normalised at once
 
 def special_tokens() -> list[str]:
     """CosyVoice3's own special tokens in the order of their ids."""
-    return files("workbench.speech").joinpath("special_tokens.txt").read_text("utf-8").splitlines()
+    return files("workbench.speech.frontend").joinpath("special_tokens.txt").read_text("utf-8").splitlines()
 
 
 class TextTokenizer:
