@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from workbench import cli
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint import STAGES, Checkpoint
+from workbench.speech.checkpoint.checkpoint import STAGES, Checkpoint
+from workbench.speech.checkpoint.inspect import inspect_folder
+from workbench.speech.checkpoint.weights import EMBED, HEAD
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig, Options
 from workbench.speech.frontend.frontend import Frontend
-from workbench.speech.inspection import inspect_folder
 from workbench.speech.models.noise import Noise
-from workbench.speech.weights import EMBED, HEAD
 
 ASSETS = Path(__file__).parent / "assets"
 FILES = {"lm": "llm", "flow": "flow", "hift": "hift"}

@@ -9,7 +9,7 @@ from workbench.diagnose.cached_runs import CachedRuns, content_key
 from workbench.diagnose.experiment import Experiment
 from workbench.diagnose.run_measures import mel_l1, seconds, sound_db, worst_100ms, worst_place
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import STAGE_OF, Options
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace

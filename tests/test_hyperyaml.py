@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workbench.errors import WorkbenchError
+from workbench.speech.checkpoint.config_yaml import config_from_yaml, options_from_yaml
+from workbench.speech.checkpoint.hyperyaml import Tagged, read
+from workbench.speech.checkpoint.template import config_to_yaml, qwen_config
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig, MelConfig, Options
-from workbench.speech.hyperyaml import Tagged, read
-from workbench.speech.layout import config_from_yaml, options_from_yaml
-from workbench.speech.template import config_to_yaml, qwen_config
 
 # The structure, tags and references of upstream's file; written for this test.
 UPSTREAM = """

@@ -19,7 +19,7 @@ from workbench.diagnose.experiment import Experiment
 from workbench.diagnose.rows import KeptRows, measure_key, rows_a_block
 from workbench.diagnose.run_measures import mel_l1, seconds, sound_db
 from workbench.diagnose.workers import device_of
-from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.pipeline import Pipeline
 
 HERE = os.getpid()

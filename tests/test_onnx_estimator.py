@@ -14,8 +14,8 @@ import workbench as wb
 from workbench import Checkpoint, Options, Pipeline, WorkbenchError
 from workbench.cli import main
 from workbench.speech import onnx_estimator
+from workbench.speech.checkpoint.files import ESTIMATOR
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig
-from workbench.speech.folder import ESTIMATOR
 from workbench.speech.frontend.onnx_session import CUDA
 from workbench.speech.onnx_estimator import OnnxEstimator, export_onnx, open_estimator
 from workbench.speech.run import utterance_of

@@ -15,7 +15,7 @@ from workbench.diagnose.plausible import implausible
 from workbench.diagnose.precision import bisect_precision, headroom
 from workbench.diagnose.suspects import Diagnosis, find_suspects
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Config, Options
 from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.onnx_estimator import export_onnx

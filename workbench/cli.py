@@ -46,9 +46,7 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("compare", help="put two runs side by side and name the first cause")
     verb.add_argument("reference", help="a trace, such as `speak --trace everything` writes, or a .log")
     verb.add_argument("candidate", help="server.log#2 is the second run of a log")
-    verb.add_argument(
-        "--names", help="table of what logs call tensors (default: logs.toml of trace/importers)"
-    )
+    verb.add_argument("--names", help="table of what logs call tensors (default: logs.toml)")
     verb.add_argument("--voice", help="checkpoint folder both ran: decides rounding and finds the cause")
     verb.add_argument("--device", default="cpu")
     verb.add_argument(
@@ -63,9 +61,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("trace", help="such as `speak --trace everything` writes, or a .log")
     verb.add_argument("other", nargs="?", help="the run that is in doubt, when the first is the reference")
     verb.add_argument("-o", "--out", default="output/report.html")
-    verb.add_argument(
-        "--names", help="table of what logs call tensors (default: logs.toml of trace/importers)"
-    )
+    verb.add_argument("--names", help="table of what logs call tensors (default: logs.toml)")
     verb.add_argument(
         "--voice",
         help="checkpoint folder that ran: finds the cause, names suspects; of a single run that was not "
@@ -77,9 +73,7 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("diagnose", help="name the known mistakes that a run looks like")
     verb.add_argument("candidate", help="a trace or a log of the implementation that is in doubt")
     verb.add_argument("--reference", help="a right run of the same utterance; not needed for a whole trace")
-    verb.add_argument(
-        "--names", help="table of what logs call tensors (default: logs.toml of trace/importers)"
-    )
+    verb.add_argument("--names", help="table of what logs call tensors (default: logs.toml)")
     verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder both ran")
     verb.add_argument("--device", default="cpu")
     verb.add_argument("--top", type=int, default=5, help="suspects to list")
@@ -153,7 +147,7 @@ def speak(args: argparse.Namespace) -> int:
     import pandas as pd
 
     from workbench.diagnose.measure import wave_stats
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.frontend.audio import write_wav
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY
@@ -185,7 +179,7 @@ def compare(args: argparse.Namespace) -> int:
     """Print the verdict, what differs before any number, and every row that is not a match."""
     from workbench.diagnose.compare import VERDICTS
     from workbench.diagnose.compare import compare as put_side_by_side
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.importers.log_lines import NAMES
     from workbench.trace.importers.logs import open_run
@@ -209,7 +203,7 @@ def compare(args: argparse.Namespace) -> int:
 def report(args: argparse.Namespace) -> int:
     """Write the standard report of a run or of a comparison."""
     from workbench.show.standard import comparison_report, run_report
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.importers.log_lines import NAMES
     from workbench.trace.importers.logs import open_run
@@ -230,7 +224,7 @@ def report(args: argparse.Namespace) -> int:
 def diagnose(args: argparse.Namespace) -> int:
     """Print the answer, what to do next, the first suspects and the evidence for the first."""
     from workbench.diagnose.suspects import find_suspects
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.importers.log_lines import NAMES
     from workbench.trace.importers.logs import open_run
@@ -258,7 +252,7 @@ def suspects(args: argparse.Namespace) -> int:
 
     from workbench.diagnose.faults import CATALOGUE
     from workbench.diagnose.selftest import COLUMNS, VIEWS, confusions, held_out, self_test, table
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 
     faults = [fault for fault in CATALOGUE if fault.name in args.name or not args.name]
@@ -284,7 +278,7 @@ def suspects(args: argparse.Namespace) -> int:
 def precision(args: argparse.Namespace) -> int:
     """Print what may run in half precision, the evidence, and the modules nearest to an overflow."""
     from workbench.diagnose.precision import bisect_precision, headroom, repeatable
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 
     pipe = Pipeline(Checkpoint.load(args.voice), args.device)
@@ -330,7 +324,7 @@ def bench_speed(args: argparse.Namespace) -> int:
     from workbench.diagnose.bench import random_checkpoint
     from workbench.diagnose.speed import measure_speed
     from workbench.files import whole
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
 
     checkpoint = random_checkpoint() if args.released else Checkpoint.load(args.voice)
     found = measure_speed(
@@ -352,7 +346,7 @@ def bench_deviation(args: argparse.Namespace) -> int:
     """Print how far the other ways of computing are from eager."""
     from workbench.diagnose.calibrate import REPORTED_ON
     from workbench.diagnose.deviation import deviation
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 
     pipe = Pipeline(Checkpoint.load(args.voice), args.device)
@@ -369,7 +363,7 @@ def bench_glitches(args: argparse.Namespace) -> int:
 
     from workbench.diagnose import calibrate
     from workbench.files import whole
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 
     pipe = Pipeline(Checkpoint.load(args.voice), args.device, progress=False)
@@ -390,7 +384,7 @@ def bench_glitches(args: argparse.Namespace) -> int:
 def bench_trace(args: argparse.Namespace) -> int:
     """Print what recording costs."""
     from workbench.diagnose.bench import random_checkpoint, trace_cost, utterance_of_size
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 
     if args.released:
@@ -438,7 +432,7 @@ def options_of(pairs: Sequence[str]) -> dict[str, object]:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print a folder's tensors and each file's totals."""
-    from workbench.speech.inspection import inspect_folder
+    from workbench.speech.checkpoint.inspect import inspect_folder
 
     frame = inspect_folder(args.folder, args.prefix)
     tensors = frame[frame["key"] != ""]
@@ -455,7 +449,7 @@ def inspect(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Write one file and tell its inputs and output."""
-    from workbench.speech.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.onnx_estimator import export_onnx, shapes
 
     voice = Checkpoint.load(args.voice)

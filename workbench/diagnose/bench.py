@@ -6,7 +6,7 @@ from statistics import median
 import pandas as pd
 import torch
 
-from workbench.speech.checkpoint import STAGES, Checkpoint
+from workbench.speech.checkpoint.checkpoint import STAGES, Checkpoint
 from workbench.speech.config import Config, Options
 from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.models.noise import Noise

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.checkpoint.checkpoint import Checkpoint
+from workbench.speech.checkpoint.weights import hash_file
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import STAGES, recorded_inputs, run
-from workbench.speech.weights import hash_file
 from workbench.trace.record import NOTHING, Save, as_save
 from workbench.trace.trace import Trace
 

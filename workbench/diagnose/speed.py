@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.diagnose.bench import now, utterance_of_size
-from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import COMPUTE, Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.numerics import exact_float32, fast_float32

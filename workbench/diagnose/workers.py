@@ -19,8 +19,8 @@ from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, as_c
 from workbench.diagnose.cached_runs import CachedRuns, voice_key
 from workbench.diagnose.rows import MOST, Block, KeptRows, Measure, Row, error_row
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint import Checkpoint
-from workbench.speech.layout import YAML
+from workbench.speech.checkpoint.checkpoint import Checkpoint
+from workbench.speech.checkpoint.config_yaml import YAML
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import STAGES
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.checkpoint.checkpoint import Checkpoint
+from workbench.speech.checkpoint.files import ESTIMATOR
+from workbench.speech.checkpoint.weights import hash_file
 from workbench.speech.config import DiTConfig
-from workbench.speech.folder import ESTIMATOR
 from workbench.speech.frontend.onnx_session import ask, open_session
-from workbench.speech.weights import hash_file
 
 if TYPE_CHECKING:
     import onnxruntime

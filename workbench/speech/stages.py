@@ -8,7 +8,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.fast_flow import FastFlow
 from workbench.speech.fast_hift import FastHiFT

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.checkpoint.checkpoint import Checkpoint
+from workbench.speech.checkpoint.template import config_to_yaml, qwen_config
 from workbench.speech.config import Config, Options
-from workbench.speech.template import config_to_yaml, qwen_config
 from workbench.train import flow, hift, lm
 from workbench.train.corpus import Corpus
 

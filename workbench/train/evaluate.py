@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint import Checkpoint
+from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.frontend.audio import log_mel, read_wav, write_wav
 from workbench.speech.pipeline import Pipeline

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.weights import first_line
+from workbench.speech.checkpoint.weights import first_line
 
 if TYPE_CHECKING:
     import onnxruntime

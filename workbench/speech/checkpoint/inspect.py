@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.folder import STEMS
-from workbench.speech.hyperyaml import show
-from workbench.speech.weights import first_line, hash_file, plain, read_weights
+from workbench.speech.checkpoint.files import STEMS
+from workbench.speech.checkpoint.hyperyaml import show
+from workbench.speech.checkpoint.weights import first_line, hash_file, plain, read_weights
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
-from workbench.speech import hyperyaml
-from workbench.speech.config import Config, Options
-from workbench.speech.folder import (
+from workbench.speech.checkpoint import hyperyaml
+from workbench.speech.checkpoint.config_yaml import YAML, config_from_yaml, options_from_yaml
+from workbench.speech.checkpoint.files import (
     CAMPPLUS,
     ESTIMATOR,
     LAYOUT,
@@ -35,15 +35,8 @@ from workbench.speech.folder import (
     read_speakers,
     replacing,
 )
-from workbench.speech.frontend.frontend import Frontend, SpeakerEncoder, SpeechTokenizer
-from workbench.speech.frontend.text import TextTokenizer
-from workbench.speech.layout import YAML, config_from_yaml, options_from_yaml
-from workbench.speech.models.flow import Flow
-from workbench.speech.models.hift import HiFT
-from workbench.speech.models.lm import LM
-from workbench.speech.models.noise import Noise
-from workbench.speech.template import config_to_yaml, qwen_config
-from workbench.speech.weights import (
+from workbench.speech.checkpoint.template import config_to_yaml, qwen_config
+from workbench.speech.checkpoint.weights import (
     EMBED,
     HEAD,
     count_nonfinite,
@@ -54,6 +47,13 @@ from workbench.speech.weights import (
     read_weights,
     unshared,
 )
+from workbench.speech.config import Config, Options
+from workbench.speech.frontend.frontend import Frontend, SpeakerEncoder, SpeechTokenizer
+from workbench.speech.frontend.text import TextTokenizer
+from workbench.speech.models.flow import Flow
+from workbench.speech.models.hift import HiFT
+from workbench.speech.models.lm import LM
+from workbench.speech.models.noise import Noise
 
 STAGES: dict[str, Callable[[Any], nn.Module]] = {"lm": LM, "flow": Flow, "hift": HiFT}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from workbench.speech.checkpoint.config_yaml import CFM, OWN, SAMPLING
 from workbench.speech.config import Config, Options
-from workbench.speech.layout import CFM, OWN, SAMPLING
 
 
 def qwen_config(config: Config) -> dict[str, Any]:

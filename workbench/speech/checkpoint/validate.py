@@ -3,7 +3,7 @@
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.speech.hyperyaml import Tagged, show
+from workbench.speech.checkpoint.hyperyaml import Tagged, show
 
 
 class Section:

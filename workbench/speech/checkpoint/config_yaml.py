@@ -8,9 +8,9 @@ upstream's code holds, and its file has no key for, may stand under a plain key 
 from typing import Any, get_type_hints
 
 from workbench.errors import WorkbenchError
+from workbench.speech.checkpoint.hyperyaml import show
+from workbench.speech.checkpoint.validate import Section, agree
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig, MelConfig, Options
-from workbench.speech.hyperyaml import show
-from workbench.speech.section import Section, agree
 
 YAML = "cosyvoice3.yaml"
 SAMPLING = ("top_p", "top_k", "win_size", "tau_r")  # options in llm.sampling

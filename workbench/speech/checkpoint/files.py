@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.speech.layout import YAML
-from workbench.speech.weights import first_line, read_weights
+from workbench.speech.checkpoint.config_yaml import YAML
+from workbench.speech.checkpoint.weights import first_line, read_weights
 
 STEMS = {"lm": "llm", "flow": "flow", "hift": "hift"}
 QWEN, CAMPPLUS, TOKENIZER = "CosyVoice-BlankEN", "campplus.onnx", "speech_tokenizer_v3.onnx"
