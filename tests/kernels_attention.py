@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from workbench.speech import float32_attention
-from workbench.speech.float32_attention import Tile, attended, suits
+from workbench.speech.fast.kernels import attention as float32_attention
+from workbench.speech.fast.kernels.attention import Tile, attended, suits
 from workbench.speech.split_float32 import split
 
 pytestmark = pytest.mark.usefixtures("no_grad", "loops")

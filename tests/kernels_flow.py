@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from workbench.speech.fast.kernels.flow import pass_on
 from workbench.speech.fast_flow import _pass_on
-from workbench.speech.flow_kernels import pass_on
 from workbench.speech.split_float32 import split
 
 pytestmark = pytest.mark.usefixtures("no_grad")

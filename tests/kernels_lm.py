@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from workbench.speech import lm_kernels
 from workbench.speech.config import LMConfig
+from workbench.speech.fast.kernels import lm as lm_kernels
 from workbench.speech.lm_step import LayerSteps
 from workbench.speech.models.lm import LM, KVCache, RMSNorm
 

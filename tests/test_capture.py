@@ -114,8 +114,8 @@ def test_a_step_of_the_ode(graphs, mask_rows, splits, monkeypatch):
 
 
 def test_attention_without_a_mask_is_one_kernel(graphs, monkeypatch):
-    attention = pytest.importorskip("workbench.speech.float32_attention", reason="no Triton")
-    flow_kernels = pytest.importorskip("workbench.speech.flow_kernels")
+    attention = pytest.importorskip("workbench.speech.fast.kernels.attention", reason="no Triton")
+    flow_kernels = pytest.importorskip("workbench.speech.fast.kernels.flow")
     kernel, passing = Launched(), Launched()
     monkeypatch.setattr(attention, "_attend", kernel)
     monkeypatch.setattr(flow_kernels, "_pass_on", passing)
@@ -144,7 +144,7 @@ class Launched:
 
 
 def test_the_vocoder_on_tensor_cores(graphs, monkeypatch):
-    causal_conv = pytest.importorskip("workbench.speech.causal_conv", reason="no Triton")
+    causal_conv = pytest.importorskip("workbench.speech.fast.kernels.conv", reason="no Triton")
     kernel = Launched()
     monkeypatch.setattr(causal_conv, "_convolve", kernel)
     monkeypatch.setattr(causal_conv, "prepare", lambda *sizes: None)

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from workbench.speech.fast_hift import _fold
 from workbench.speech.models.hift import HiFT
 
-causal_conv = pytest.importorskip("workbench.speech.causal_conv", reason="no Triton", exc_type=ImportError)
+causal_conv = pytest.importorskip(
+    "workbench.speech.fast.kernels.conv", reason="no Triton", exc_type=ImportError
+)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")

@@ -151,7 +151,7 @@ def test_split_products_are_float32s_to_rounding():
 def test_attention_in_float32():
     if not splitting_pays(CUDA, torch.float32):
         pytest.skip("torch's own is as fast here")
-    attention = pytest.importorskip("workbench.speech.float32_attention")
+    attention = pytest.importorskip("workbench.speech.fast.kernels.attention")
     qkv = torch.randn(2, 674, 3, 16, 64, device=CUDA)
     q, k, v = qkv.double().permute(2, 0, 3, 1, 4)
     right = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
@@ -197,7 +197,7 @@ def test_fast_lm_draws_the_eager_tokens(lm_model, lm_golden, graphs):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 @pytest.mark.parametrize("rows", [1, 3, 17])
 def test_the_kernels_go_through_the_layers_as_torch_does(lm_model, rows, dtype, tolerance):
-    kernels = pytest.importorskip("workbench.speech.lm_kernels")
+    kernels = pytest.importorskip("workbench.speech.fast.kernels.lm")
     lm = copy.deepcopy(lm_model).to(CUDA, dtype)
     c, positions = lm.config, 700
     kernels, steps = kernels.LayerKernels(lm, "tf32x3"), LayerSteps(lm)

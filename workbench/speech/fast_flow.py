@@ -124,7 +124,7 @@ class FastFlow:
     def _pass_on(self, splits: bool) -> Callable[..., tuple[Tensor, Tensor]]:
         if not splits or not compiles(self.device):
             return partial(compiled(_pass_on, self.device, "rows"), operand=self.operand)
-        from workbench.speech.flow_kernels import pass_on  # it needs Triton
+        from workbench.speech.fast.kernels.flow import pass_on  # it needs Triton
 
         return pass_on
 
@@ -260,7 +260,7 @@ def _attention(width: int, device: torch.device) -> Map | None:
     """Attention without a mask that gives a `SplitLinear` its operand, where a kernel can be made."""
     if not compiles(device):
         return None
-    from workbench.speech.float32_attention import attended, suits  # it needs Triton
+    from workbench.speech.fast.kernels.attention import attended, suits  # it needs Triton
 
     return attended if suits(width) else None
 
@@ -270,7 +270,7 @@ def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Map:
     convs = embed.conv1[0], embed.conv2[0]
     if not splits or not compiles(convs[0].weight.device):
         return embed
-    from workbench.speech.causal_conv import LEAST_CHANNELS, convolved, packed  # it needs Triton
+    from workbench.speech.fast.kernels.conv import LEAST_CHANNELS, convolved, packed  # it needs Triton
 
     if convs[0].weight.shape[1] % LEAST_CHANNELS:
         return embed

@@ -213,7 +213,7 @@ def _suits_tensor_cores(hift: HiFT) -> bool:
 
 def _join(hift: HiFT, products: int) -> None:
     """Put the kernel into the residual blocks that it has channels for."""
-    from workbench.speech.causal_conv import LEAST_CHANNELS, JoinedBlock, prepare  # it needs Triton
+    from workbench.speech.fast.kernels.conv import LEAST_CHANNELS, JoinedBlock, prepare  # it needs Triton
 
     fitting = [
         (blocks, i, block)

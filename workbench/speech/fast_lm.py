@@ -24,7 +24,7 @@ from workbench.speech.lm_step import LayerSteps, doubling
 from workbench.speech.models.lm import LM, KVCache, LMStep
 
 if TYPE_CHECKING:
-    from workbench.speech.lm_kernels import LayerKernels
+    from workbench.speech.fast.kernels.lm import LayerKernels
 
 CHUNK = 4  # tokens between two looks at what was drawn
 AHEAD = 2  # chunks that a GPU is asked for before the host looks: it takes now more, now less time to draw
@@ -265,7 +265,7 @@ def _layers(lm: LM, precise: bool) -> "LayerSteps | LayerKernels":
     weight = lm.llm_decoder.weight
     alike = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not precise)
     if alike and has_tf32(weight.device) and lm.config.head_dim.bit_count() == 1:
-        from workbench.speech.lm_kernels import LayerKernels  # it needs Triton, which only GPUs have
+        from workbench.speech.fast.kernels.lm import LayerKernels  # it needs Triton, which only GPUs have
 
         return LayerKernels(lm, "tf32x3" if precise else "tf32")
     return LayerSteps(lm)

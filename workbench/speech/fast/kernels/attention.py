@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workbench.speech.causal_conv import rounded
-from workbench.speech.flow_kernels import store_parts
+from workbench.speech.fast.kernels.conv import rounded
+from workbench.speech.fast.kernels.flow import store_parts
 from workbench.speech.split_float32 import UNREAD
 
 LEAST_WIDTH = 16  # of a head, and powers of two from there
