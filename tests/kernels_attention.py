@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from workbench.speech.fast.kernels import attention as float32_attention
 from workbench.speech.fast.kernels.attention import Tile, attended, suits
-from workbench.speech.split_float32 import split
+from workbench.speech.fast.tf32x3 import split
 
 pytestmark = pytest.mark.usefixtures("no_grad", "loops")
 

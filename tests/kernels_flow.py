@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from workbench.speech.fast.flow import _pass_on
 from workbench.speech.fast.kernels.flow import pass_on
-from workbench.speech.fast_flow import _pass_on
-from workbench.speech.split_float32 import split
+from workbench.speech.fast.tf32x3 import split
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from workbench.speech.config import LMConfig
 from workbench.speech.fast.kernels import lm as lm_kernels
-from workbench.speech.lm_step import LayerSteps
+from workbench.speech.fast.lm_torch import LayerSteps
 from workbench.speech.models.lm import LM, KVCache, RMSNorm
 
 pytestmark = pytest.mark.usefixtures("no_grad")

@@ -10,12 +10,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from workbench.speech import fast_flow, fast_hift, fast_lm, fast_sampling, lm_step
 from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig, Options
-from workbench.speech.fast_flow import FastFlow, _Step
-from workbench.speech.fast_hift import FastHiFT, _Sound
-from workbench.speech.fast_lm import FastLM, _Decoder
-from workbench.speech.graphs import Graphs
+from workbench.speech.fast import flow as fast_flow
+from workbench.speech.fast import hift as fast_hift
+from workbench.speech.fast import lm as fast_lm
+from workbench.speech.fast import lm_torch as lm_step
+from workbench.speech.fast import sampling as fast_sampling
+from workbench.speech.fast.cuda_graphs import Graphs
+from workbench.speech.fast.flow import FastFlow, _Step
+from workbench.speech.fast.hift import FastHiFT, _Sound
+from workbench.speech.fast.lm import FastLM, _Decoder
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.hift import HiFT
 from workbench.speech.models.lm import LM

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from workbench.speech.fast_hift import _fold
+from workbench.speech.fast.hift import _fold
 from workbench.speech.models.hift import HiFT
 
 causal_conv = pytest.importorskip(

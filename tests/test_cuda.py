@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from workbench import EVERYTHING, Checkpoint, Options, Pipeline
-from workbench.speech.fast_flow import FastFlow
-from workbench.speech.fast_hift import FastHiFT
-from workbench.speech.fast_lm import FastLM
-from workbench.speech.graphs import Graphs
-from workbench.speech.lm_step import LayerSteps
+from workbench.speech.fast.cuda_graphs import Graphs
+from workbench.speech.fast.flow import FastFlow
+from workbench.speech.fast.hift import FastHiFT
+from workbench.speech.fast.lm import FastLM
+from workbench.speech.fast.lm_torch import LayerSteps
+from workbench.speech.fast.tf32x3 import SplitLinear, split, splitting_pays
 from workbench.speech.models.flow import t_span
 from workbench.speech.models.hift import HiFT
 from workbench.speech.models.numerics import exact_float32, fast_float32
 from workbench.speech.models.sampling import Sampler
-from workbench.speech.split_float32 import SplitLinear, split, splitting_pays
 
 pytestmark = [
     pytest.mark.gpu,

@@ -12,21 +12,21 @@ import torch
 
 import workbench as wb
 from workbench.errors import WorkbenchError
-from workbench.speech import fast_flow as fast_flow_module
 from workbench.speech import many
 from workbench.speech.config import Options
-from workbench.speech.fast_flow import BUCKET, FastFlow
-from workbench.speech.fast_hift import FastHiFT, _PhasedConv1d, _ProductConv1d
-from workbench.speech.fast_lm import CHUNK, FastLM
-from workbench.speech.fast_sampling import DeviceSampler
-from workbench.speech.graphs import Graphs
-from workbench.speech.joined import join_rows
-from workbench.speech.lm_step import LEAST_POSITIONS
+from workbench.speech.fast import flow as fast_flow_module
+from workbench.speech.fast.cuda_graphs import Graphs
+from workbench.speech.fast.flow import BUCKET, FastFlow
+from workbench.speech.fast.fuse import join_rows
+from workbench.speech.fast.hift import FastHiFT, _PhasedConv1d, _ProductConv1d
+from workbench.speech.fast.lm import CHUNK, FastLM
+from workbench.speech.fast.lm_torch import LEAST_POSITIONS
+from workbench.speech.fast.sampling import DeviceSampler
+from workbench.speech.fast.tf32x3 import SplitLinear, split, splitting_pays
 from workbench.speech.models.hift import CausalConv1d, HiFT, UpsamplingConv1d
 from workbench.speech.models.numerics import exact_float32, fast_float32
 from workbench.speech.models.product_conv import ProductConv1d
 from workbench.speech.models.sampling import Sampler
-from workbench.speech.split_float32 import SplitLinear, split, splitting_pays
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from workbench.speech import fast_flow, fast_lm
 from workbench.speech.config import Options
+from workbench.speech.fast import flow as fast_flow
+from workbench.speech.fast import lm as fast_lm
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded

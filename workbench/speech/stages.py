@@ -10,14 +10,14 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Options
-from workbench.speech.fast_flow import FastFlow
-from workbench.speech.fast_hift import FastHiFT
-from workbench.speech.fast_lm import FastLM
-from workbench.speech.graphs import Graphs
+from workbench.speech.fast.cuda_graphs import Graphs
+from workbench.speech.fast.flow import FastFlow
+from workbench.speech.fast.hift import FastHiFT
+from workbench.speech.fast.lm import FastLM
+from workbench.speech.fast.tf32x3 import splitting_pays
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.numerics import exact_float32, fast_float32
 from workbench.speech.onnx_estimator import OnnxEstimator, open_estimator
-from workbench.speech.split_float32 import splitting_pays
 
 
 class Stages:

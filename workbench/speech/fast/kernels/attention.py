@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.speech.fast.kernels.conv import rounded
 from workbench.speech.fast.kernels.flow import store_parts
-from workbench.speech.split_float32 import UNREAD
+from workbench.speech.fast.tf32x3 import UNREAD
 
 LEAST_WIDTH = 16  # of a head, and powers of two from there
 

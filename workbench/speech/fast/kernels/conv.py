@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from workbench.speech.graphs import side_by_side
+from workbench.speech.fast.cuda_graphs import side_by_side
 from workbench.speech.models.hift import ResBlock
 
 LEAST_CHANNELS = 16  # and multiples of it

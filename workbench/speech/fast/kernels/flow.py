@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from workbench.speech.fast.tf32x3 import UNREAD
 from workbench.speech.models.dit import NORM_EPS
-from workbench.speech.split_float32 import UNREAD
 
 
 def pass_on(h: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

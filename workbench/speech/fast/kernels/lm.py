@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workbench.speech.graphs import side_by_side
-from workbench.speech.lm_step import joined_layers
+from workbench.speech.fast.cuda_graphs import side_by_side
+from workbench.speech.fast.lm_torch import joined_layers
 from workbench.speech.models.lm import LM
 
 SPAN = 256  # positions that attention looks at together

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.speech.graphs import compiled
-from workbench.speech.joined import join_rows
+from workbench.speech.fast.cuda_graphs import compiled
+from workbench.speech.fast.fuse import join_rows
 from workbench.speech.models.lm import LM, RMSNorm, rotate_half
 
 LEAST_POSITIONS = 512  # a graph looks at this many or twice, four times, ... as many

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
-from workbench.speech.fast_sampling import DeviceSampler, keep
+from workbench.speech.fast.cuda_graphs import Graph, Graphs, OnItsWay, compiled, has_tf32, sent
+from workbench.speech.fast.lm_torch import LayerSteps, doubling
+from workbench.speech.fast.sampling import DeviceSampler, keep
 from workbench.speech.frontend.frontend import Utterance
-from workbench.speech.graphs import Graph, Graphs, OnItsWay, compiled, has_tf32, sent
-from workbench.speech.lm_step import LayerSteps, doubling
 from workbench.speech.models.lm import LM, KVCache, LMStep
 
 if TYPE_CHECKING:

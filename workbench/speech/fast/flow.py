@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import Options
-from workbench.speech.graphs import Graphs, compiled, compiles
-from workbench.speech.joined import join_rows
+from workbench.speech.fast.cuda_graphs import Graphs, compiled, compiles
+from workbench.speech.fast.fuse import join_rows
+from workbench.speech.fast.tf32x3 import SplitLinear, split, splitting_pays
 from workbench.speech.models.dit import NORM_EPS, Block, ConvPosEmbed, RotaryEmbed, attention_mask
 from workbench.speech.models.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
-from workbench.speech.split_float32 import SplitLinear, split, splitting_pays
 
 Map = Callable[[Tensor], Tensor]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import LMConfig, Options
-from workbench.speech.graphs import compiled, sent
+from workbench.speech.fast.cuda_graphs import compiled, sent
 
 MANY = 200_000  # draws; they take 4 ms
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from workbench.speech.graphs import Graphs, compiled, has_tf32
+from workbench.speech.fast.cuda_graphs import Graphs, compiled, has_tf32
 from workbench.speech.models.hift import (
     F0_LOOKAHEAD,
     CausalConv1d,
