@@ -12,7 +12,7 @@ import torch
 
 import workbench as wb
 from workbench.errors import WorkbenchError
-from workbench.speech import many
+from workbench.speech import batch as many
 from workbench.speech.config import Options
 from workbench.speech.fast import flow as fast_flow_module
 from workbench.speech.fast.cuda_graphs import Graphs

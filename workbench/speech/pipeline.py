@@ -15,17 +15,17 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
+from workbench.speech.batch import run_many
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Frontend, Prompt, Utterance
-from workbench.speech.many import run_many
+from workbench.speech.model_cache import Stages
 from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded
 from workbench.speech.models.lm import LMStep
 from workbench.speech.models.sampling import Sampler, shorten_silences
 from workbench.speech.onnx_estimator import OnnxEstimator
 from workbench.speech.run import check_said, recorded_draws, run, utterance_of
-from workbench.speech.stages import Stages
 from workbench.trace.record import NOTHING, Recorder, Save
 from workbench.trace.trace import Trace
 
