@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.diagnose.compare import compare
-from workbench.diagnose.difference import measure, where_is
-from workbench.diagnose.misfits import misfits
-from workbench.diagnose.transitions import transitions
+from workbench.diagnose.compare.compare import compare
+from workbench.diagnose.compare.distance import measure, where_is
+from workbench.diagnose.compare.misfits import misfits
+from workbench.diagnose.compare.transitions import transitions
 from workbench.errors import WorkbenchError
 
 STEPS = 3

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench.diagnose.compare.transitions import transitions
 from workbench.diagnose.faults import CATALOGUE, applied, options_of, spoiled
-from workbench.diagnose.transitions import transitions
 from workbench.diagnose.wrong import narrower
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.audio import log_mel, read_wav

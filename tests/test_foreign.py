@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from workbench.diagnose.compare import compare
-from workbench.diagnose.plausible import implausible
+from workbench.diagnose.compare.compare import compare
+from workbench.diagnose.compare.plausibility import implausible
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.mapping import read_foreign
 from workbench.trace.trace import Trace

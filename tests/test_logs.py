@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workbench.cli import main
-from workbench.diagnose.compare import compare
-from workbench.diagnose.plausible import implausible
+from workbench.diagnose.compare.compare import compare
+from workbench.diagnose.compare.plausibility import implausible
 from workbench.errors import WorkbenchError
 from workbench.trace.importers import logs
 from workbench.trace.importers.log_lines import NAMES

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.diagnose.compare import compare
-from workbench.diagnose.misfits import misfits
+from workbench.diagnose.compare.compare import compare
+from workbench.diagnose.compare.misfits import misfits
 
 FIT = {
     "in/flow_prompt_token": (3,),

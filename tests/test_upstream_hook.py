@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import workbench as wb
-from workbench.diagnose.compare import compare
+from workbench.diagnose.compare.compare import compare
 from workbench.speech.models.flow import t_span
 from workbench.trace.importers.mapping import read_foreign
 

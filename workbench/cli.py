@@ -177,8 +177,8 @@ def speak(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Print the verdict, what differs before any number, and every row that is not a match."""
-    from workbench.diagnose.compare import VERDICTS
-    from workbench.diagnose.compare import compare as put_side_by_side
+    from workbench.diagnose.compare.compare import VERDICTS
+    from workbench.diagnose.compare.compare import compare as put_side_by_side
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.importers.log_lines import NAMES

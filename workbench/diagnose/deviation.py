@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from workbench.diagnose.difference import measure
+from workbench.diagnose.compare.distance import measure
 from workbench.diagnose.run_measures import mel_l1, sound_db
 from workbench.speech.config import COMPUTE, Options
 from workbench.speech.frontend.frontend import Utterance

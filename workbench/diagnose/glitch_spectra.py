@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from scipy.ndimage import median_filter, minimum_filter1d, rank_filter
 
+from workbench.diagnose.compare.plausibility import implausible
 from workbench.diagnose.glitch_samples import Spot
-from workbench.diagnose.plausible import implausible
 from workbench.diagnose.sound import Array, Sound, decibel
 from workbench.errors import WorkbenchError
 from workbench.speech.config import HiFTConfig, MelConfig

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from workbench.diagnose.transitions import transitions
+from workbench.diagnose.compare.transitions import transitions
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.frontend.audio import log_mel

@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from workbench.diagnose.plausible import HIGHEST_F0
+from workbench.diagnose.compare.plausibility import HIGHEST_F0
 from workbench.errors import WorkbenchError
 from workbench.show.canvas import (
     BLUE,

@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from workbench.diagnose.compare import NOT_BAD, VERDICTS, Comparison
-from workbench.diagnose.difference import place_name
+from workbench.diagnose.compare.compare import NOT_BAD, VERDICTS, Comparison
+from workbench.diagnose.compare.distance import place_name
 from workbench.diagnose.suspects import ENOUGH, LISTED, Diagnosis
 from workbench.errors import WorkbenchError
 from workbench.show.canvas import (

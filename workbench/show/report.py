@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.diagnose.compare import NOT_BAD, Comparison
+from workbench.diagnose.compare.compare import NOT_BAD, Comparison
 from workbench.diagnose.glitches import Finding, Findings
 from workbench.files import whole
 from workbench.show.embed import player_data, static_player

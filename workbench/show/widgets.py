@@ -9,7 +9,7 @@ import ipywidgets
 import pandas as pd
 
 from workbench.diagnose.cached_runs import CachedRuns
-from workbench.diagnose.compare import Comparison
+from workbench.diagnose.compare.compare import Comparison
 from workbench.diagnose.run_measures import MEASURES, run_lengths
 from workbench.errors import WorkbenchError
 from workbench.show import plots

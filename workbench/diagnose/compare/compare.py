@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.diagnose import alike
-from workbench.diagnose.difference import hints, measure, place_name, relative, where_is
-from workbench.diagnose.misfits import misfits
-from workbench.diagnose.plausible import implausible
-from workbench.diagnose.transitions import Transition, entry, loop_of, transitions
+from workbench.diagnose.compare import statistics as alike
+from workbench.diagnose.compare.distance import hints, measure, place_name, relative, where_is
+from workbench.diagnose.compare.misfits import misfits
+from workbench.diagnose.compare.plausibility import implausible
+from workbench.diagnose.compare.transitions import Transition, entry, loop_of, transitions
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline

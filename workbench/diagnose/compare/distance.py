@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.diagnose.transitions import entry
+from workbench.diagnose.compare.transitions import entry
 from workbench.trace.schema import RATES, SUFFIX
 from workbench.trace.trace import Trace
 

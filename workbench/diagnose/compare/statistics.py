@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.diagnose.difference import place_name
-from workbench.diagnose.transitions import entry, loop_of
+from workbench.diagnose.compare.distance import place_name
+from workbench.diagnose.compare.transitions import entry, loop_of
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.log_runs import HALF_UNITS
 from workbench.trace.record import by_region, summarise
