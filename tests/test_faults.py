@@ -8,8 +8,8 @@ import torch
 
 import workbench as wb
 from workbench.diagnose.compare.transitions import transitions
-from workbench.diagnose.faults import CATALOGUE, applied, options_of, spoiled
-from workbench.diagnose.wrong import narrower
+from workbench.diagnose.suspects.faults import CATALOGUE, applied, options_of, spoiled
+from workbench.diagnose.suspects.patches import narrower
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.audio import log_mel, read_wav
 from workbench.speech.models import dit

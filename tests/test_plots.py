@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.diagnose.suspects import Diagnosis
+from workbench.diagnose.suspects.suspects import Diagnosis
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.logs import read_log
 from workbench.trace.schema import STATS

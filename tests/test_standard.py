@@ -9,8 +9,8 @@ import torch
 import workbench as wb
 from workbench.cli import main
 from workbench.diagnose.deviation import own_deviation
-from workbench.diagnose.faults import CATALOGUE
-from workbench.diagnose.selftest import inject
+from workbench.diagnose.suspects.benchmark import inject
+from workbench.diagnose.suspects.faults import CATALOGUE
 
 MISTAKES = [fault for fault in CATALOGUE if fault.name in ("uncond-keeps-mu", "cfg-off", "last-slope")]
 

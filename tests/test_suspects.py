@@ -7,10 +7,10 @@ import torch
 
 import workbench as wb
 from workbench.cli import main
-from workbench.diagnose.faults import CATALOGUE
-from workbench.diagnose.rehearse import Rehearsals
-from workbench.diagnose.selftest import Row, confusions, heard, inject, self_test, summed_up, table
-from workbench.diagnose.suspects import find_suspects
+from workbench.diagnose.suspects.benchmark import Row, confusions, heard, inject, self_test, summed_up, table
+from workbench.diagnose.suspects.faults import CATALOGUE
+from workbench.diagnose.suspects.simulate import Rehearsals
+from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 
 NAMED = {fault.name: fault for fault in CATALOGUE}

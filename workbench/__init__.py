@@ -13,7 +13,7 @@ from workbench.diagnose.compare.plausibility import implausible
 from workbench.diagnose.experiment import Experiment
 from workbench.diagnose.glitches import Finding, Findings, find_glitches
 from workbench.diagnose.precision import bisect_precision, headroom
-from workbench.diagnose.suspects import Diagnosis, find_suspects
+from workbench.diagnose.suspects.suspects import Diagnosis, find_suspects
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Config, Options

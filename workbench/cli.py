@@ -223,7 +223,7 @@ def report(args: argparse.Namespace) -> int:
 
 def diagnose(args: argparse.Namespace) -> int:
     """Print the answer, what to do next, the first suspects and the evidence for the first."""
-    from workbench.diagnose.suspects import find_suspects
+    from workbench.diagnose.suspects.suspects import find_suspects
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.importers.log_lines import NAMES
@@ -250,8 +250,8 @@ def suspects(args: argparse.Namespace) -> int:
     import pandas as pd
     from tqdm import tqdm
 
-    from workbench.diagnose.faults import CATALOGUE
-    from workbench.diagnose.selftest import COLUMNS, VIEWS, confusions, held_out, self_test, table
+    from workbench.diagnose.suspects.benchmark import COLUMNS, VIEWS, confusions, held_out, self_test, table
+    from workbench.diagnose.suspects.faults import CATALOGUE
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 

@@ -14,8 +14,8 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from workbench.diagnose import wrong
-from workbench.diagnose.wrong import Patch
+from workbench.diagnose.suspects import patches as wrong
+from workbench.diagnose.suspects.patches import Patch
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models import dit, flow, hift, lm

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from workbench.diagnose.faults import CATALOGUE, Fault, applied, options_of, spoiled
-from workbench.diagnose.rehearse import Rehearsals
-from workbench.diagnose.suspects import find_suspects
+from workbench.diagnose.suspects.faults import CATALOGUE, Fault, applied, options_of, spoiled
+from workbench.diagnose.suspects.simulate import Rehearsals
+from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline

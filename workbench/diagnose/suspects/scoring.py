@@ -12,8 +12,8 @@ from torch import Tensor
 from workbench.diagnose.compare.compare import ALLOWANCE, DOUBLE, EPS, SINGLE
 from workbench.diagnose.compare.distance import place_name, relative
 from workbench.diagnose.compare.transitions import Transition, entry, loop_of, transitions
-from workbench.diagnose.faults import Fault, Faults, applied, options_of
-from workbench.diagnose.rehearse import RANK, Runs
+from workbench.diagnose.suspects.faults import Fault, Faults, applied, options_of
+from workbench.diagnose.suspects.simulate import RANK, Runs
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from workbench.diagnose.faults import Fault, Faults, applied, options_of, spoiled
+from workbench.diagnose.suspects.faults import Fault, Faults, applied, options_of, spoiled
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.frontend.audio import log_mel

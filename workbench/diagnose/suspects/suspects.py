@@ -13,9 +13,9 @@ from html import escape
 
 import pandas as pd
 
-from workbench.diagnose.evidence import LEAST, WHOLE_RUN, Costs, distance_of, observations
-from workbench.diagnose.faults import CATALOGUE, Fault, Faults
-from workbench.diagnose.rehearse import Rehearsals, Runs
+from workbench.diagnose.suspects.faults import CATALOGUE, Fault, Faults
+from workbench.diagnose.suspects.scoring import LEAST, WHOLE_RUN, Costs, distance_of, observations
+from workbench.diagnose.suspects.simulate import Rehearsals, Runs
 from workbench.errors import WorkbenchError
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
