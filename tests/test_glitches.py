@@ -10,11 +10,11 @@ import torch
 
 from workbench import Finding, Findings, Trace, WorkbenchError, find_glitches
 from workbench.cli import main
-from workbench.diagnose.defects import DEFECTS, inject
-from workbench.diagnose.detectors import DETECTORS
-from workbench.diagnose.glitches import clean_scores
-from workbench.diagnose.measure import wave_report, wave_stats
-from workbench.diagnose.sound import as_sound, runs
+from workbench.diagnose.glitches.analysis import as_sound, runs
+from workbench.diagnose.glitches.defects import DEFECTS, inject
+from workbench.diagnose.glitches.detectors import DETECTORS
+from workbench.diagnose.glitches.glitches import clean_scores
+from workbench.diagnose.glitches.wave_stats import wave_report, wave_stats
 
 RATE = 24_000
 PROMPTS = sorted(Path("data/prompts").glob("*.flac"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workbench import WorkbenchError
-from workbench.diagnose.measure import wave_stats
+from workbench.diagnose.glitches.wave_stats import wave_stats
 
 RATE = 24_000
 

@@ -11,7 +11,7 @@ from workbench.diagnose.cached_runs import CachedRuns
 from workbench.diagnose.compare.compare import Comparison, compare
 from workbench.diagnose.compare.plausibility import implausible
 from workbench.diagnose.experiment import Experiment
-from workbench.diagnose.glitches import Finding, Findings, find_glitches
+from workbench.diagnose.glitches.glitches import Finding, Findings, find_glitches
 from workbench.diagnose.precision import bisect_precision, headroom
 from workbench.diagnose.suspects.suspects import Diagnosis, find_suspects
 from workbench.errors import WorkbenchError

@@ -146,7 +146,7 @@ def speak(args: argparse.Namespace) -> int:
     """Speak every text, write one file a segment, print one row a file."""
     import pandas as pd
 
-    from workbench.diagnose.measure import wave_stats
+    from workbench.diagnose.glitches.wave_stats import wave_stats
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.frontend.audio import write_wav
     from workbench.speech.pipeline import Pipeline
@@ -296,7 +296,7 @@ def precision(args: argparse.Namespace) -> int:
 
 def glitches(args: argparse.Namespace) -> int:
     """Print one line a file and one row a finding."""
-    from workbench.diagnose.glitches import find_glitches
+    from workbench.diagnose.glitches.glitches import find_glitches
     from workbench.speech.frontend.audio import read_wav
     from workbench.trace.trace import Trace
 
@@ -344,8 +344,8 @@ def bench_speed(args: argparse.Namespace) -> int:
 
 def bench_deviation(args: argparse.Namespace) -> int:
     """Print how far the other ways of computing are from eager."""
-    from workbench.diagnose.calibrate import REPORTED_ON
     from workbench.diagnose.deviation import deviation
+    from workbench.diagnose.glitches.benchmark import REPORTED_ON
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 
@@ -361,7 +361,7 @@ def bench_glitches(args: argparse.Namespace) -> int:
     """Print the share of defects found, false alarms a minute and where they are."""
     from tqdm import tqdm
 
-    from workbench.diagnose import calibrate
+    from workbench.diagnose.glitches import benchmark as calibrate
     from workbench.files import whole
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.diagnose.compare.compare import NOT_BAD, Comparison
-from workbench.diagnose.glitches import Finding, Findings
+from workbench.diagnose.glitches.glitches import Finding, Findings
 from workbench.files import whole
 from workbench.show.embed import player_data, static_player
 from workbench.trace.trace import Trace

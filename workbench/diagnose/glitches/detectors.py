@@ -8,11 +8,11 @@ the worse. What it counts stands in its docstring. Thresholds were set on part o
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from workbench.diagnose import glitch_levels as levels
-from workbench.diagnose import glitch_samples as samples
-from workbench.diagnose import glitch_spectra as spectra
-from workbench.diagnose.glitch_samples import Spot
-from workbench.diagnose.sound import Sound
+from workbench.diagnose.glitches import level_detectors as levels
+from workbench.diagnose.glitches import sample_detectors as samples
+from workbench.diagnose.glitches import spectral_detectors as spectra
+from workbench.diagnose.glitches.analysis import Sound
+from workbench.diagnose.glitches.sample_detectors import Spot
 
 
 class Detector(NamedTuple):

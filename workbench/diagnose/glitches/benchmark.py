@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from workbench.diagnose.defects import DEFECTS, Defect, inject
-from workbench.diagnose.detectors import DETECTORS
-from workbench.diagnose.glitches import found_by
-from workbench.diagnose.sound import as_sound
+from workbench.diagnose.glitches.analysis import as_sound
+from workbench.diagnose.glitches.defects import DEFECTS, Defect, inject
+from workbench.diagnose.glitches.detectors import DETECTORS
+from workbench.diagnose.glitches.glitches import found_by
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.audio import read_wav
 from workbench.speech.pipeline import Pipeline

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
-from workbench.diagnose.sound import Array, Sound, decibel, moving_mean, runs
+from workbench.diagnose.glitches.analysis import Array, Sound, decibel, moving_mean, runs
 
 AUDIO_LIMIT = 0.99  # where the vocoder clamps; a test at 1.0 finds nothing
 LOUD_ENOUGH = 0.1  # of full scale: a limit below this is not taken for one

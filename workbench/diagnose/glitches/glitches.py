@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from workbench.diagnose.detectors import DETECTORS
-from workbench.diagnose.glitch_samples import Spot
-from workbench.diagnose.sound import Sound, as_sound
+from workbench.diagnose.glitches.analysis import Sound, as_sound
+from workbench.diagnose.glitches.detectors import DETECTORS
+from workbench.diagnose.glitches.sample_detectors import Spot
 from workbench.errors import WorkbenchError
 from workbench.trace.trace import Trace
 

@@ -8,8 +8,8 @@ import torch
 from scipy.ndimage import median_filter, minimum_filter1d, rank_filter
 
 from workbench.diagnose.compare.plausibility import implausible
-from workbench.diagnose.glitch_samples import Spot
-from workbench.diagnose.sound import Array, Sound, decibel
+from workbench.diagnose.glitches.analysis import Array, Sound, decibel
+from workbench.diagnose.glitches.sample_detectors import Spot
 from workbench.errors import WorkbenchError
 from workbench.speech.config import HiFTConfig, MelConfig
 from workbench.speech.frontend.audio import log_mel

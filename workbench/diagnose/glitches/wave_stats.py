@@ -9,7 +9,7 @@ from pyloudnorm import Meter
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from workbench.diagnose.sound import LARGEST, decibel, runs
+from workbench.diagnose.glitches.analysis import LARGEST, decibel, runs
 from workbench.errors import WorkbenchError
 
 SILENCE_DBFS = -50.0  # a 20 ms frame below this is silence

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import binary_closing, maximum_filter1d, uniform_filter1d
 
-from workbench.diagnose.glitch_samples import Spot
-from workbench.diagnose.sound import FRAME_S, Array, Sound, runs
+from workbench.diagnose.glitches.analysis import FRAME_S, Array, Sound, runs
+from workbench.diagnose.glitches.sample_detectors import Spot
 from workbench.speech.config import SILENT_TOKENS
 
 EDGE_S = 0.005

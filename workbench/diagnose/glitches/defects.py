@@ -12,7 +12,7 @@ import torch
 from scipy.signal import butter, sosfiltfilt
 from torch import Tensor
 
-from workbench.diagnose.sound import FRAME_S, Array, Sound, as_sound
+from workbench.diagnose.glitches.analysis import FRAME_S, Array, Sound, as_sound
 from workbench.errors import WorkbenchError
 
 Draw = np.random.Generator
