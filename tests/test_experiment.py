@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.diagnose.cached_runs import CachedRuns, content_key
-from workbench.diagnose.experiment import Experiment
-from workbench.diagnose.run_measures import mel_l1, seconds, sound_db, worst_100ms, worst_place
+from workbench.diagnose.experiments.cached_runs import CachedRuns, content_key
+from workbench.diagnose.experiments.experiment import Experiment
+from workbench.diagnose.experiments.metrics import mel_l1, seconds, sound_db, worst_100ms, worst_place
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import STAGE_OF, Options

@@ -14,11 +14,11 @@ import pytest
 import torch
 from distributed import Client, LocalCluster
 
-from workbench.diagnose.cached_runs import CachedRuns
-from workbench.diagnose.experiment import Experiment
-from workbench.diagnose.rows import KeptRows, measure_key, rows_a_block
-from workbench.diagnose.run_measures import mel_l1, seconds, sound_db
-from workbench.diagnose.workers import device_of
+from workbench.diagnose.experiments.cached_runs import CachedRuns
+from workbench.diagnose.experiments.dask_workers import device_of
+from workbench.diagnose.experiments.experiment import Experiment
+from workbench.diagnose.experiments.metrics import mel_l1, seconds, sound_db
+from workbench.diagnose.experiments.row_cache import KeptRows, measure_key, rows_a_block
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.pipeline import Pipeline
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.diagnose.run_measures import run_lengths
+from workbench.diagnose.experiments.metrics import run_lengths
 from workbench.show.job import Job
 from workbench.show.widgets import (
     ComparisonBrowser,

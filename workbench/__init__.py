@@ -7,10 +7,10 @@ Load a checkpoint, make it speak, keep what happened on the way, find out where 
 import sys
 from importlib import import_module
 
-from workbench.diagnose.cached_runs import CachedRuns
 from workbench.diagnose.compare.compare import Comparison, compare
 from workbench.diagnose.compare.plausibility import implausible
-from workbench.diagnose.experiment import Experiment
+from workbench.diagnose.experiments.cached_runs import CachedRuns
+from workbench.diagnose.experiments.experiment import Experiment
 from workbench.diagnose.glitches.glitches import Finding, Findings, find_glitches
 from workbench.diagnose.precision import bisect_precision, headroom
 from workbench.diagnose.suspects.suspects import Diagnosis, find_suspects

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from workbench.diagnose.compare.distance import measure
-from workbench.diagnose.run_measures import mel_l1, sound_db
+from workbench.diagnose.experiments.metrics import mel_l1, sound_db
 from workbench.speech.config import COMPUTE, Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import ipywidgets
 import pandas as pd
 
-from workbench.diagnose.cached_runs import CachedRuns
 from workbench.diagnose.compare.compare import Comparison
-from workbench.diagnose.run_measures import MEASURES, run_lengths
+from workbench.diagnose.experiments.cached_runs import CachedRuns
+from workbench.diagnose.experiments.metrics import MEASURES, run_lengths
 from workbench.errors import WorkbenchError
 from workbench.show import plots
 from workbench.show.job import Bar

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import CodeType
 from typing import NamedTuple
 
-from workbench.diagnose.cached_runs import CachedRuns, content_key
+from workbench.diagnose.experiments.cached_runs import CachedRuns, content_key
 from workbench.errors import WorkbenchError
 from workbench.files import whole
 from workbench.speech.config import Options

@@ -16,8 +16,8 @@ from threading import Lock
 import torch
 from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, as_completed, get_worker
 
-from workbench.diagnose.cached_runs import CachedRuns, voice_key
-from workbench.diagnose.rows import MOST, Block, KeptRows, Measure, Row, error_row
+from workbench.diagnose.experiments.cached_runs import CachedRuns, voice_key
+from workbench.diagnose.experiments.row_cache import MOST, Block, KeptRows, Measure, Row, error_row
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.config_yaml import YAML

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from workbench.diagnose.cached_runs import CachedRuns
-from workbench.diagnose.rows import MOST, Block, KeptRows, Measure, Row, measure_key, row_key, rows_a_block
-from workbench.diagnose.run_measures import MEASURES
+from workbench.diagnose.experiments.cached_runs import CachedRuns
+from workbench.diagnose.experiments.metrics import MEASURES
+from workbench.diagnose.experiments.row_cache import (
+    MOST,
+    Block,
+    KeptRows,
+    Measure,
+    Row,
+    measure_key,
+    row_key,
+    rows_a_block,
+)
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
@@ -35,7 +44,7 @@ class Experiment:
     reference : str, optional
         The variant that measures compare with, of the same utterance and seed.
     measures : mapping of str to callable
-        `(trace, reference's trace or None) -> number`; see `workbench.diagnose.run_measures`.
+        `(trace, reference's trace or None) -> number`; see `workbench.diagnose.experiments.metrics`.
     seeds : sequence of int
         Of the sampler.
     save, folder
@@ -82,7 +91,7 @@ class Experiment:
         Parameters
         ----------
         client : distributed.Client, optional
-            Runs on its workers in place of here; see `workbench.diagnose.workers`. The table is the same, but
+            Runs on its workers in place of here; see `dask_workers`. The table is the same, but
             for rounding where workers compute with another number of threads or another GPU.
         """
         places = self._places()
@@ -127,7 +136,9 @@ class Experiment:
             for part in (part for block in blocks for part in block.split(MOST)):
                 yield from kept.finish(self.runs, part, self.measures)
         elif blocks:
-            from workbench.diagnose.workers import remote_rows  # half a second for what few runs need
+            from workbench.diagnose.experiments.dask_workers import (
+                remote_rows,  # half a second for what few runs need
+            )
 
             most = rows_a_block(len(missing), len(client.nthreads()))
             parts = [part for block in blocks for part in block.split(most)]
