@@ -8,7 +8,7 @@ import torch
 
 import workbench as wb
 from workbench.diagnose import precision
-from workbench.diagnose.bench import MODES, trace_cost, utterance_of_size
+from workbench.diagnose.benchmarks.trace_overhead import MODES, trace_cost, utterance_of_size
 from workbench.diagnose.precision import PARTS, bisect_precision, headroom, narrowed, repeatable
 from workbench.errors import WorkbenchError
 

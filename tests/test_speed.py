@@ -10,7 +10,8 @@ import torch
 
 import workbench as wb
 from workbench.cli import main
-from workbench.diagnose import deviation, speed
+from workbench.diagnose.benchmarks import accuracy as deviation
+from workbench.diagnose.benchmarks import speed
 from workbench.speech.config import COMPUTE
 
 

@@ -321,8 +321,8 @@ def bench_speed(args: argparse.Namespace) -> int:
     """Print how fast the stages run in every way of computing."""
     from tqdm import tqdm
 
-    from workbench.diagnose.bench import random_checkpoint
-    from workbench.diagnose.speed import measure_speed
+    from workbench.diagnose.benchmarks.speed import measure_speed
+    from workbench.diagnose.benchmarks.trace_overhead import random_checkpoint
     from workbench.files import whole
     from workbench.speech.checkpoint.checkpoint import Checkpoint
 
@@ -344,7 +344,7 @@ def bench_speed(args: argparse.Namespace) -> int:
 
 def bench_deviation(args: argparse.Namespace) -> int:
     """Print how far the other ways of computing are from eager."""
-    from workbench.diagnose.deviation import deviation
+    from workbench.diagnose.benchmarks.accuracy import deviation
     from workbench.diagnose.glitches.benchmark import REPORTED_ON
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
@@ -383,7 +383,7 @@ def bench_glitches(args: argparse.Namespace) -> int:
 
 def bench_trace(args: argparse.Namespace) -> int:
     """Print what recording costs."""
-    from workbench.diagnose.bench import random_checkpoint, trace_cost, utterance_of_size
+    from workbench.diagnose.benchmarks.trace_overhead import random_checkpoint, trace_cost, utterance_of_size
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.diagnose.benchmarks.accuracy import own_deviation
 from workbench.diagnose.compare.compare import Comparison, compare
 from workbench.diagnose.compare.plausibility import implausible
-from workbench.diagnose.deviation import own_deviation
 from workbench.diagnose.glitches.glitches import Findings, find_glitches
 from workbench.diagnose.suspects.faults import CATALOGUE, Fault
 from workbench.diagnose.suspects.suspects import Diagnosis, find_suspects

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench.diagnose.bench import now, utterance_of_size
+from workbench.diagnose.benchmarks.trace_overhead import now, utterance_of_size
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import COMPUTE, Options
 from workbench.speech.frontend.frontend import Utterance
