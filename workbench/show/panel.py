@@ -7,8 +7,8 @@ from typing import Any
 import ipywidgets as widgets
 
 from workbench.errors import WorkbenchError
-from workbench.show.canvas import let_go
 from workbench.show.job import Bar, Job
+from workbench.show.plots.axes import let_go
 from workbench.show.report import shown
 
 # JupyterLab's look of tables and text, which widgets.HTML lacks: its lines are as high as buttons.

@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 
 from workbench.errors import WorkbenchError
-from workbench.show.canvas import BLUE, GREY, axis, colorbar, numbers, require, titled
+from workbench.show.plots.axes import BLUE, GREY, axis, colorbar, numbers, require, titled
 from workbench.trace.schema import FIELDS, LOOPS, RATES, SUFFIX
 from workbench.trace.trace import Trace
 

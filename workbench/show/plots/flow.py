@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
-from workbench.show.canvas import (
+from workbench.show.plots.axes import (
     REGION_LOOKS,
     VERMILLION,
     first_step,

@@ -8,7 +8,7 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
-from workbench.show.canvas import (
+from workbench.show.plots.axes import (
     GREY,
     SPEECH,
     VERMILLION,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from workbench.diagnose.compare.plausibility import HIGHEST_F0
 from workbench.errors import WorkbenchError
-from workbench.show.canvas import (
+from workbench.show.plots.axes import (
     BLUE,
     GREEN,
     GREY,

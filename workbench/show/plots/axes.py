@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.show.provenance import provenance
+from workbench.show.plots.provenance import provenance
 from workbench.speech.config import Config
 from workbench.trace.schema import FIELDS, SUFFIX
 from workbench.trace.trace import Trace

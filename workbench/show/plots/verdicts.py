@@ -9,7 +9,7 @@ from workbench.diagnose.compare.compare import NOT_BAD, VERDICTS, Comparison
 from workbench.diagnose.compare.distance import place_name
 from workbench.diagnose.suspects.suspects import ENOUGH, LISTED, Diagnosis
 from workbench.errors import WorkbenchError
-from workbench.show.canvas import (
+from workbench.show.plots.axes import (
     BLUE,
     GREEN,
     GREY,
