@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 import workbench as wb
-from workbench.show.embed import MODULE
+from workbench.show.player.payload import MODULE
 from workbench.trace.trace import Trace
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

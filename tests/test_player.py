@@ -20,7 +20,7 @@ from PIL import Image
 
 import workbench as wb
 from workbench.show.display import register, trace_html
-from workbench.show.embed import MODULE, player_data
+from workbench.show.player.payload import MODULE, player_data
 from workbench.speech.frontend.audio import write_wav
 from workbench.trace.trace import Trace
 

@@ -70,10 +70,10 @@ __all__ = [
 
 # Imported when they are asked for: what they stand on is slow to import.
 LATE = {
-    "Player": "workbench.show.player",
+    "Player": "workbench.show.player.player",
     "Report": "workbench.show.report",
     "comparison_report": "workbench.show.standard",
-    "player": "workbench.show.player",
+    "player": "workbench.show.player.player",
     "plots": "workbench.show",
     "run_report": "workbench.show.standard",
     "widgets": "workbench.show",

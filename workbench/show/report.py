@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from workbench.diagnose.compare.compare import NOT_BAD, Comparison
 from workbench.diagnose.glitches.glitches import Finding, Findings
 from workbench.files import whole
-from workbench.show.embed import player_data, static_player
+from workbench.show.player.payload import player_data, static_player
 from workbench.trace.trace import Trace
 
 TEMPLATE = Path(__file__).with_name("report.html")

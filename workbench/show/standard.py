@@ -13,7 +13,7 @@ from workbench.diagnose.suspects.faults import CATALOGUE, Fault
 from workbench.diagnose.suspects.suspects import Diagnosis, find_suspects
 from workbench.errors import WorkbenchError
 from workbench.show import plots
-from workbench.show.player import player
+from workbench.show.player.player import player
 from workbench.show.plots.axes import let_go
 from workbench.show.report import Report
 from workbench.speech.pipeline import Pipeline

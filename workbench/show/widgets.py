@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.show import plots
 from workbench.show.job import Bar
 from workbench.show.panel import Lab, Panel
-from workbench.show.player import player
+from workbench.show.player.player import player
 from workbench.speech.config import DTYPES, SOLVERS, T_SCHEDULERS
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline

@@ -6,7 +6,7 @@ import anywidget
 import traitlets
 
 from workbench.errors import WorkbenchError
-from workbench.show.embed import MODULE, Findings, player_data, static_player
+from workbench.show.player.payload import MODULE, Findings, player_data, static_player
 from workbench.trace.trace import Trace
 
 
@@ -26,7 +26,7 @@ class Player(anywidget.AnyWidget):
     choice : int
         Index of the trace that is heard; -1 while that is hidden (X).
     data : dict
-        What the page draws and plays, see `workbench.show.embed.player_data`.
+        What the page draws and plays, see `workbench.show.player.payload.player_data`.
     """
 
     _esm = MODULE
