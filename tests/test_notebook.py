@@ -16,7 +16,7 @@ label = "mine"
 count = 3  # of rows"""
 SHOWN = """import math, ipywidgets, pandas as pd, torch, workbench as wb
 from tqdm.auto import tqdm
-from workbench.show.panel import Panel
+from workbench.show.widgets.panel import Panel
 from workbench.trace.trace import Trace
 for _ in tqdm(range(3)): pass
 wav = 0.1 * torch.sin(torch.arange(int(24000 * seconds)) / 20)

@@ -19,8 +19,8 @@ from ipywidgets import VBox
 from PIL import Image
 
 import workbench as wb
-from workbench.show.display import register, trace_html
 from workbench.show.player.payload import MODULE, player_data
+from workbench.show.widgets.display import register, trace_html
 from workbench.speech.frontend.audio import write_wav
 from workbench.trace.trace import Trace
 

@@ -9,8 +9,8 @@ import torch
 
 import workbench as wb
 from workbench.diagnose.experiments.metrics import run_lengths
-from workbench.show.job import Job
-from workbench.show.widgets import (
+from workbench.show.widgets.background import Job
+from workbench.show.widgets.widgets import (
     ComparisonBrowser,
     FilePicker,
     OdeExplorer,

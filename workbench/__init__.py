@@ -96,7 +96,7 @@ def _show_players_in_cells() -> None:
     """Where IPython runs, a trace in a cell shows its player from now on."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
-        from workbench.show.display import register
+        from workbench.show.widgets.display import register
 
         register(shell)
 

@@ -7,9 +7,9 @@ from typing import Any
 import ipywidgets as widgets
 
 from workbench.errors import WorkbenchError
-from workbench.show.job import Bar, Job
 from workbench.show.plots.axes import let_go
 from workbench.show.report import shown
+from workbench.show.widgets.background import Bar, Job
 
 # JupyterLab's look of tables and text, which widgets.HTML lacks: its lines are as high as buttons.
 SHOWN = """<style>.workbench-shown {{ line-height: 1.4 }} .workbench-shown table {{ margin: 0.5em 0 }}</style>

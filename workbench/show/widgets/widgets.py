@@ -13,9 +13,9 @@ from workbench.diagnose.experiments.cached_runs import CachedRuns
 from workbench.diagnose.experiments.metrics import MEASURES, run_lengths
 from workbench.errors import WorkbenchError
 from workbench.show import plots
-from workbench.show.job import Bar
-from workbench.show.panel import Lab, Panel
 from workbench.show.player.player import player
+from workbench.show.widgets.background import Bar
+from workbench.show.widgets.panel import Lab, Panel
 from workbench.speech.config import DTYPES, SOLVERS, T_SCHEDULERS
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline

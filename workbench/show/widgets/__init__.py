@@ -1,0 +1,1 @@
+from workbench.show.widgets.widgets import *  # noqa: F403
