@@ -7,7 +7,7 @@ import pytest
 
 import workbench as wb
 from workbench.cli import main
-from workbench.show.notebook import FOLDER, notebook_path, run_notebook
+from workbench.show.report.notebook import FOLDER, notebook_path, run_notebook
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel client's own
 

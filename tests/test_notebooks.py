@@ -6,7 +6,7 @@ import nbclient
 import nbformat
 import pytest
 
-from workbench.show.notebook import page as export
+from workbench.show.report.notebook import page as export
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.show.report import ROWS, Report, shown, smallest
+from workbench.show.report.report import ROWS, Report, shown, smallest
 from workbench.trace.trace import Trace
 
 HOSTILE = '</script><script>alert(1)</script>"><img src=x onerror=alert(1)>'

@@ -71,11 +71,11 @@ __all__ = [
 # Imported when they are asked for: what they stand on is slow to import.
 LATE = {
     "Player": "workbench.show.player.player",
-    "Report": "workbench.show.report",
-    "comparison_report": "workbench.show.standard",
+    "Report": "workbench.show.report.report",
+    "comparison_report": "workbench.show.report.standard",
     "player": "workbench.show.player.player",
     "plots": "workbench.show",
-    "run_report": "workbench.show.standard",
+    "run_report": "workbench.show.report.standard",
     "widgets": "workbench.show",
 }
 

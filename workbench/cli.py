@@ -202,7 +202,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the standard report of a run or of a comparison."""
-    from workbench.show.standard import comparison_report, run_report
+    from workbench.show.report.standard import comparison_report, run_report
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.importers.log_lines import NAMES
@@ -408,7 +408,7 @@ BENCHES = {
 
 def notebook(args: argparse.Namespace) -> int:
     """Write the page and say where it is."""
-    from workbench.show.notebook import notebook_path, run_notebook
+    from workbench.show.report.notebook import notebook_path, run_notebook
 
     path = notebook_path(args.name)
     out = run_notebook(path, options_of(args.parameter), args.out or f"output/{path.stem}.html")

@@ -8,7 +8,7 @@ import ipywidgets as widgets
 
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import let_go
-from workbench.show.report import shown
+from workbench.show.report.report import shown
 from workbench.show.widgets.background import Bar, Job
 
 # JupyterLab's look of tables and text, which widgets.HTML lacks: its lines are as high as buttons.

@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.show import plots
 from workbench.show.player.player import player
 from workbench.show.plots.axes import let_go
-from workbench.show.report import Report
+from workbench.show.report.report import Report
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
 

@@ -16,7 +16,7 @@ from papermill.exceptions import PapermillExecutionError
 from workbench.errors import WorkbenchError
 from workbench.files import whole
 
-FOLDER = Path(__file__).parent.parent.parent / "notebooks"
+FOLDER = Path(__file__).parents[3] / "notebooks"
 TEMPLATE = Path(__file__).with_name("notebook.html.j2")
 KERNEL = "python3"  # this Python, whatever the notebook was written with
 LIVE = "application/vnd.jupyter.widget-view+json"
