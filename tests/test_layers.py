@@ -151,7 +151,7 @@ def test_imports_upwards_are_seen(tmp_path, where, text):
         ),
         ("diagnose/a.py", "from workbench import speech, trace, errors"),
         ("show/a.py", "from ..diagnose import compare"),
-        ("train/a.py", "from workbench.speech.models.lm import LM\nfrom workbench.train.loop import Run"),
+        ("train/a.py", "from workbench.speech.models.lm import LM\nfrom workbench.train.budget import Run"),
         ("cli.py", "from workbench.show import report"),
         ("__init__.py", "from workbench.show import plots\nfrom .trace.trace import Trace"),
     ],

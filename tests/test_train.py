@@ -12,8 +12,8 @@ import torchaudio
 
 from workbench.errors import WorkbenchError
 from workbench.train import bpe, corpus, fsq, speaker, tokenizer
-from workbench.train.features import Features
-from workbench.train.loop import Averaged
+from workbench.train.budget import Averaged
+from workbench.train.gpu_features import Features
 
 SENTENCES = ["The sun has been rising before six.", "I'd asked for 2 hot drinks; really?", "Who created it?"]
 

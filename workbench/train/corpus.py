@@ -19,7 +19,14 @@ import numpy as np
 import torch
 
 from workbench.errors import WorkbenchError
-from workbench.train.features import SAMPLE_RATE, Features, extract, kaldi_fbanks, log_mels, whisper_log_mels
+from workbench.train.gpu_features import (
+    SAMPLE_RATE,
+    Features,
+    extract,
+    kaldi_fbanks,
+    log_mels,
+    whisper_log_mels,
+)
 from workbench.train.table import read_rows, write_rows
 
 FIELDS = ("id", "speaker", "text", "start", "length")

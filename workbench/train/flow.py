@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from workbench.speech.config import DiTConfig, FlowConfig
 from workbench.speech.models.flow import Flow
+from workbench.train.budget import Averaged, Captured, Run, warm_start
 from workbench.train.corpus import Corpus
-from workbench.train.loop import Averaged, Captured, Run, warm_start
 
 UNCONDITIONAL = 0.2  # share of rows without any condition
 UNPROMPTED = 0.3  # share of rows without a prompt

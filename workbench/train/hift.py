@@ -18,8 +18,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from workbench.speech.config import HiFTConfig
 from workbench.speech.models.hift import HiFT
+from workbench.train.budget import Averaged, Captured, Run, warm_start
 from workbench.train.corpus import Corpus
-from workbench.train.loop import Averaged, Captured, Run, warm_start
 
 CONFIG = HiFTConfig(base_channels=256, f0_cond_channels=192)
 CONTEXT = 8  # mel frames of right context a streamed vocoder call leaves without samples

@@ -24,8 +24,8 @@ from workbench.speech.config import LMConfig
 from workbench.speech.frontend.text import TextTokenizer
 from workbench.speech.models.lm import LM
 from workbench.train.bpe import encode, load
+from workbench.train.budget import Averaged, Captured, Run, warm_start
 from workbench.train.corpus import Corpus
-from workbench.train.loop import Averaged, Captured, Run, warm_start
 from workbench.train.units import Units, read_sentences
 
 INSTRUCTION = "You are a helpful assistant."

@@ -18,7 +18,7 @@ from torch import nn
 
 from workbench.train.corpus import Corpus
 from workbench.train.export import export_onnx
-from workbench.train.features import Features
+from workbench.train.gpu_features import Features
 
 DIMS = 192
 MARGIN, SCALE = 0.2, 20.0

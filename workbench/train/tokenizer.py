@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from workbench.errors import WorkbenchError
+from workbench.train.budget import Averaged, Run
 from workbench.train.corpus import Corpus
-from workbench.train.features import Features
 from workbench.train.fsq import RATIO, Encoder, Tokenizer, export
-from workbench.train.loop import Averaged, Run
+from workbench.train.gpu_features import Features
 from workbench.train.units import align
 
 # The LM has to predict every bit that is kept: phonemes first, as much of the mel as places them in
