@@ -9,20 +9,18 @@ import json
 import os
 import shutil
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.paths import ASSETS
 from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig
 from workbench.speech.models.dit import DiT
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.hift import HiFT
 from workbench.speech.models.lm import LM
-
-ASSETS = Path(__file__).parent / "assets"
 
 
 class Golden(NamedTuple):

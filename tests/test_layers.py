@@ -1,11 +1,12 @@
 """Rooms import downwards only, and a few other things that the whole package keeps to."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "workbench"
+from tests.paths import ROOT
+
+PACKAGE = ROOT / "workbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each room may import beside itself and workbench.errors.

@@ -1,14 +1,13 @@
 """Every notebook runs from top to bottom, is stored without outputs and has short cells."""
 
-from pathlib import Path
-
 import nbclient
 import nbformat
 import pytest
 
+from tests.paths import ROOT
 from workbench.show.report.notebook import page as export
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -4,13 +4,13 @@ import copy
 import dataclasses
 import json
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import workbench as wb
+from tests.paths import ASSETS
 from workbench.errors import WorkbenchError
 from workbench.speech import batch as many
 from workbench.speech.config import Options
@@ -299,7 +299,7 @@ def test_nan_is_said(lm_model, said):
         together(FastLM(broken.eval(), SILENT, GRAPHS), said[:1], [Options()])
 
 
-GOLDEN = json.loads((Path(__file__).parent / "assets" / "ras_sampling.json").read_text())
+GOLDEN = json.loads((ASSETS / "ras_sampling.json").read_text())
 
 
 @seeded

@@ -1,17 +1,15 @@
 """The figures and claims of the case are well formed, and every claim has its verdict in the notebook."""
 
-from pathlib import Path
-
 import nbformat
 import pandas as pd
 import pytest
 
+from tests.paths import ROOT
 from workbench.diagnose.claims import CONFIRMED, OPEN, REFUTED, Claims
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.trace.schema import FIELDS, STATS, dims_of
 
-ROOT = Path(__file__).parent.parent
 CASE = ROOT / "data" / "case"
 NOTEBOOK = ROOT / "notebooks" / "07-verdicts.ipynb"
 

@@ -1,17 +1,17 @@
 import json
 from itertools import groupby
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.paths import ASSETS
 from workbench.errors import WorkbenchError
 from workbench.speech.config import SILENT_TOKENS, LMConfig, Options
 from workbench.speech.models.sampling import Sampler, draw, nucleus, shorten_silences
 
-GOLDEN = json.loads((Path(__file__).parent / "assets" / "ras_sampling.json").read_text())
+GOLDEN = json.loads((ASSETS / "ras_sampling.json").read_text())
 CASES = {case["name"]: case for case in GOLDEN["cases"]}
 RUNS = [(case["name"], i) for case in GOLDEN["cases"] for i in range(len(case["runs"]))]
 CONFIG = LMConfig(speech_token_size=729)

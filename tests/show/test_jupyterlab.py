@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import nbformat
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.paths import ROOT
+
 LAB = f"""import workbench as wb
 pipe = wb.Pipeline(wb.Checkpoint.load("{ROOT}/data/voices/tiny"))
 utt = pipe.prepare("Hello.", "{ROOT}/data/prompts/kumo_0.flac")

@@ -1,16 +1,16 @@
 import json
 import unicodedata
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.paths import ASSETS
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.text import TextTokenizer, check_scripts, normalise, special_tokens, split
 
-SPECIALS = Path(__file__).parent / "assets" / "special_tokens_cosyvoice3.json"
+SPECIALS = ASSETS / "special_tokens_cosyvoice3.json"
 CORPUS = ["Eight months to Mars.", "the quick brown fox jumps over the lazy dog", "It's 你好 世界 и мир"]
 
 

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from tests.paths import ASSETS
 from workbench import cli
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import STAGES, Checkpoint
@@ -22,7 +23,6 @@ from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, L
 from workbench.speech.frontend.frontend import Frontend
 from workbench.speech.models.noise import Noise
 
-ASSETS = Path(__file__).parent / "assets"
 FILES = {"lm": "llm", "flow": "flow", "hift": "hift"}
 TINY = Config(
     lm=LMConfig(

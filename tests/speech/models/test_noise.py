@@ -1,17 +1,16 @@
 import hashlib
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.paths import ASSETS
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Config, FlowConfig, HiFTConfig
 from workbench.speech.models.noise import Noise, excitation_noise, initial_phase, ode_noise
 
-ASSETS = Path(__file__).parent / "assets"
 SMALL = replace(
     Config(), flow=FlowConfig(vocab_size=50, noise_frames=40), hift=HiFTConfig(f0_cond_channels=8)
 )

@@ -1,5 +1,4 @@
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from tests.paths import ASSETS
 from workbench.errors import WorkbenchError
 from workbench.speech.config import MelConfig
-from workbench.speech.frontend.frontend import audio
+from workbench.speech.frontend import audio
 
-ASSETS = Path(__file__).parent / "assets"
 MEL = MelConfig()
 
 

@@ -29,7 +29,9 @@ def test_the_table_of_fields_is_that_of_the_schema():
         f"| `{name}` | {', '.join(field.dims)} | {field.unit} | {field.meaning} |"
         for name, field in FIELDS.items()
     ]
-    shown = PAGE.split("by tests/test_record_your_own.py -->\n")[1].split("\n<!-- end of fields -->")[0]
+    shown = PAGE.split("by tests/trace/importers/test_record_your_own.py -->\n")[1].split(
+        "\n<!-- end of fields -->"
+    )[0]
     assert shown == "\n".join(rows)
     assert ", ".join(STATS) in PAGE and ", ".join(REGIONS) in PAGE
 

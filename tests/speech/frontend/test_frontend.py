@@ -6,8 +6,8 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from test_text import tiny_bpe
 
+from tests.speech.frontend.test_text import tiny_bpe
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Config
 from workbench.speech.frontend.audio import log_mel, speaker_features, whisper_log_mel, write_wav

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 def test_kernels():
     pytest.importorskip("triton")
-    files = [*sorted(HERE.glob("kernels_*.py")), HERE / "test_causal_conv.py"]
+    files = [*sorted(HERE.glob("kernels_*.py")), HERE / "test_conv.py"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files],
         env=os.environ | {"TRITON_INTERPRET": "1"},
