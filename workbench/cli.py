@@ -323,7 +323,7 @@ def bench_speed(args: argparse.Namespace) -> int:
 
     from workbench.diagnose.benchmarks.speed import measure_speed
     from workbench.diagnose.benchmarks.trace_overhead import random_checkpoint
-    from workbench.files import whole
+    from workbench.files import atomic_write
     from workbench.speech.checkpoint.checkpoint import Checkpoint
 
     checkpoint = random_checkpoint() if args.released else Checkpoint.load(args.voice)
@@ -337,7 +337,7 @@ def bench_speed(args: argparse.Namespace) -> int:
     )
     print(found)
     if args.out:
-        with whole(Path(args.out)) as draft:
+        with atomic_write(Path(args.out)) as draft:
             draft.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
     return 0
 
@@ -362,7 +362,7 @@ def bench_glitches(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from workbench.diagnose.glitches import benchmark as calibrate
-    from workbench.files import whole
+    from workbench.files import atomic_write
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 
@@ -376,7 +376,7 @@ def bench_glitches(args: argparse.Namespace) -> int:
     if args.out:
         said = tqdm(calibrate.TUNED_ON, "its scores", unit=" sentence")
         seen = [*calibrate.recordings([calibrate.PROMPTS]), *calibrate.spoken(pipe, said)]
-        with whole(Path(args.out)) as draft:
+        with atomic_write(Path(args.out)) as draft:
             draft.write_text(json.dumps(calibrate.clean_scores([*seen, *unseen])), encoding="utf-8")
     return 0
 

@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all."""
+"""Files: written as a whole or not at all, and found in a checkout as well as in an installed wheel."""
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,21 +9,46 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 
+PACKAGE = Path(__file__).parent
+STALE = 24 * 3600  # seconds after which a draft belongs to a run that was killed
+
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Give a draft beside `path`, which takes its place when the block ends without an error.
 
-    The draft is made at once: before slow work begins it is known that there is a place for its result.
+    The draft is made at once: before slow work begins it is known that its result can be written. Drafts
+    that a killed run left for the same path are removed after a day.
+
+    Parameters
+    ----------
+    path : str or path
+        The file to write. Missing folders are made.
+
+    Yields
+    ------
+    Path
+        The draft, an empty file with the same ending.
 
     Raises
     ------
     WorkbenchError
-        When it cannot be written.
+        When the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp()) / "figures.csv"
+    >>> with atomic_write(out) as draft:
+    ...     _ = draft.write_text("mel,wav\\n")
+    >>> out.read_text()
+    'mel,wav\\n'
     """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    path = Path(path)
+    draft = path.with_name(f".{uuid.uuid4().hex}.partial.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale_drafts(path)
         draft.touch()
         yield draft
         os.replace(draft, path)
@@ -31,3 +57,49 @@ def whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def data_path(name: str | os.PathLike = "") -> Path:
+    """Return the path of a file or folder of the project's `data/`.
+
+    It is found in a checkout and in an installed wheel alike, from any working directory.
+
+    Parameters
+    ----------
+    name : str
+        Relative to `data/`, such as "voices/tiny" or "prompts/kumo_0.flac".
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    WorkbenchError
+        When there is no such file.
+
+    Examples
+    --------
+    >>> data_path("voices/tiny").name
+    'tiny'
+    """
+    folder = shipped_folder("data")
+    path = folder / name
+    if not path.exists():
+        beside = path.parent if path.parent.is_dir() else folder
+        names = ", ".join(sorted(entry.name for entry in beside.iterdir()))
+        raise WorkbenchError(f"data/{name} is not there; {beside.name}/ holds {names}")
+    return path
+
+
+def shipped_folder(name: str) -> Path:
+    """Return a folder that lies inside the package in a wheel, and beside it in a checkout."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def _remove_stale_drafts(path: Path) -> None:
+    for draft in path.parent.glob(f".*.partial.{path.name}"):
+        with suppress(OSError):
+            if time.time() - draft.stat().st_mtime > STALE:
+                draft.unlink()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.files import atomic_write
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.files import ESTIMATOR
 from workbench.speech.checkpoint.weights import hash_file
@@ -162,14 +163,8 @@ def export_onnx(checkpoint: Checkpoint, path: str | os.PathLike) -> Path:
         When the file cannot be written.
     """
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".onnx-", dir=path.parent) as draft:
-            partial = Path(draft) / ESTIMATOR
-            _program(checkpoint).save(partial, external_data=False)
-            os.replace(partial, path)
-    except OSError as error:
-        raise WorkbenchError(f"{path} cannot be written: {error}") from error
+    with atomic_write(path) as draft:
+        _program(checkpoint).save(draft, external_data=False)
     return path
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.files import atomic_write
 from workbench.trace.record import by_region, summarise
 from workbench.trace.schema import FIELDS, LOOPS, REGIONS, STATS, SUFFIX, VERSION, dims_of
 
@@ -188,16 +189,11 @@ class Trace(Mapping[str, Tensor]):
     def save(self, path: str | os.PathLike) -> Path:
         """Write one safetensors file; it appears whole or not at all."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         header = {KEY: json.dumps({"version": VERSION, "attrs": self.attrs})}
         # Copies, because two fields may share memory, which the format does not allow.
         data = {name: value.clone(memory_format=torch.contiguous_format) for name, value in self.data.items()}
-        try:
-            save_file(data, partial, metadata=header)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_write(path) as draft:
+            save_file(data, draft, metadata=header)
         return path
 
     @classmethod

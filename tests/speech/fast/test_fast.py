@@ -24,8 +24,7 @@ from workbench.speech.fast.lm_torch import LEAST_POSITIONS
 from workbench.speech.fast.sampling import DeviceSampler
 from workbench.speech.fast.tf32x3 import SplitLinear, split, splitting_pays
 from workbench.speech.models.hift import CausalConv1d, HiFT, UpsamplingConv1d
-from workbench.speech.models.numerics import exact_float32, fast_float32
-from workbench.speech.models.product_conv import ProductConv1d
+from workbench.speech.models.numerics import ProductConv1d, exact_float32, fast_float32
 from workbench.speech.models.sampling import Sampler
 
 pytestmark = pytest.mark.usefixtures("no_grad")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from workbench.diagnose.experiments.cached_runs import CachedRuns, content_key
 from workbench.errors import WorkbenchError
-from workbench.files import whole
+from workbench.files import atomic_write
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.run import recorded_inputs
@@ -135,7 +135,7 @@ class KeptRows:
         found = {name: row[name] for name in self.names}
         if self.folder is None or row["error"] or not _numbers(found):
             return
-        with whole(self._path(key)) as draft:
+        with atomic_write(self._path(key)) as draft:
             draft.write_text(json.dumps(found), encoding="utf-8")
 
     def finish(self, runs: CachedRuns, block: Block, measures: Mapping[str, Measure]) -> Iterator:

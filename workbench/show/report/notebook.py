@@ -14,9 +14,9 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 from workbench.errors import WorkbenchError
-from workbench.files import whole
+from workbench.files import atomic_write, shipped_folder
 
-FOLDER = Path(__file__).parents[3] / "notebooks"
+FOLDER = shipped_folder("notebooks")
 TEMPLATE = Path(__file__).with_name("notebook.html.j2")
 KERNEL = "python3"  # this Python, whatever the notebook was written with
 LIVE = "application/vnd.jupyter.widget-view+json"
@@ -57,13 +57,13 @@ def run_notebook(
     """
     path, parameters, out = notebook_path(name), dict(parameters or {}), Path(out)
     _check(path, parameters)
-    with whole(out) as draft, TemporaryDirectory() as folder:
+    with atomic_write(out) as draft, TemporaryDirectory() as folder:
         executed = Path(folder) / "executed.ipynb"
         try:
             papermill.execute_notebook(path, executed, parameters, kernel_name=KERNEL, progress_bar=progress)
         except (PapermillExecutionError, DeadKernelError) as error:
             failed = out.with_name(f"{out.stem}.failed.html")
-            with whole(failed) as kept:
+            with atomic_write(failed) as kept:
                 kept.write_text(page(executed, path.stem), encoding="utf-8")
             raise WorkbenchError(f"{path.name}: {_reason(error)}; see {failed}") from None
         draft.write_text(page(executed, path.stem), encoding="utf-8")

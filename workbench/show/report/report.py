@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from workbench.diagnose.compare.compare import NOT_BAD, Comparison
 from workbench.diagnose.glitches.glitches import Finding, Findings
-from workbench.files import whole
+from workbench.files import atomic_write
 from workbench.show.player.payload import player_data, static_player
 from workbench.trace.trace import Trace
 
@@ -124,7 +124,7 @@ class Report:
             When it cannot be written.
         """
         path = Path(path)
-        with whole(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text(self.html(), encoding="utf-8")
         return path
 

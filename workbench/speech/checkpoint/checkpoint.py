@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, first_line
 from workbench.speech.checkpoint import hyperyaml
 from workbench.speech.checkpoint.config_yaml import YAML, config_from_yaml, options_from_yaml
 from workbench.speech.checkpoint.files import (
@@ -40,7 +40,6 @@ from workbench.speech.checkpoint.weights import (
     EMBED,
     HEAD,
     count_nonfinite,
-    first_line,
     fitted,
     hash_weights,
     normalised,

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, first_line
 from workbench.speech.checkpoint.config_yaml import YAML
-from workbench.speech.checkpoint.weights import first_line, read_weights
+from workbench.speech.checkpoint.weights import read_weights
 
 STEMS = {"lm": "llm", "flow": "flow", "hift": "hift"}
 QWEN, CAMPPLUS, TOKENIZER = "CosyVoice-BlankEN", "campplus.onnx", "speech_tokenizer_v3.onnx"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, first_line
 from workbench.speech.checkpoint.files import STEMS
 from workbench.speech.checkpoint.hyperyaml import show
-from workbench.speech.checkpoint.weights import first_line, hash_file, plain, read_weights
+from workbench.speech.checkpoint.weights import hash_file, plain, read_weights
 
 if TYPE_CHECKING:
     import pandas as pd

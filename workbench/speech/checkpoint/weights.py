@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, first_line
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 EMBED, HEAD = "llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight"  # one tensor, two names
@@ -64,11 +64,6 @@ def _check_zip(path: Path) -> None:
         raise WorkbenchError(
             f"{path} holds compressed or overlapping entries; expected them stored, as torch.save does"
         )
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, without the page that torch adds."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def normalised(stage: str, found: dict[Any, Any], path: Path) -> dict[str, Any]:

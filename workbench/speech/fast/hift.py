@@ -25,8 +25,7 @@ from workbench.speech.models.hift import (
     Vocoded,
     check_mel,
 )
-from workbench.speech.models.numerics import exact_float32, fast_float32
-from workbench.speech.models.product_conv import convolved_by_product
+from workbench.speech.models.numerics import convolved_by_product, exact_float32, fast_float32
 
 BUCKET = 64  # mel frames: lengths are rounded up to this
 MOST_GRAPHS = 8  # kept; those used longest ago go first

@@ -6,8 +6,6 @@ waveform lies and in its precision (half precision is raised to float32).
 
 import math
 import os
-import uuid
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.files import atomic_write
 from workbench.speech.config import MelConfig
 
 MAX_SECONDS = 3600
@@ -151,16 +150,11 @@ def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, sample_rate: in
     if bad := int((~np.isfinite(samples)).sum()):
         raise WorkbenchError(f"{path} not written: {bad} of {len(samples)} samples are NaN or infinite")
     pcm = to_pcm16(samples)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(str(part), pcm, int(sample_rate), format="WAV", subtype="PCM_16")
-        os.replace(part, path)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise WorkbenchError(f"{path} could not be written ({error}); is the folder writable?") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+    with atomic_write(path) as draft:
+        try:
+            soundfile.write(str(draft), pcm, int(sample_rate), format="WAV", subtype="PCM_16")
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise WorkbenchError(f"{path} could not be written ({error}); is the folder writable?") from None
 
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:

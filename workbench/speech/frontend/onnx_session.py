@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint.weights import first_line
+from workbench.errors import WorkbenchError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from workbench.errors import WorkbenchError
 from workbench.speech.config import FlowConfig, Options
 from workbench.speech.models.dit import DiT
-from workbench.speech.models.numerics import exact_float32
-from workbench.speech.models.product_conv import ProductConv1d
+from workbench.speech.models.numerics import ProductConv1d, exact_float32
 
 # What gives the velocity; called as `DiT.forward` is: x, mask, mu, t, spks, cond, streaming.
 Estimator = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
