@@ -15,7 +15,7 @@ STALE = 24 * 3600  # seconds after which a draft belongs to a run that was kille
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a draft beside `path`, which takes its place when the block ends without an error.
+    r"""Give a draft beside `path`, which takes its place when the block ends without an error.
 
     The draft is made at once: before slow work begins it is known that its result can be written. Drafts
     that a killed run left for the same path are removed after a day.

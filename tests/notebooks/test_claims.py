@@ -4,8 +4,8 @@ import nbformat
 import pandas as pd
 import pytest
 
+from notebooks.claims import CONFIRMED, OPEN, REFUTED, Claims
 from tests.paths import ROOT
-from workbench.diagnose.claims import CONFIRMED, OPEN, REFUTED, Claims
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.trace.schema import FIELDS, STATS, dims_of

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from workbench.errors import WorkbenchError
-from workbench.train import sentences, teacher, templates, wordnet
-from workbench.train.corpus import build
-from workbench.train.kokoro import RMS, SAMPLE_RATE, Kokoro, encode, letters, level, phonemes
+from workbench.train.corpus import sentences, teacher, templates, wordnet
+from workbench.train.corpus.corpus import build
+from workbench.train.corpus.kokoro import RMS, SAMPLE_RATE, Kokoro, encode, letters, level, phonemes
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import torch
 import torchaudio
 
 from workbench.errors import WorkbenchError
-from workbench.train import bpe, corpus, fsq, speaker, tokenizer
 from workbench.train.budget import Averaged
+from workbench.train.corpus import corpus
 from workbench.train.gpu_features import Features
+from workbench.train.models import bpe, fsq, speaker, tokenizer
 
 SENTENCES = ["The sun has been rising before six.", "I'd asked for 2 hot drinks; really?", "Who created it?"]
 

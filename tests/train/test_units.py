@@ -2,7 +2,7 @@
 
 import torch
 
-from workbench.train.units import Units, align, read_sentences
+from workbench.train.models.units import Units, align, read_sentences
 
 
 def spikes(classes, n_frames, at):

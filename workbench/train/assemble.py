@@ -19,8 +19,8 @@ from torch import Tensor
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.template import config_to_yaml, qwen_config
 from workbench.speech.config import Config, Options
-from workbench.train import flow, hift, lm
-from workbench.train.corpus import Corpus
+from workbench.train.corpus.corpus import Corpus
+from workbench.train.models import flow, hift, lm
 
 # An LM of this size may draw a stop before it has begun; upstream's mask misses that id. One token in
 # eight of this voice repeats the one before: upstream's tau_r of 0.1 would draw each of those again, from

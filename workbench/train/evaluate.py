@@ -23,7 +23,7 @@ from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.frontend.audio import log_mel, read_wav, write_wav
 from workbench.speech.pipeline import Pipeline
-from workbench.train.table import read_rows
+from workbench.train.corpus.table import read_rows
 
 SETS = ("text", "copy", "vocoder")
 COMMAND = 'python -m workbench.train.evaluate VOICE_DIR HELDOUT_DIR OUT_DIR --judge "python judge.py"'

@@ -1,6 +1,6 @@
 """A small byte-level BPE in the file format of Qwen2's tokenizer.
 
-`python -m workbench.train.bpe SENTENCES.txt OUT_DIR --vocab 512` writes vocab.json, merges.txt and
+`python -m workbench.train.models.bpe SENTENCES.txt OUT_DIR --vocab 512` writes vocab.json, merges.txt and
 tokenizer_config.json. Few entries on purpose: the language model sees some forty thousand words in
 all, and an entry that occurs ten times is not learnt.
 """
@@ -105,7 +105,7 @@ def load(path: str | Path, dropout: float | None = None) -> Tokenizer:
     path = Path(path)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         if not (path / name).is_file():
-            raise WorkbenchError(f"no {name} in {path}; run `python -m workbench.train.bpe` first")
+            raise WorkbenchError(f"no {name} in {path}; run `python -m workbench.train.models.bpe` first")
     model = models.BPE.from_file(str(path / "vocab.json"), str(path / "merges.txt"), dropout=dropout)
     tokenizer = _dress(Tokenizer(model))
     config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Train the flow: `python -m workbench.train.flow DATA_DIR TOKENS EMBEDDINGS OUT_DIR --minutes 12`.
+"""Train the flow: `python -m workbench.train.models.flow DATA_DIR TOKENS EMBEDDINGS OUT_DIR --minutes 12`.
 
 Conditional flow matching (Lipman et al. 2023) from speech tokens, a speaker embedding and a prompt's
 mel to the mel. Rows are filled with utterances of one speaker one after another, the first of them
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from workbench.speech.config import DiTConfig, FlowConfig
 from workbench.speech.models.flow import Flow
 from workbench.train.budget import Averaged, Captured, Run, warm_start
-from workbench.train.corpus import Corpus
+from workbench.train.corpus.corpus import Corpus
 
 UNCONDITIONAL = 0.2  # share of rows without any condition
 UNPROMPTED = 0.3  # share of rows without a prompt

@@ -1,4 +1,4 @@
-"""Train the LM: `python -m workbench.train.lm DATA_DIR TOKENS BPE_DIR OUT_DIR --minutes 6`.
+"""Train the LM: `python -m workbench.train.models.lm DATA_DIR TOKENS BPE_DIR OUT_DIR --minutes 6`.
 
 Rows are what inference will see: instruction, a prompt's transcript, a text, then the prompt's speech
 tokens and the text's, of one speaker; a share of rows has no prompt, as cross-lingual and instruct
@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from workbench.speech.config import LMConfig
 from workbench.speech.frontend.text import TextTokenizer
 from workbench.speech.models.lm import LM
-from workbench.train.bpe import encode, load
 from workbench.train.budget import Averaged, Captured, Run, warm_start
-from workbench.train.corpus import Corpus
-from workbench.train.units import Units, read_sentences
+from workbench.train.corpus.corpus import Corpus
+from workbench.train.models.bpe import encode, load
+from workbench.train.models.units import Units, read_sentences
 
 INSTRUCTION = "You are a helpful assistant."
 IGNORE = -100
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--length", type=int, default=576)
-    parser.add_argument("--sentences", type=Path, help="text and phonemes from workbench.train.units")
+    parser.add_argument("--sentences", type=Path, help="text and phonemes from workbench.train.models.units")
     parser.add_argument(
         "--invented", type=float, nargs=2, default=(0.8, 0.35), help="their share at the start and at the end"
     )

@@ -1,6 +1,6 @@
 """The training corpus: Opus shards -> one long int16 array, and log-mels of every utterance.
 
-`python -m workbench.train.corpus SHARD_DIR DATA_DIR` decodes `manifest.tsv` and all `opus_*.tar` of
+`python -m workbench.train.corpus.corpus SHARD_DIR DATA_DIR` decodes `manifest.tsv` and all `opus_*.tar` of
 SHARD_DIR; `Corpus(DATA_DIR)` reads the result back.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from workbench.errors import WorkbenchError
+from workbench.train.corpus.table import read_rows, write_rows
 from workbench.train.gpu_features import (
     SAMPLE_RATE,
     Features,
@@ -27,7 +28,6 @@ from workbench.train.gpu_features import (
     log_mels,
     whisper_log_mels,
 )
-from workbench.train.table import read_rows, write_rows
 
 FIELDS = ("id", "speaker", "text", "start", "length")
 N_VALID = 60
@@ -62,7 +62,9 @@ class Corpus:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         if not (self.root / "index.tsv").is_file():
-            raise WorkbenchError(f"no index.tsv in {self.root}; run `python -m workbench.train.corpus` first")
+            raise WorkbenchError(
+                f"no index.tsv in {self.root}; run `python -m workbench.train.corpus.corpus` first"
+            )
         rows = read_rows(self.root / "index.tsv")
         self.ids, self.speakers, self.texts = ([row[key] for row in rows] for key in FIELDS[:3])
         self.starts = np.array([int(row["start"]) for row in rows], dtype=np.int64)

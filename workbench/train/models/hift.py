@@ -1,4 +1,4 @@
-"""Train the vocoder: `python -m workbench.train.hift DATA_DIR OUT_DIR --minutes 20`.
+"""Train the vocoder: `python -m workbench.train.models.hift DATA_DIR OUT_DIR --minutes 20`.
 
 Mel of real speech in, real speech out: multi-resolution log-mel distance, period and spectrogram
 discriminators with feature matching, and an f0 target for the predictor. HiFT's own excitation is
@@ -19,7 +19,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from workbench.speech.config import HiFTConfig
 from workbench.speech.models.hift import HiFT
 from workbench.train.budget import Averaged, Captured, Run, warm_start
-from workbench.train.corpus import Corpus
+from workbench.train.corpus.corpus import Corpus
 
 CONFIG = HiFTConfig(base_channels=256, f0_cond_channels=192)
 CONTEXT = 8  # mel frames of right context a streamed vocoder call leaves without samples

@@ -1,9 +1,10 @@
 """English sentences to be read aloud: WordNet 3.0's examples and definitions, and templates of our own.
 
-`python -m workbench.train.sentences OUT.txt --count 30000 --exclude FILE...` needs Debian's wordnet-base.
+`python -m workbench.train.corpus.sentences OUT.txt --count 30000 --exclude FILE...` needs Debian's
+wordnet-base.
 Among the candidates, those with words seldom used so far are taken first, here and in the excluded files.
 
-WordNet's licence wants its notice kept: see `workbench.train.wordnet`.
+WordNet's licence wants its notice kept: see `workbench.train.corpus.wordnet`.
 """
 
 import argparse
@@ -15,9 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.train.table import read_rows
-from workbench.train.templates import PHRASES, TEMPLATES, fill
-from workbench.train.wordnet import definition, entries, examples, frequent_nouns, installed
+from workbench.train.corpus.table import read_rows
+from workbench.train.corpus.templates import PHRASES, TEMPLATES, fill
+from workbench.train.corpus.wordnet import definition, entries, examples, frequent_nouns, installed
 
 SHARES = {"phrases": 0.01, "examples": 0.55, "definitions": 0.2, "templates": 0.24}
 WORDS = range(3, 21)

@@ -1,4 +1,4 @@
-"""Templates of our own for `workbench.train.sentences`: everyday talk, assistants, numbers, dates, space."""
+"""Templates of our own for `sentences.py`: everyday talk, assistants, numbers, dates, space."""
 
 import random
 import re

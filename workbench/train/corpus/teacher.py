@@ -1,10 +1,10 @@
-"""Speech for the training corpus, read by Kokoro-82M (`workbench.train.kokoro`) from public packages alone.
+"""Speech for the training corpus, read by Kokoro-82M (`kokoro.py`) from public packages alone.
 
-`python -m workbench.train.teacher SENTENCES.txt OUT_DIR --workers N` writes `OUT_DIR/phonemes.tsv` (needs
-espeak-ng), then `OUT_DIR/wav/<speaker>/<id>.opus`, one file an utterance; run again, it goes on where it
-stopped. `--phonemes` stops after the table, and the table may take the place of SENTENCES.txt: speaking
-needs nothing but it, onnxruntime, soundfile and `--model DIR`. `--pack DIR` writes what is there as the
-shards that `workbench.train.corpus` reads.
+`python -m workbench.train.corpus.teacher SENTENCES.txt OUT_DIR --workers N` writes
+`OUT_DIR/phonemes.tsv` (needs espeak-ng), then `OUT_DIR/wav/<speaker>/<id>.opus`, one file an utterance; run
+again, it goes on where it stopped. `--phonemes` stops after the table, and the table may take the place of
+SENTENCES.txt: speaking needs nothing but it, onnxruntime, soundfile and `--model DIR`. `--pack DIR` writes
+what is there as the shards that `workbench.train.corpus.corpus` reads.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.train.kokoro import SAMPLE_RATE, SPEAKERS, Kokoro, assemble, encode, phonemes
-from workbench.train.table import read_rows, write_rows
+from workbench.train.corpus.kokoro import SAMPLE_RATE, SPEAKERS, Kokoro, assemble, encode, phonemes
+from workbench.train.corpus.table import read_rows, write_rows
 
 SHARD_BYTES = 14_800_000
 SLOWEST, FASTEST = 0.92, 1.08
@@ -38,7 +38,7 @@ def write_table(
     Parameters
     ----------
     path : Path
-        Receives the columns of `FIELDS`; `phones` is what `workbench.train.corpus` keeps of a
+        Receives the columns of `FIELDS`; `phones` is what `workbench.train.corpus.corpus` keeps of a
         pronunciation.
     texts : list of str
     speakers : tuple of str
@@ -47,7 +47,7 @@ def write_table(
     chunk : int, optional
         Sentences that share one espeak-ng call.
     """
-    from workbench.train.corpus import fold_ipa  # needs torch; speaking does not
+    from workbench.train.corpus.corpus import fold_ipa  # needs torch; speaking does not
 
     texts = random.Random(seed).sample(texts, len(texts))
     rows = []
@@ -78,7 +78,7 @@ def speak(
     out : Path
         Receives `wav/<speaker>/<id>.opus`, each whole or absent.
     model : Path
-        See `workbench.train.kokoro.Kokoro`.
+        See `workbench.train.corpus.kokoro.Kokoro`.
     workers : int, optional
         Processes of one thread each.
     hours : float, optional
@@ -206,7 +206,7 @@ def main() -> None:
     if not table.is_file() or args.phonemes:
         if not args.source.is_file():
             raise WorkbenchError(
-                f"no {args.source}; write sentences with `python -m workbench.train.sentences`"
+                f"no {args.source}; write sentences with `python -m workbench.train.corpus.sentences`"
             )
         texts = [
             line.strip() for line in args.source.read_text(encoding="utf-8").splitlines() if line.strip()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.train.templates import article
+from workbench.train.corpus.templates import article
 
 _NOUNS = {"animal": "05", "thing": "06", "body": "08", "food": "13", "person": "18", "plant": "20"}
 _COUNTED = {"05", "06", "08", "13", "15", "17", "18", "20"}  # lexicographer files whose nouns take an article

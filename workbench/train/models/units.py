@@ -5,7 +5,7 @@ nothing, so the LM also sees rows whose tokens are put together from the corpus:
 what the same speaker said between the same neighbours. The joints are rough and the melody is
 nobody's, so the share of such rows falls while training goes on.
 
-`python -m workbench.train.units SENTENCES.txt OUT.tsv` writes sentences with their phonemes.
+`python -m workbench.train.models.units SENTENCES.txt OUT.tsv` writes sentences with their phonemes.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from workbench.train.corpus import Corpus, phonemise
-from workbench.train.sentences import read_texts
-from workbench.train.table import read_rows, write_rows
+from workbench.train.corpus.corpus import Corpus, phonemise
+from workbench.train.corpus.sentences import read_texts
+from workbench.train.corpus.table import read_rows, write_rows
 
 LONGEST = 7  # tokens, 280 ms; a longer segment holds a pause, which belongs to its sentence
 EDGE = "|"  # neighbour of the first and last phoneme

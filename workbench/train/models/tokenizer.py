@@ -3,7 +3,7 @@
 Supervised finite scalar quantisation, as in CosyVoice3 and much smaller: what survives the rounding
 must let one head spell the phonemes (CTC) and another, told the speaker, draw the mel.
 
-`python -m workbench.train.tokenizer DATA_DIR OUT_DIR --minutes 4` trains, measures and exports.
+`python -m workbench.train.models.tokenizer DATA_DIR OUT_DIR --minutes 4` trains, measures and exports.
 """
 
 import argparse
@@ -18,10 +18,10 @@ from torch import nn
 
 from workbench.errors import WorkbenchError
 from workbench.train.budget import Averaged, Run
-from workbench.train.corpus import Corpus
-from workbench.train.fsq import RATIO, Encoder, Tokenizer, export
+from workbench.train.corpus.corpus import Corpus
 from workbench.train.gpu_features import Features
-from workbench.train.units import align
+from workbench.train.models.fsq import RATIO, Encoder, Tokenizer, export
+from workbench.train.models.units import align
 
 # The LM has to predict every bit that is kept: phonemes first, as much of the mel as places them in
 # time, ids that last, and just enough spread to keep the dimensions from collapsing.

@@ -1,7 +1,7 @@
 """The speaker encoder: Kaldi filter bank -> 192 numbers that tell one voice from another.
 
 A small time-delay network with attentive statistics, taught to name the speaker of random crops by
-the cosine to one direction each (additive margin). `python -m workbench.train.speaker DATA_DIR
+the cosine to one direction each (additive margin). `python -m workbench.train.models.speaker DATA_DIR
 OUT_DIR --minutes 2` trains, measures and writes `campplus.onnx` and `embeddings.pt`.
 """
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from workbench.train.corpus import Corpus
+from workbench.train.corpus.corpus import Corpus
 from workbench.train.export import export_onnx
 from workbench.train.gpu_features import Features
 
