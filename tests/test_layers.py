@@ -16,6 +16,7 @@ ORDER = (
     "files",
     "trace",
     "trace.importers",
+    "speech.stages",
     "speech.config",
     "speech.models",
     "speech.frontend",

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from workbench.errors import WorkbenchError
+from workbench.speech.stages import STAGES
+from workbench.trace.schema import SAMPLE_RATE, TOKEN_RATE
 
 Dtype = Literal["float16", "bfloat16", "float32", "float64"]
 DTYPES: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
@@ -21,18 +23,6 @@ COMPUTE: tuple[str, ...] = ("eager", "exact", "fast")
 ESTIMATORS: tuple[str, ...] = ("torch", "onnx")  # or a path
 MAX_TIMESTEPS = 64
 
-# Which stage an option changes; "every" one, or None: those of streaming change no run that is made whole.
-STAGE_OF = {
-    **dict.fromkeys(("lm_dtype", "top_p", "top_k", "win_size", "tau_r", "seed", "mask_stop_ids"), "lm"),
-    **dict.fromkeys(("silent_tokens_repeat", "repetition_fallback", "max_silent_run", "max_tokens"), "lm"),
-    **dict.fromkeys(("n_timesteps", "solver", "t_scheduler", "cfg_rate", "temperature"), "flow"),
-    **dict.fromkeys(("estimator", "noise_seed", "flow_dtype", "speed"), "flow"),
-    **dict.fromkeys(("hift_dtype", "f0_dtype", "source_dtype", "head_dtype"), "hift"),
-    "compute": "every",
-    "stream_final_offline": None,
-}
-FAST_DTYPES = {"lm": "bfloat16", "flow": "bfloat16", "hift": "float32"}  # the vocoder's TF32 is no dtype
-
 # Ids of the released speech tokenizer that sound like silence or breath (upstream cli/model.py).
 SILENT_TOKENS = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
 
@@ -41,7 +31,7 @@ SILENT_TOKENS = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
 class MelConfig:
     """Log-mel front end: natural log, Slaney filters, 50 frames per second at 24 kHz."""
 
-    sample_rate: int = 24_000  # Hz
+    sample_rate: int = SAMPLE_RATE  # Hz
     n_fft: int = 1920  # samples, 80 ms
     win_length: int = 1920  # samples
     hop_length: int = 480  # samples, 20 ms
@@ -131,7 +121,7 @@ class FlowConfig:
     token_mel_ratio: int = 2  # mel frames per token
     pre_lookahead_len: int = 3  # tokens
     pre_lookahead_channels: int = 1024
-    input_frame_rate: int = 25  # tokens per second
+    input_frame_rate: int = TOKEN_RATE  # tokens per second
     noise_frames: int = 15_000  # length of upstream's fixed noise: 300 s
     dit: DiTConfig = field(default_factory=DiTConfig)
 
@@ -143,7 +133,7 @@ class HiFTConfig:
     in_channels: int = 80
     base_channels: int = 512
     nb_harmonics: int = 8
-    sampling_rate: int = 24_000  # Hz
+    sampling_rate: int = SAMPLE_RATE  # Hz
     nsf_alpha: float = 0.1  # amplitude of each sine
     nsf_sigma: float = 0.003  # noise amplitude where voiced
     nsf_voiced_threshold: float = 10.0  # Hz
@@ -186,6 +176,9 @@ class Config:
     def token_rate(self) -> int:
         """Speech tokens per second."""
         return self.flow.input_frame_rate
+
+
+RELEASED = Config()  # sizes and rates of the released model
 
 
 @dataclass(frozen=True)
@@ -303,13 +296,13 @@ class Options:
     def of_stage(self, stage: str) -> dict[str, Any]:
         """Return the options that change what a stage makes of what it is given."""
         every = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in every.items() if STAGE_OF[name] in (stage, "every")}
+        return {name: value for name, value in every.items() if name in STAGES[stage].options}
 
     def dtype_of(self, stage: str) -> str:
         """Arithmetic of a stage's weights: its own option, or what "fast" makes of float32."""
         dtype = getattr(self, f"{stage}_dtype")
         rounds = self.compute == "fast" and not self.eager(stage) and dtype == "float32"
-        return FAST_DTYPES[stage] if rounds else dtype
+        return STAGES[stage].fast_dtype if rounds else dtype
 
     def eager(self, stage: str) -> bool:
         """Whether a stage runs layer by layer, one utterance at a time; an ONNX estimator always does."""

@@ -15,14 +15,14 @@ from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded
 from workbench.speech.models.lm import LMStep
+from workbench.speech.stages import NAMES
 from workbench.trace.record import NOTHING, Recorder, Save, as_save
 from workbench.trace.trace import Trace
 
 if TYPE_CHECKING:
     from workbench.speech.pipeline import Pipeline
 
-STAGES = ("lm", "flow", "hift")
-LM, FLOW, HIFT = range(len(STAGES))
+LM, FLOW, HIFT = range(len(NAMES))
 
 
 def run(
@@ -89,8 +89,8 @@ class Place(NamedTuple):
 def place_of(text: str, step: int, end: int) -> Place:
     """Read "lm", "flow", "hift" or "flow/step/3"; `step` is meant where the flow is named without one."""
     stage, slash, number = text.partition("/step/")
-    if stage in STAGES and not slash:
-        return Place(STAGES.index(stage), step if stage == "flow" else 0)
+    if stage in NAMES and not slash:
+        return Place(NAMES.index(stage), step if stage == "flow" else 0)
     if stage == "flow" and number.isdecimal() and int(number) <= end:
         return Place(FLOW, int(number))
     raise WorkbenchError(

@@ -12,7 +12,7 @@ from workbench.errors import WorkbenchError
 from workbench.trace.schema import FIELDS, LOOPS, STATS, SUFFIX, dims_of
 
 # What the stages hand to each other: always kept, so that every stage can be run again.
-DOORS = ("in/*", "lm/speech_token", "flow/mel", "hift/f0", "hift/source", "hift/wav")
+ALWAYS_SAVED = ("in/*", "lm/speech_token", "flow/mel", "hift/f0", "hift/source", "hift/wav")
 
 
 class Save(NamedTuple):
@@ -23,7 +23,7 @@ class Save(NamedTuple):
 
     def keeps(self, name: str) -> bool:
         """Whether a field is kept whole."""
-        return _matches(name, (*DOORS, *self.fields))
+        return _matches(name, (*ALWAYS_SAVED, *self.fields))
 
     def sums_up(self, name: str) -> bool:
         """Whether statistics of a field are kept."""

@@ -13,8 +13,17 @@ STATS = ("min", "max", "mean", "mean_abs", "rms", "nonfinite")  # the first five
 REGIONS = ("prompt", "target", "whole")  # the whole alone is what a text log prints
 LOOPS = ("draw", "knot", "step")  # dimensions that grow while the run goes on
 SUFFIX = ".stats"
+SAMPLE_RATE = 24_000  # Hz, of a trace that does not state its own
+FRAME_RATE, TOKEN_RATE = 50, 25  # mel frames and speech tokens per second
 # Entries per second along a dimension that is the time of the target; `sample` has the trace's own rate.
-RATES = {"frame": 50, "target_frame": 50, "token": 25, "draw": 25}
+RATES = {"frame": FRAME_RATE, "target_frame": FRAME_RATE, "token": TOKEN_RATE, "draw": TOKEN_RATE}
+
+# Groups of fields that belong together.
+LM_INPUTS = ("in/text_token", "in/prompt_text_token", "in/lm_prompt_token")
+FLOW_INPUTS = ("in/flow_prompt_token", "in/prompt_mel", "in/spk_embedding")
+BRANCH_VELOCITIES = ("flow/velocity_cond", "flow/velocity_uncond")
+VELOCITIES = (*BRANCH_VELOCITIES, "flow/velocity")
+ODE_FIELDS = ("flow/x", *VELOCITIES)
 
 
 class Field(NamedTuple):

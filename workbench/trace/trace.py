@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 from workbench.trace.record import by_region, summarise
-from workbench.trace.schema import FIELDS, LOOPS, REGIONS, STATS, SUFFIX, VERSION, dims_of
+from workbench.trace.schema import FIELDS, LOOPS, REGIONS, SAMPLE_RATE, STATS, SUFFIX, VERSION, dims_of
 
 KEY = "workbench_trace"  # the one attribute of the file
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -83,7 +83,7 @@ class Trace(Mapping[str, Tensor]):
     @property
     def sample_rate(self) -> int:
         """Samples per second; the model's own where the trace does not say."""
-        return self.attrs.get("sample_rate", 24000)
+        return self.attrs.get("sample_rate", SAMPLE_RATE)
 
     @property
     def seconds(self) -> float:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.paths import ASSETS
 from workbench import cli
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint.checkpoint import STAGES, Checkpoint
+from workbench.speech.checkpoint.checkpoint import MODELS, Checkpoint
 from workbench.speech.checkpoint.inspect import inspect_folder
 from workbench.speech.checkpoint.weights import EMBED, HEAD
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig, Options
@@ -81,7 +81,7 @@ def as_pt(folder, stage, change=lambda weights: weights, **more):
 
 def same(a, b):
     assert a.config == b.config
-    for stage in STAGES:
+    for stage in MODELS:
         assert list(a.weights[stage]) == list(b.weights[stage])
         for key, value in a.weights[stage].items():
             assert value.dtype == b.weights[stage][key].dtype
@@ -92,7 +92,7 @@ def same(a, b):
 def test_every_released_key_and_shape():
     manifest = json.loads((ASSETS / "manifest_full.json").read_text())
     with torch.device("meta"):
-        for stage, model in STAGES.items():
+        for stage, model in MODELS.items():
             found = {k: list(v.shape) for k, v in model(getattr(Config(), stage)).state_dict().items()}
             expected = manifest[f"{FILES[stage]}.pt"]["tensors"]
             assert found == {key: shape for key, (_, shape) in expected.items()}
@@ -169,7 +169,7 @@ def test_half_weights_stay_half_and_are_upcast(folder, tiny, dtype):
     same(Checkpoint.load(loaded.save(folder.parent / "again", noise_seconds=0)), loaded)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", MODELS)
 def test_modules_are_ready_to_run_and_apart_from_the_checkpoint(tiny, stage):
     module = getattr(tiny, stage)()
     assert not module.training

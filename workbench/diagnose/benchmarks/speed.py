@@ -21,7 +21,7 @@ from workbench.speech.config import COMPUTE, Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.numerics import exact_float32, fast_float32
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.run import STAGES
+from workbench.speech.stages import STAGES
 
 TURNS = (*COMPUTE, "eager again")
 SWEEP = 16  # variants of one utterance

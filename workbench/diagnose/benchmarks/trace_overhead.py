@@ -6,7 +6,7 @@ from statistics import median
 import pandas as pd
 import torch
 
-from workbench.speech.checkpoint.checkpoint import STAGES, Checkpoint
+from workbench.speech.checkpoint.checkpoint import MODELS, Checkpoint
 from workbench.speech.config import Config, Options
 from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.models.noise import Noise
@@ -53,7 +53,7 @@ def random_checkpoint() -> Checkpoint:
     config = Config()
     generator = torch.Generator().manual_seed(0)
     weights = {}
-    for stage, build in STAGES.items():
+    for stage, build in MODELS.items():
         with torch.device("meta"):
             shapes = {name: value.shape for name, value in build(getattr(config, stage)).state_dict().items()}
         weights[stage] = {

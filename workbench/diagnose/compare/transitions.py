@@ -17,7 +17,7 @@ from workbench.speech.models.flow import SOLVERS, Condition, Velocity
 from workbench.speech.models.sampling import Sampler, shorten_silences
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import utterance_of
-from workbench.trace.schema import LOOPS, dims_of
+from workbench.trace.schema import BRANCH_VELOCITIES, LM_INPUTS, LOOPS, dims_of
 from workbench.trace.trace import Trace
 
 Work = Callable[[Pipeline, Trace, Options], tuple[Tensor, ...]]
@@ -47,9 +47,7 @@ def loop_of(field: str) -> str | None:
     return first if first in LOOPS else None
 
 
-LM_INPUTS = ("in/text_token", "in/prompt_text_token", "in/lm_prompt_token")
 CONDITIONS = ("in/flow_prompt_token", "lm/speech_token", "in/prompt_mel", "in/spk_embedding")
-VELOCITIES = ("flow/velocity_cond", "flow/velocity_uncond")
 ESTIMATOR = ("flow/x", "flow/t", "flow/mu", "flow/cond", "flow/spks")
 
 
@@ -69,8 +67,8 @@ def transitions(trace: Trace) -> Iterator[Transition]:
         yield Transition(("flow/x",), 0, (), _begin)
     n_steps = len(trace["flow/t"]) - 1 if "flow/t" in trace else 0
     for k in range(n_steps):
-        yield Transition(VELOCITIES, k, ESTIMATOR, functools.partial(_ask, k=k))
-        yield Transition(("flow/velocity",), k, VELOCITIES, functools.partial(_guided, k=k))
+        yield Transition(BRANCH_VELOCITIES, k, ESTIMATOR, functools.partial(_ask, k=k))
+        yield Transition(("flow/velocity",), k, BRANCH_VELOCITIES, functools.partial(_guided, k=k))
         yield Transition(("flow/x",), k + 1, ("flow/velocity", "flow/t"), functools.partial(_euler, k=k))
     yield Transition(("flow/mel",), None, ("flow/x",), _cut)
     yield Transition(("hift/f0",), None, ("flow/mel",), _pitch)
@@ -150,7 +148,7 @@ def _wide(options: Options) -> torch.dtype:
 
 
 def _guided(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
-    cond, uncond = (trace[name][k].to(_wide(options)) for name in VELOCITIES)
+    cond, uncond = (trace[name][k].to(_wide(options)) for name in BRANCH_VELOCITIES)
     return (flow.guide(cond, uncond, options.cfg_rate),)
 
 

@@ -19,17 +19,10 @@ from workbench.speech.checkpoint.weights import hash_file
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.run import STAGES, recorded_inputs, run
+from workbench.speech.run import recorded_inputs, run
+from workbench.speech.stages import LM, STAGES
 from workbench.trace.record import NOTHING, Save, as_save
 from workbench.trace.trace import Trace
-
-# What a stage is given beside what the one before it made.
-INPUTS = {
-    "lm": ("in/text_token", "in/prompt_text_token", "in/lm_prompt_token", "in/source_token"),
-    "flow": ("in/flow_prompt_token", "in/prompt_mel", "in/spk_embedding"),
-    "hift": (),
-}
-MADE = {"lm": "lm/speech_token", "flow": "flow/mel"}
 
 
 class CachedRuns:
@@ -147,10 +140,12 @@ class CachedRuns:
         options: Options,
         before: Trace | None,
     ) -> str:
-        given = {name: inputs[name] for name in INPUTS[stage] if name in inputs}
+        needed = STAGES[stage].inputs
+        if stage == LM:
+            needed += ("in/source_token",)  # there for a conversion alone
+        given = {name: inputs[name] for name in needed if name in inputs}
         if before is not None:
-            made = MADE[STAGES[STAGES.index(stage) - 1]]
-            given[made] = before[made]
+            given |= {name: before[name] for name in needed if name not in inputs}
         device = str(self.pipe.device)
         about = [stage, utt.mode, utt.text, options.of_stage(stage), self.save, device, self.voice]
         about += [self.estimator(options)] if stage == "flow" else []

@@ -22,7 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.config_yaml import YAML
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.run import STAGES
+from workbench.speech.stages import STAGES
 
 AHEAD = 512  # blocks that the scheduler knows at a time: each holds an utterance of some 100 kB
 

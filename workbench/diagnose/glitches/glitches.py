@@ -20,12 +20,12 @@ from workbench.diagnose.glitches.analysis import Sound, as_sound
 from workbench.diagnose.glitches.detectors import DETECTORS
 from workbench.diagnose.glitches.sample_detectors import Spot
 from workbench.errors import WorkbenchError
+from workbench.trace.schema import ODE_FIELDS
 from workbench.trace.trace import Trace
 
 CLEAN_SCORES = Path(__file__).with_name("clean_scores.json")  # `workbench bench glitches --out` makes it
 JOIN_S = 0.06  # spots of one kind this near are one finding
 FRAME_RATE, TOKEN_RATE = 50, 25  # a second
-STATES = ("flow/x", "flow/velocity_cond", "flow/velocity_uncond", "flow/velocity")
 ANYHOW = (
     "not finite",
     "dead",
@@ -84,10 +84,10 @@ class Finding(NamedTuple):
         WorkbenchError
             When the trace has none: it was recorded without `save=EVERYTHING`.
         """
-        names = [name for name in STATES if name in trace]
+        names = [name for name in ODE_FIELDS if name in trace]
         if not names:
             raise WorkbenchError(
-                f"the trace has none of {', '.join(STATES)}; record it with save=EVERYTHING to see its steps"
+                f"the trace has none of {', '.join(ODE_FIELDS)}; record it with save=EVERYTHING"
             )
         return {name: self._part(trace, name, "frame", FRAME_RATE * _speed(trace)) for name in names}
 

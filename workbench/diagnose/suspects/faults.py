@@ -19,8 +19,8 @@ from workbench.diagnose.suspects.patches import Patch
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models import dit, flow, hift, lm
+from workbench.trace.schema import BRANCH_VELOCITIES
 
-VELOCITIES = ("flow/velocity_cond", "flow/velocity_uncond")
 SPECTRUM = ("hift/magnitude", "hift/phase", "hift/wav")
 
 
@@ -354,7 +354,7 @@ CATALOGUE: tuple[Fault, ...] = (
     ),
     Fault(
         "cfg-halves-swapped",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "the two halves of the batch are taken for each other",
         _ODE,
         patches=(Patch(flow.Flow, "velocity", wrong.after(flow.Flow.velocity, wrong.swap_halves)),),
@@ -390,98 +390,98 @@ CATALOGUE: tuple[Fault, ...] = (
     # ---- estimator
     Fault(
         "rotary-every-head",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "rotary positions turn every head; upstream turns the first alone",
         _DIT + ": AttnProcessor; sgl-project/sglang-omni#2164",
         patches=(Patch(dit, "rotate_first_head", wrong.rotate_heads),),
     ),
     Fault(
         "rotary-halves",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "rotary positions turn the first half against the second; here neighbouring channels",
         _DIT + "; sgl-project/sglang-omni#2164",
         patches=(Patch(dit, "rotate_first_head", wrong.rotate_halves),),
     ),
     Fault(
         "rotary-none",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "no rotary positions at all",
         _DIT,
         patches=(Patch(dit, "rotate_first_head", lambda q, cos, sin: q),),
     ),
     Fault(
         "attention-unscaled",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "attention scores are not divided by the root of the head's width",
         _DIT,
         patches=(Patch(dit, "F", wrong.functional(scaled_dot_product_attention=wrong.attention)),),
     ),
     Fault(
         "time-unscaled",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "the time embedding is given t in 0..1; it is given 1000 t",
         _DIT + ": SinusPositionEmbedding, scale 1000",
         patches=(wrong.time_embed(scale=1.0),),
     ),
     Fault(
         "time-cos-first",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "the time embedding has its cosines first; the sines are first",
         _DIT + ": SinusPositionEmbedding",
         patches=(wrong.time_embed(cos_first=True),),
     ),
     Fault(
         "time-exponent",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "frequencies of the time embedding are divided by half its width; by one less",
         _DIT + ": SinusPositionEmbedding, half_dim - 1",
         patches=(wrong.time_embed(less=0),),
     ),
     Fault(
         "gelu-exact",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "the feed-forward uses the exact GELU; its tanh approximation",
         _DIT + ": approximate tanh",
         patches=(Patch(dit.FeedForward, "forward", wrong.exact_gelu),),
     ),
     Fault(
         "adaln-order",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "a block's modulation is read as scale, shift, gate; it is shift, scale, gate",
         _DIT + ": AdaLayerNormZero",
         patches=(wrong.modulation({6: (1, 0, 2, 4, 3, 5)}),),
     ),
     Fault(
         "adaln-final-order",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "the last modulation is read as shift, scale; it is scale, shift",
         _DIT + ": AdaLayerNormZero_Final",
         patches=(wrong.modulation({2: (1, 0)}),),
     ),
     Fault(
         "conv-position-symmetric",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "the convolutional position embedding is padded on both sides; it looks to the left alone",
         _DIT + ": CausalConvPositionEmbedding",
         patches=(Patch(dit.ConvPosEmbed, "forward", wrong.look_both_ways),),
     ),
     Fault(
         "chunk-mask-offline",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "the streaming mask of 50 frames is on in an offline run",
         _DIT + ": streaming",
         patches=(Patch(dit, "attention_mask", wrong.chunked),),
     ),
     Fault(
         "input-order",
-        VELOCITIES,
+        BRANCH_VELOCITIES,
         "inputs are joined as x, mu, cond, spks; the order is x, cond, mu, spks",
         "upstream cosyvoice/flow/DiT/dit.py: InputEmbedding; suspected in the case",
         patches=(Patch(dit.InputEmbed, "forward", wrong.other_order),),
     ),
     Fault(
         "flow-float16",
-        ("flow/mu", "flow/cond", "flow/spks", *VELOCITIES),
+        ("flow/mu", "flow/cond", "flow/spks", *BRANCH_VELOCITIES),
         "the flow runs in float16",
         _CASE + "; FunAudioLLM/CosyVoice#1930",
         options={"flow_dtype": "float16"},
@@ -489,7 +489,7 @@ CATALOGUE: tuple[Fault, ...] = (
     ),
     Fault(
         "flow-bfloat16",
-        ("flow/mu", "flow/cond", "flow/spks", *VELOCITIES),
+        ("flow/mu", "flow/cond", "flow/spks", *BRANCH_VELOCITIES),
         "the flow runs in bfloat16",
         "sgl-project/sglang-omni#1715",
         options={"flow_dtype": "bfloat16"},

@@ -13,13 +13,12 @@ from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.run import run, utterance_of
 from workbench.trace.record import EVERYTHING
-from workbench.trace.schema import FIELDS, SUFFIX
+from workbench.trace.schema import FIELDS, LM_INPUTS, SUFFIX
 from workbench.trace.trace import Trace
 
 RANK = {name: place for place, name in enumerate(FIELDS)}
 SOUND = ("hift/source", "hift/wav")  # compared as log-mels: their phase follows every f0 before it
 STAGES = ("in", "lm", "flow", "hift")
-LM_INPUTS = ("in/text_token", "in/prompt_text_token", "in/lm_prompt_token")
 
 
 class Rehearsals:

@@ -21,10 +21,9 @@ from workbench.show.plots.axes import (
     sides_of,
     titled,
 )
-from workbench.trace.schema import REGIONS, STATS, SUFFIX
+from workbench.trace.schema import ODE_FIELDS, REGIONS, STATS, SUFFIX
 from workbench.trace.trace import Trace
 
-STATES = ("flow/x", "flow/velocity_cond", "flow/velocity_uncond", "flow/velocity")
 TITLES = ("x, the state", "velocity with conditions", "velocity without", "guided velocity")
 DRAWN_STATS = STATS[:-1]
 AGAINST = ("step", "t")
@@ -71,14 +70,14 @@ def trajectory(
     ):
         if found not in known:
             raise WorkbenchError(f"{name} is {found!r}; expected one of {', '.join(map(str, known))}")
-    curves = {name: _curves(sides_of(trace, reference), name, stat, region, against) for name in STATES}
+    curves = {name: _curves(sides_of(trace, reference), name, stat, region, against) for name in ODE_FIELDS}
     if not any(curves.values()):
         raise WorkbenchError(
-            f"the trace has no {stat} of {', '.join(STATES)}; record it with save=wb.SUMMARY or "
+            f"the trace has no {stat} of {', '.join(ODE_FIELDS)}; record it with save=wb.SUMMARY or "
             f"save=wb.EVERYTHING, or choose another of {', '.join(DRAWN_STATS)}"
         )
     axes = grid(axes, (2, 2), (10, 5.5), *(side for side, _ in sides_of(trace, reference)))
-    for ax, name, title in zip(axes, STATES, TITLES, strict=True):
+    for ax, name, title in zip(axes, ODE_FIELDS, TITLES, strict=True):
         titled(ax, title)
         ax.set_ylabel(f"{stat} of {name}", fontsize="small")
         for curve in curves[name]:
@@ -123,7 +122,7 @@ def guidance_gap(
     axes = grid(axes, (1, 3), (10, 3), *(side for side, _ in sides))
     for side, dashed in sides:
         for region in ("prompt", "target"):
-            cond, uncond = (side.select(name, region).double().flatten(1) for name in STATES[1:3])
+            cond, uncond = (side.select(name, region).double().flatten(1) for name in ODE_FIELDS[1:3])
             if not cond.shape[1]:
                 continue
             c, u = cond.norm(dim=1), uncond.norm(dim=1)

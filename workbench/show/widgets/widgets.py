@@ -19,11 +19,10 @@ from workbench.show.widgets.panel import Lab, Panel
 from workbench.speech.config import DTYPES, SOLVERS, T_SCHEDULERS
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.trace.schema import LOOPS
+from workbench.trace.schema import LOOPS, ODE_FIELDS
 from workbench.trace.trace import Trace
 
 WIDE = {"description_width": "8.5em"}
-ODE_FIELDS = ("flow/x", "flow/velocity", "flow/velocity_cond", "flow/velocity_uncond")
 BESIDE_S = 0.3  # seconds around a place that are played
 
 

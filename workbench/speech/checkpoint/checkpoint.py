@@ -54,7 +54,7 @@ from workbench.speech.models.hift import HiFT
 from workbench.speech.models.lm import LM
 from workbench.speech.models.noise import Noise
 
-STAGES: dict[str, Callable[[Any], nn.Module]] = {"lm": LM, "flow": Flow, "hift": HiFT}
+MODELS: dict[str, Callable[[Any], nn.Module]] = {"lm": LM, "flow": Flow, "hift": HiFT}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,7 +155,7 @@ class Checkpoint:
         weights = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for stage, model in STAGES.items():
+            for stage, model in MODELS.items():
                 weights[stage] = {
                     k: v.detach() for k, v in model(getattr(config, stage)).state_dict().items()
                 }
@@ -217,8 +217,8 @@ class Checkpoint:
         -------
         nn.Module
         """
-        if stage not in STAGES:
-            raise WorkbenchError(f"stage is {stage!r}; expected one of {', '.join(STAGES)}")
+        if stage not in MODELS:
+            raise WorkbenchError(f"stage is {stage!r}; expected one of {', '.join(MODELS)}")
         module = _on_meta(stage, self.config)
         where = torch.device(self.device if device is None else device)
         ready = {
@@ -321,7 +321,7 @@ class Checkpoint:
 def _on_meta(stage: str, config: Config) -> Any:
     try:
         with torch.device("meta"):
-            return STAGES[stage](getattr(config, stage))
+            return MODELS[stage](getattr(config, stage))
     except (ValueError, RuntimeError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise WorkbenchError(f"{YAML}: the sizes of {stage} make no model ({first_line(error)})") from error
 

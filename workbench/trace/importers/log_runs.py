@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.trace.importers.log_lines import SHAPE, Found, Line, LogNames, Row
-from workbench.trace.schema import FIELDS, LOOPS, REGIONS, STATS, SUFFIX, dims_of
+from workbench.trace.schema import FIELDS, LOOPS, REGIONS, SAMPLE_RATE, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace
 
 MOST_RUNS = 200  # of one source
@@ -187,7 +187,7 @@ class Run:
             entries = {entry: stats for (name, entry), stats in seen.items() if name == field}
             if entries:
                 data[field + SUFFIX], half_units[field] = _tensors(field, entries)
-        about = {"sample_rate": 24000, "timings": {}, "source": source, "tag": self.tag}
+        about = {"sample_rate": SAMPLE_RATE, "timings": {}, "source": source, "tag": self.tag}
         about |= {"lines": [self.lines[0], self.lines[-1]], HALF_UNITS: half_units, "shapes": self.shapes}
         if self.prompt_frames is not None:
             about["prompt_frames"] = self.prompt_frames

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.tensor_files import Tensors, check_size, tensors_of
-from workbench.trace.schema import FIELDS, LOOPS
+from workbench.trace.schema import FIELDS, LOOPS, SAMPLE_RATE
 from workbench.trace.trace import Trace
 
 KEYS = {"name": str, "axes": list, "first": int, "start": list, "scale": (int, float), "shape": list}
@@ -67,7 +67,7 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
         raise WorkbenchError(
             f"no tensor of {path.name} is in {Path(mapping).name}; it holds {', '.join(list(tensors)[:8])}"
         )
-    about = {"sample_rate": rules.get("sample_rate", 24000), "timings": {}, "source": path.name}
+    about = {"sample_rate": rules.get("sample_rate", SAMPLE_RATE), "timings": {}, "source": path.name}
     if "in/prompt_mel" in found:
         about["prompt_frames"] = found["in/prompt_mel"].shape[-1]
     order = sorted(found.items(), key=lambda pair: list(FIELDS).index(pair[0]))
@@ -79,7 +79,7 @@ def _mapping(path: Path) -> dict[str, Any]:
         rules = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise WorkbenchError(f"{path} is no mapping that can be read: {error}") from error
-    rate = rules.get("sample_rate", 24000)
+    rate = rules.get("sample_rate", SAMPLE_RATE)
     if not isinstance(rate, (int, float)) or not rate > 0:
         raise WorkbenchError(f"{path.name}: sample_rate is {rate!r:.60}; expected a number such as 24000")
     fields = rules.get("fields")
