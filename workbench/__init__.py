@@ -26,6 +26,8 @@ from workbench.trace.importers.mapping import read_foreign
 from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
 from workbench.trace.trace import Trace
 
+__version__ = "0.2.0"
+
 __all__ = [
     "EVERYTHING",
     "NOTHING",
