@@ -18,7 +18,7 @@ from workbench.speech.checkpoint.files import ESTIMATOR
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig
 from workbench.speech.frontend.onnx_session import CUDA
 from workbench.speech.onnx_estimator import OnnxEstimator, export_onnx, open_estimator
-from workbench.speech.run import utterance_of
+from workbench.speech.recording import utterance_of
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 VOICE = Path("data/voices/tiny")

@@ -5,7 +5,7 @@ import torch
 
 import workbench as wb
 from workbench.errors import WorkbenchError
-from workbench.speech.run import utterance_of
+from workbench.speech.recording import utterance_of
 
 
 @pytest.fixture(scope="module")

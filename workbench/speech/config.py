@@ -9,11 +9,10 @@ bins, `N` samples, `D` width, `K` knots of the time grid.
 """
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from workbench.errors import WorkbenchError
-from workbench.speech.stages import STAGES
-from workbench.trace.schema import SAMPLE_RATE, TOKEN_RATE
+from workbench.trace.schema import FLOW_INPUTS, LM_INPUTS, SAMPLE_RATE, TOKEN_RATE
 
 Dtype = Literal["float16", "bfloat16", "float32", "float64"]
 DTYPES: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
@@ -25,6 +24,45 @@ MAX_TIMESTEPS = 64
 
 # Ids of the released speech tokenizer that sound like silence or breath (upstream cli/model.py).
 SILENT_TOKENS = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
+
+
+class Stage(NamedTuple):
+    """One of the three stages: what it is given, what it makes, and which options change that."""
+
+    inputs: tuple[str, ...]  # fields of a trace that the stage needs
+    output: str  # the field that the next stage needs
+    options: tuple[str, ...]  # names of the options that change the output
+    fast_dtype: str  # what `compute="fast"` makes of float32
+
+
+# text -> lm -> speech tokens -> flow -> mel -> hift -> waveform
+STAGES = {
+    "lm": Stage(
+        inputs=LM_INPUTS,
+        output="lm/speech_token",
+        options=(
+            *("lm_dtype", "top_p", "top_k", "win_size", "tau_r", "seed", "mask_stop_ids"),
+            *("silent_tokens_repeat", "repetition_fallback", "max_silent_run", "max_tokens", "compute"),
+        ),
+        fast_dtype="bfloat16",
+    ),
+    "flow": Stage(
+        inputs=("lm/speech_token", *FLOW_INPUTS),
+        output="flow/mel",
+        options=(
+            *("n_timesteps", "solver", "t_scheduler", "cfg_rate", "temperature"),
+            *("estimator", "noise_seed", "flow_dtype", "speed", "compute"),
+        ),
+        fast_dtype="bfloat16",
+    ),
+    "hift": Stage(
+        inputs=("flow/mel",),
+        output="hift/wav",
+        options=("hift_dtype", "f0_dtype", "source_dtype", "head_dtype", "compute"),
+        fast_dtype="float32",  # TF32 products on a GPU, which is no dtype
+    ),
+}
+LM, FLOW, HIFT = NAMES = tuple(STAGES)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The models of a pipeline, each in the precisions and ways of computing that were asked for."""
+"""The models of a pipeline: each is built once in every precision and way of computing that a run needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from workbench.speech.models.numerics import exact_float32, fast_float32
 from workbench.speech.onnx_estimator import OnnxEstimator, open_estimator
 
 
-class Stages:
+class ModelCache:
     """Builds each model once and keeps it.
 
     Parameters
@@ -28,7 +28,7 @@ class Stages:
     checkpoint : Checkpoint
     device : torch.device
     progress : bool
-        Say so when a GPU is made ready.
+        Show a bar while kernels are compiled for a GPU.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, progress: bool) -> None:
@@ -74,7 +74,7 @@ class Stages:
         return self._fast[key]
 
     def flow(self, options: Options) -> Flow:
-        """Return the flow for what goes before its estimator, which another network may compute."""
+        """Return the Flow used for conditioning; ONNX may compute the velocity."""
         if options.eager("flow"):
             return self.eager("flow", options.dtype_of("flow"))
         return self.fast_flow(options).flow
@@ -89,7 +89,7 @@ class Stages:
         return self._fast[key]
 
     def estimator(self, options: Options) -> OnnxEstimator | None:
-        """Return what gives the velocity in place of the flow's own network, if anything.
+        """Return the network that replaces the flow's own, if any.
 
         Raises
         ------

@@ -23,7 +23,7 @@ from torch import Tensor
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.run import note_inputs, provenance
+from workbench.speech.recording import note_inputs, provenance
 from workbench.trace.record import NOTHING, Recorder
 from workbench.trace.trace import Trace
 

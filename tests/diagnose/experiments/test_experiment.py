@@ -10,9 +10,8 @@ from workbench.diagnose.experiments.experiment import Experiment
 from workbench.diagnose.experiments.metrics import mel_l1, seconds, sound_db, worst_100ms, worst_place
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
-from workbench.speech.config import Options
+from workbench.speech.config import STAGES, Options
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.stages import STAGES
 from workbench.trace.trace import Trace
 
 

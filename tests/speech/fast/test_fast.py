@@ -12,7 +12,7 @@ import torch
 import workbench as wb
 from tests.paths import ASSETS
 from workbench.errors import WorkbenchError
-from workbench.speech import batch as many
+from workbench.speech import batch
 from workbench.speech.config import Options
 from workbench.speech.fast import flow as fast_flow_module
 from workbench.speech.fast.cuda_graphs import Graphs
@@ -392,7 +392,7 @@ def test_many_runs_are_the_single_ones(pipe, utts):
 
 
 def test_more_rows_than_a_batch_holds(pipe, utts, monkeypatch):
-    monkeypatch.setattr(many, "MOST_ROWS", 4)
+    monkeypatch.setattr(batch, "MAX_ROWS", 4)
     own = pipe.checkpoint.options.but(compute="exact", n_timesteps=1, max_tokens=4)
     variants = [own.but(cfg_rate=i / 4) for i in range(6)]
     [row] = pipe.synthesise_many(utts[:1], variants)

@@ -17,11 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.diagnose.benchmarks.trace_overhead import now, utterance_of_size
 from workbench.speech.checkpoint.checkpoint import Checkpoint
-from workbench.speech.config import COMPUTE, Options
+from workbench.speech.config import COMPUTE, STAGES, Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.numerics import exact_float32, fast_float32
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.stages import STAGES
 
 TURNS = (*COMPUTE, "eager again")
 SWEEP = 16  # variants of one utterance

@@ -16,7 +16,7 @@ from workbench.speech.models import flow
 from workbench.speech.models.flow import SOLVERS, Condition, Velocity
 from workbench.speech.models.sampling import Sampler, shorten_silences
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.run import utterance_of
+from workbench.speech.recording import utterance_of
 from workbench.trace.schema import BRANCH_VELOCITIES, LM_INPUTS, LOOPS, dims_of
 from workbench.trace.trace import Trace
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.weights import hash_file
-from workbench.speech.config import Options
+from workbench.speech.config import LM, STAGES, Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.run import recorded_inputs, run
-from workbench.speech.stages import LM, STAGES
+from workbench.speech.recording import recorded_inputs
+from workbench.speech.run import run_part
 from workbench.trace.record import NOTHING, Save, as_save
 from workbench.trace.trace import Trace
 
@@ -130,7 +130,7 @@ class CachedRuns:
         if found is not None:
             return found
         utterance = None if stage == "hift" else utt
-        return self._keep(key, run(pipe, utterance, options, self.save, stage, stage, before))
+        return self._keep(key, run_part(pipe, utterance, options, self.save, stage, stage, before))
 
     def _key(
         self,

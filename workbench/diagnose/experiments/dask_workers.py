@@ -21,8 +21,8 @@ from workbench.diagnose.experiments.row_cache import MOST, Block, KeptRows, Meas
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.config_yaml import YAML
+from workbench.speech.config import STAGES
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.stages import STAGES
 
 AHEAD = 512  # blocks that the scheduler knows at a time: each holds an utterance of some 100 kB
 

@@ -18,7 +18,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
-from workbench.speech.run import recorded_inputs
+from workbench.speech.recording import recorded_inputs
 from workbench.trace.trace import Trace
 
 Measure = Callable[[Trace, Trace | None], float]

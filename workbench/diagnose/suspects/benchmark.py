@@ -15,7 +15,8 @@ from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.run import run, utterance_of
+from workbench.speech.recording import utterance_of
+from workbench.speech.run import run_part
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import SUFFIX
 from workbench.trace.trace import Trace
@@ -60,7 +61,7 @@ def inject(pipe: Pipeline, reference: Trace, faults: Sequence[Fault]) -> Trace:
     utt = spoiled(faults, utterance_of(reference))
     start = "lm" if any(fault.stage == "lm" for fault in faults) else "flow"
     with applied(faults):
-        made = run(pipe, utt, options_of(faults, options), EVERYTHING, start, given=reference)
+        made = run_part(pipe, utt, options_of(faults, options), EVERYTHING, start, given=reference)
     recorded = (
         {name: reference[name] for name in reference if name.startswith("lm/")} if start == "flow" else {}
     )

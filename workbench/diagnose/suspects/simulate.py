@@ -11,7 +11,8 @@ from workbench.speech.config import Options
 from workbench.speech.frontend.audio import log_mel
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.run import run, utterance_of
+from workbench.speech.recording import utterance_of
+from workbench.speech.run import run_part
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, LM_INPUTS, SUFFIX
 from workbench.trace.trace import Trace
@@ -48,7 +49,7 @@ class Rehearsals:
     def _draw(self, faults: Faults, options: Options) -> Trace:
         with applied(faults):
             utt = spoiled(faults, utterance_of(self.reference))
-            return run(self.pipe, utt, options_of(faults, options), EVERYTHING, "lm", "lm")
+            return run_part(self.pipe, utt, options_of(faults, options), EVERYTHING, "lm", "lm")
 
     def _solve(self, faults: Faults, options: Options) -> Trace:
         drawn = any(fault.stage == "lm" for fault in faults)
@@ -62,13 +63,15 @@ class Rehearsals:
 def solved(pipe: Pipeline, utt: Utterance, given: Trace, faults: Faults, options: Options) -> Trace:
     """Run the flow on given speech tokens, with mistakes."""
     with applied(faults):
-        return run(pipe, spoiled(faults, utt), options_of(faults, options), EVERYTHING, "flow", "flow", given)
+        return run_part(
+            pipe, spoiled(faults, utt), options_of(faults, options), EVERYTHING, "flow", "flow", given
+        )
 
 
 def sounded(pipe: Pipeline, given: Trace, faults: Faults, options: Options) -> Trace:
     """Run the vocoder on a given mel, with mistakes."""
     with applied(faults):
-        return run(pipe, None, options_of(faults, options), EVERYTHING, "hift", given=given)
+        return run_part(pipe, None, options_of(faults, options), EVERYTHING, "hift", given=given)
 
 
 class Runs:
