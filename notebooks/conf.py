@@ -23,10 +23,12 @@ project = "Workbench"
 author = "The Workbench authors"
 release = version = wb.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+default_role = "py:obj"  # `name` in a docstring is code, and a link where the book knows it
 exclude_patterns = ["**.ipynb_checkpoints"]
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"Workbench {release}"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader has it
 html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_copy_source = html_show_sourcelink = False
@@ -35,7 +37,7 @@ html_theme_options = {
     "navbar_end": ["theme-switcher"],
     "navigation_with_keys": False,  # the arrow keys move the players
     "secondary_sidebar_items": ["page-toc"],
-    "show_prev_next": True,
+    "show_toc_level": 2,
     "footer_start": [],
     "footer_end": [],
 }
@@ -48,6 +50,7 @@ nb_execution_timeout = 600  # seconds a cell
 nb_ipywidgets_js = {}  # by default two scripts of a CDN
 nb_mime_priority_overrides = [("html", WIDGET, None)]  # show the static twin instead
 
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # numpydoc shows the types that the docstrings state
 autosummary_generate = False  # `add_details` writes the entries into the page of their room
