@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.paths import ASSETS
+import tests.profiles  # noqa: F401  so that --hypothesis-profile=quick finds it
+import workbench as wb
+from tests.paths import ASSETS, ROOT
 from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig
 from workbench.speech.models.dit import DiT
 from workbench.speech.models.flow import Flow
@@ -92,6 +94,30 @@ def page(browser, request):
     yield page
     context.close()
     assert not wrong
+
+
+@pytest.fixture(scope="session")
+def voice():
+    """The bundled voice. It is shared: a test that changes weights loads its own."""
+    return wb.Checkpoint.load(ROOT / "data" / "voices" / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pipe(voice):
+    """A pipeline of the bundled voice. It is shared: a test that patches a model builds its own."""
+    return wb.Pipeline(voice, progress=False)
+
+
+@pytest.fixture(scope="session")
+def utt(pipe):
+    """A short utterance."""
+    return pipe.prepare("Eight months to Mars.", ROOT / "data" / "prompts" / "kumo_1.flac")
+
+
+@pytest.fixture(scope="session")
+def recorded(pipe, utt):
+    """A complete run of `utt` with seed 7, everything recorded. Tests must not change its tensors."""
+    return pipe.synthesise(utt, seed=7, save=wb.EVERYTHING)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.profiles import examples
 from workbench.errors import WorkbenchError
 from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Recorder, as_save, summarise, taps
 from workbench.trace.schema import FIELDS, STATS, VERSION, dims_of
@@ -180,7 +181,9 @@ def test_a_file_that_says_no_more_than_it_must(tmp_path):
     assert bare.sample_rate == 24000 and bare.rtf == 0 and "1 fields" in repr(bare)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(at=st.integers(0, 10_000), with_=st.binary(min_size=1, max_size=12))
 def test_damaged_files_give_a_trace_or_an_error(trace, tmp_path, at, with_):
     path = trace.save(tmp_path / "run")

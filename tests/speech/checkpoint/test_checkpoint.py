@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from tests.paths import ASSETS
+from tests.profiles import examples
 from workbench import cli
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import MODELS, Checkpoint
@@ -443,7 +444,7 @@ def fuzzed(saved, tmp_path_factory):
 places = st.one_of(st.integers(0, 400), st.integers(-1500, -1), st.integers(0, 10**6))
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(1000), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(NAMES), st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=6))
 @example("flow.pt", [(0, 0)])
 def test_mutated_files_load_or_raise_workbench_errors(fuzzed, name, changes):

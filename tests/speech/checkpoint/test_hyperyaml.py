@@ -6,6 +6,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.config_yaml import config_from_yaml, options_from_yaml
 from workbench.speech.checkpoint.hyperyaml import Tagged, read
@@ -342,7 +343,9 @@ def test_plain_yaml_agrees_with_the_written_numbers():
     assert loaded["sample_rate"] == 16_000
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.tuples(st.integers(0, len(UPSTREAM) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_mutated_bytes_only_raise_workbench_errors(tmp_path, changes):
     data = bytearray(UPSTREAM.encode())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tests.paths import ASSETS
+from tests.profiles import examples
 from workbench.errors import WorkbenchError
 from workbench.speech.config import MelConfig
 from workbench.speech.frontend import audio
@@ -194,7 +195,7 @@ def broken_files(draw):
     return bytes(content[: draw(st.integers(0, len(content)) | st.just(len(content)))])
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(1000), deadline=None, suppress_health_check=list(HealthCheck))
 @given(broken_files(), st.sampled_from([None, 24_000, 16_000]))
 def test_any_bytes_are_read_or_refused(tmp_path_factory, content, rate):
     path = tmp_path_factory.getbasetemp() / "fuzz.wav"

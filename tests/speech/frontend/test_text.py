@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tests.paths import ASSETS
+from tests.profiles import examples
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.text import TextTokenizer, check_scripts, normalise, special_tokens, split
 
@@ -156,7 +157,7 @@ def test_nothing_to_say(text):
 
 
 @given(st.text(max_size=60) | st.text("ab 059.,:;$%&@#-+=/\\{}[]()'\"<>|~你好😀°€½\n", max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_any_text_is_normalised_or_refused(text):
     try:
         said = normalise(text)
@@ -171,7 +172,7 @@ def words(text):
 
 
 @given(st.text(st.sampled_from('abcde  .,!?;你好。，\n")é'), max_size=400), st.integers(10, 80))
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 def test_split_loses_nothing_and_keeps_the_limit(tokenizer, text, most):
     segments = split(text, tokenizer, token_max_n=most, token_min_n=most * 3 // 4, merge_len=most // 4)
     assert words("".join(segments)) == words(text)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.paths import ASSETS
+from tests.profiles import examples
 from workbench.errors import WorkbenchError
 from workbench.speech.config import SILENT_TOKENS, LMConfig, Options
 from workbench.speech.models.sampling import Sampler, draw, nucleus, shorten_silences
@@ -112,7 +113,7 @@ def scores_strategy(least=1, most=60):
 
 
 @given(scores_strategy(), st.floats(0, 1), st.integers(1, 30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_nucleus_is_as_short_as_it_may_be(scores, top_p, top_k):
     ids, probs = nucleus(scores, top_p, top_k)
     everything = scores.softmax(0)
@@ -248,7 +249,7 @@ def test_second_draw_stays_within_the_top_k():
 
 
 @given(scores_strategy(least=8), st.integers(1, 6), st.integers(0, 2**31), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_second_draw_stays_within_the_top_k_of_any_scores(scores, top_k, seed, data):
     history = list(range(len(scores)))
     config = LMConfig(speech_token_size=len(scores))
@@ -272,7 +273,7 @@ def runs_of(tokens, silent):
 
 
 @given(st.lists(st.sampled_from([1, 2, 28, 100, 200])), st.integers(0, 6))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_silences_are_shortened_and_nothing_else(tokens, max_run):
     silent = {1, 2, 28}
     kept = list(shorten_silences(iter(tokens), silent, max_run))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.profiles import examples
 from workbench.cli import main
 from workbench.diagnose.compare.compare import compare
 from workbench.diagnose.compare.plausibility import implausible
@@ -541,7 +542,9 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(pieces=st.lists(PIECES, max_size=60))
 def test_any_text_gives_runs_or_an_error(log, pieces):
     try:
