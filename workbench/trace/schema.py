@@ -1,21 +1,21 @@
-"""Every field a run can record: which way round it lies, in what unit, and what it is.
+"""Table of the fields that a run can record: dimensions, unit and meaning of each.
 
-The order is the causal one. Beside a field `flow/x` there may be `flow/x.stats`, which is what a run
-keeps when it does not keep the field: `STATS` of each of the `REGIONS` where it has frames. A statistic
-that nobody noted is NaN.
+The fields stand in causal order. Beside a field `flow/x` there may be `flow/x.stats`, which a run keeps in
+place of the field or beside it: its `STATS`, for each of the `REGIONS` if the field has frames. A statistic
+that was not recorded is NaN.
 """
 
 from typing import NamedTuple
 
-VERSION = 2  # of this table; `Trace.load` reads no other. 1 had no statistics of the whole
+VERSION = 2  # of this table; `Trace.load` reads no other. Version 1 had no region "whole"
 
-STATS = ("min", "max", "mean", "mean_abs", "rms", "nonfinite")  # the first five of the finite values
-REGIONS = ("prompt", "target", "whole")  # the whole alone is what a text log prints
-LOOPS = ("draw", "knot", "step")  # dimensions that grow while the run goes on
+STATS = ("min", "max", "mean", "mean_abs", "rms", "nonfinite")  # the first five are of the finite values
+REGIONS = ("prompt", "target", "whole")  # all frames are "whole"; a text log prints no other region
+LOOPS = ("draw", "knot", "step")  # dimensions that grow by one entry at a time during a run
 SUFFIX = ".stats"
 SAMPLE_RATE = 24_000  # Hz, of a trace that does not state its own
 FRAME_RATE, TOKEN_RATE = 50, 25  # mel frames and speech tokens per second
-# Entries per second along a dimension that is the time of the target; `sample` has the trace's own rate.
+# Entries per second of each dimension that is the time of the target; `sample` has the trace's own rate.
 RATES = {"frame": FRAME_RATE, "target_frame": FRAME_RATE, "token": TOKEN_RATE, "draw": TOKEN_RATE}
 
 # Groups of fields that belong together.
@@ -27,7 +27,7 @@ ODE_FIELDS = ("flow/x", *VELOCITIES)
 
 
 class Field(NamedTuple):
-    """One line of the table."""
+    """One field of the table."""
 
     dims: tuple[str, ...]
     unit: str
@@ -65,7 +65,7 @@ FIELDS = {
 
 
 def dims_of(name: str) -> tuple[str, ...] | None:
-    """Return a field's dimensions by name; None where the table does not know it.
+    """Return the dimensions of a field; None for a name that is not in the table.
 
     >>> dims_of("flow/x.stats")
     ('knot', 'region', 'stat')

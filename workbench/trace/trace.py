@@ -1,4 +1,4 @@
-"""What a run leaves behind: fields by name, and what they came from."""
+"""`Trace`: the record of one run, fields by name with attributes, as one file on disk."""
 
 import json
 import os
@@ -15,20 +15,20 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
-from workbench.trace.record import by_region, summarise
+from workbench.trace.record import in_causal_order, summarise, summarise_regions
 from workbench.trace.schema import FIELDS, LOOPS, REGIONS, SAMPLE_RATE, STATS, SUFFIX, VERSION, dims_of
 
-KEY = "workbench_trace"  # the one attribute of the file
+KEY = "workbench_trace"  # the one entry of the file's metadata; it holds version and attributes as JSON
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MOST_ENTRIES = 100_000  # knots, steps or draws: a file may claim any number of empty ones
-ATTRS = {  # what other code relies on, and the kind it has to be of
+MAX_ENTRIES = 100_000  # knots, steps or draws; a hostile file can claim any number of empty ones
+ATTRS = {  # attributes that other code relies on, and their types
     **dict.fromkeys(("prompt_frames", "first_step"), int),
     **dict.fromkeys(("text", "mode", "tag", "source"), str),
     **dict.fromkeys(("options", "timings", "checkpoint", "prompt", "shapes", "half_units"), dict),
     **dict.fromkeys(("notes", "lines", "unmapped", "seams", "silent_tokens"), list),
     "sample_rate": (int, float),
 }
-LENGTHS = {"region": REGIONS, "stat": STATS}  # dimensions of one length, always the last
+LENGTHS = {"region": REGIONS, "stat": STATS}  # dimensions of fixed length; they always come last
 
 
 class Trace(Mapping[str, Tensor]):
@@ -40,12 +40,28 @@ class Trace(Mapping[str, Tensor]):
         Fields of `workbench.trace.schema.FIELDS`, without batch dimension, and their `.stats`. Floats keep
         their precision, integers become int64.
     attrs : mapping of str to Any
-        What JSON can hold: options, text, sample rate, seconds spent in each stage and the like.
+        Values that JSON can hold: options, text, sample rate, seconds spent in each stage and the like.
 
     Raises
     ------
     WorkbenchError
-        When a field is not in the schema, or has another number of dimensions, or no such numbers in it.
+        When a field is not in the schema, or has another number of dimensions or another kind of numbers.
+
+    Examples
+    --------
+    A trace of a run:
+
+    >>> trace["flow/x"].shape == (len(trace["flow/t"]), 80, trace["flow/mu"].shape[1])
+    True
+    >>> trace.dims("flow/x")
+    ('knot', 'mel', 'frame')
+    >>> trace.select("flow/x", knot=-1, region="target").equal(trace["flow/mel"])
+    True
+
+    A trace of tensors from elsewhere:
+
+    >>> wb.Trace({"flow/mel": torch.zeros(80, 50)}, {"text": "silence"})
+    Trace('silence', 0.00 s, 1 fields)
     """
 
     def __init__(self, data: Mapping[str, Tensor], attrs: Mapping[str, Any]) -> None:
@@ -54,13 +70,17 @@ class Trace(Mapping[str, Tensor]):
         for name, value in self.data.items():
             dims = dims_of(name)
             if dims is None:
-                raise WorkbenchError(f"{name!r} is no field of a trace; expected one of {', '.join(FIELDS)}")
+                raise WorkbenchError(
+                    f"{name!r} is not a field of a trace; expected one of {', '.join(FIELDS)}"
+                )
             fixed = [len(LENGTHS[dim]) for dim in dims if dim in LENGTHS]
             if value.ndim != len(dims) or list(value.shape[len(dims) - len(fixed) :]) != fixed:
-                what = ", ".join(f"{d}: {len(LENGTHS[d])}" if d in LENGTHS else d for d in dims)
-                raise WorkbenchError(f"{name} has shape {tuple(value.shape)}; expected ({what})")
-            if dims[0] in LOOPS and len(value) > MOST_ENTRIES:
-                raise WorkbenchError(f"{name} has {len(value)} entries; expected {MOST_ENTRIES} at most")
+                expected = [f"{dim}: {len(LENGTHS[dim])}" if dim in LENGTHS else dim for dim in dims]
+                raise WorkbenchError(
+                    f"{name} has shape {tuple(value.shape)}; expected ({', '.join(expected)})"
+                )
+            if dims[0] in LOOPS and len(value) > MAX_ENTRIES:
+                raise WorkbenchError(f"{name} has {len(value)} entries; expected {MAX_ENTRIES} at most")
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.data:
@@ -73,7 +93,7 @@ class Trace(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.data)
 
-    # ---- what is asked most
+    # ---- shortcuts
 
     @property
     def wav(self) -> Tensor:
@@ -82,54 +102,55 @@ class Trace(Mapping[str, Tensor]):
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second; the model's own where the trace does not say."""
+        """Samples per second; the released model's where the trace does not state it."""
         return self.attrs.get("sample_rate", SAMPLE_RATE)
 
     @property
     def seconds(self) -> float:
-        """Length of the sound; 0 for a run that was stopped before it."""
+        """Length of the waveform; 0 for a run that stopped before the vocoder."""
         return len(self.data.get("hift/wav", ())) / self.sample_rate
 
     @property
     def rtf(self) -> float:
-        """Compute seconds per second of sound; lower is faster."""
-        return sum(self.attrs.get("timings", {}).values()) / max(self.seconds, 1e-9)
+        """Real-time factor: seconds of computing per second of audio; lower is faster."""
+        compute_seconds = sum(self.attrs.get("timings", {}).values())
+        return compute_seconds / max(self.seconds, 1e-9)  # no division by 0 where there is no audio
 
     @property
     def prompt_frames(self) -> int:
-        """Where in `frame` the target begins."""
+        """Number of prompt frames: the index along `frame` at which the target begins."""
         return self.attrs.get("prompt_frames", 0)
 
-    # ---- looking at parts
+    # ---- parts and statistics
 
     def dims(self, name: str) -> tuple[str, ...]:
-        """Names of a field's dimensions, such as ("knot", "mel", "frame")."""
-        self[name]
+        """Return the names of a field's dimensions, such as ("knot", "mel", "frame")."""
+        self[name]  # a KeyError for a field that was not recorded
         return dims_of(name)
 
     def select(self, name: str, region: str | None = None, **where: int | slice) -> Tensor:
-        """Return part of a field by the names of its dimensions.
+        """Return a part of a field, by the names of its dimensions.
 
         Parameters
         ----------
         name : str
             Such as "flow/x".
         region : {"prompt", "target", "whole"}, optional
-            Frames of the prompt, or those after it.
+            Frames of the prompt, those after it, or all.
         **where : int or slice
             Index along a dimension: `knot=3`, `mel=slice(0, 20)`. A number drops the dimension.
 
         Raises
         ------
         WorkbenchError
-            When the field has no such dimension or region, or the index is outside.
+            When the field has no such dimension or region, or the index is out of range.
         """
         value, dims = self[name], self.dims(name)
         if region is not None:
             if region not in REGIONS or "frame" not in dims:
                 raise WorkbenchError(
-                    f"region is {region!r} of {name} ({', '.join(dims)}); expected prompt, target or whole, "
-                    "of a field with frames"
+                    f"region is {region!r} for {name} ({', '.join(dims)}); expected prompt, target or whole, "
+                    "and a field with frames"
                 )
             cut = self.prompt_frames
             value = {"prompt": value[..., :cut], "target": value[..., cut:], "whole": value}[region]
@@ -144,53 +165,60 @@ class Trace(Mapping[str, Tensor]):
             ) from error
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a field: dimensions, shape, unit, and `STATS` over all of it.
+        """Return a table with one row per field: dimensions, shape, type, unit, and `STATS` over all values.
 
-        Where statistics alone were kept they are taken over the entries that have any.
+        For a field of which statistics alone were kept, they are combined over the entries that have any.
         """
         rows = []
         for name, value in self.data.items():
             field = FIELDS[name.removesuffix(SUFFIX)]
             row = {"field": name, "dims": ", ".join(dims_of(name)), "shape": tuple(value.shape)}
             row |= {"dtype": str(value.dtype).removeprefix("torch."), "unit": field.unit}
-            stats = over_all(name, value) if name.endswith(SUFFIX) else summarise(value)
+            stats = combine_stats(name, value) if name.endswith(SUFFIX) else summarise(value)
             row |= dict(zip(STATS, stats.tolist(), strict=True))
             rows.append(row)
         return pd.DataFrame(rows).set_index("field")
 
     def statistics(self, name: str) -> Tensor:
-        """Return what `name.stats` holds, worked out from the field where only that was kept."""
-        kept, dims = self.data.get(name + SUFFIX), dims_of(name + SUFFIX) or ()
+        """Return the tensor `name.stats`, computed from the field where no statistics were kept."""
+        kept = self.data.get(name + SUFFIX)
         if kept is not None:
             return kept
-        x, cut = self[name], self.prompt_frames
+        value = self[name]
+        dims = dims_of(name + SUFFIX)
 
-        def sums(y: Tensor) -> Tensor:
-            return by_region(y, cut) if "region" in dims else summarise(y)
+        def summarise_entry(entry: Tensor) -> Tensor:
+            return summarise_regions(entry, self.prompt_frames) if "region" in dims else summarise(entry)
 
-        return torch.stack([sums(y) for y in x]) if dims[0] in LOOPS else sums(x)
+        if dims[0] in LOOPS:
+            return torch.stack([summarise_entry(entry) for entry in value])
+        return summarise_entry(value)
 
     def stats(self, name: str) -> pd.DataFrame:
-        """Return `STATS` of a field by step (or knot or draw) and region.
+        """Return a table of the `STATS` of a field by step (or knot or draw) and region.
 
-        They are worked out from the field, or read where a run kept statistics alone; NaN where nobody
-        noted them.
+        They are computed from the field, or read where statistics alone were kept. A statistic that was not
+        recorded is NaN.
         """
-        kept, dims = self.statistics(name), dims_of(name + SUFFIX) or ()
-        frame = pd.DataFrame(kept.reshape(-1, len(STATS)).numpy(), columns=list(STATS))
+        stats = self.statistics(name)
+        dims = dims_of(name + SUFFIX)
+        table = stats.reshape(-1, len(STATS))  # (step, region, stat) -> (step * region, stat)
+        frame = pd.DataFrame(table.numpy(), columns=list(STATS))
         frame["nonfinite"] = frame["nonfinite"].astype("Int64")
-        labels = [REGIONS if dim == "region" else range(n) for dim, n in zip(dims, kept.shape, strict=True)]
         if len(dims) > 1:
+            labels = [
+                REGIONS if dim == "region" else range(n) for dim, n in zip(dims, stats.shape, strict=True)
+            ]
             frame.index = pd.MultiIndex.from_product(labels[:-1], names=dims[:-1])
         return frame
 
     # ---- on disk
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write one safetensors file; it appears whole or not at all."""
+        """Write one safetensors file, atomically, and return its path."""
         path = Path(path)
         header = {KEY: json.dumps({"version": VERSION, "attrs": self.attrs})}
-        # Copies, because two fields may share memory, which the format does not allow.
+        # Copy every field: two of them may share memory, which safetensors does not allow.
         data = {name: value.clone(memory_format=torch.contiguous_format) for name, value in self.data.items()}
         with atomic_write(path) as draft:
             save_file(data, draft, metadata=header)
@@ -198,34 +226,33 @@ class Trace(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Trace":
-        """Read a file that `save` wrote; needs no model and no GPU.
+        """Read a file that `save` wrote; this needs no model and no GPU.
 
         Raises
         ------
         WorkbenchError
-            When it is missing, truncated, no trace, or one of another version.
+            When the file is missing, truncated, no trace, or a trace of another schema version.
         """
         path = Path(path)
         if not path.is_file():
-            raise WorkbenchError(f"no file {path}; expected a trace that Trace.save wrote")
+            raise WorkbenchError(f"{path} does not exist; expected a file that Trace.save wrote")
         try:
             with safe_open(path, framework="pt") as file:
                 attrs = _attrs((file.metadata() or {}).get(KEY), path)
             data = load_file(path)
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise WorkbenchError(
-                f"{path.name} cannot be read as safetensors ({error}); it is truncated or something else"
+                f"{path.name} cannot be read as safetensors ({error}); it is truncated or of another format"
             ) from error
-        order = list(FIELDS)
-        if strange := [name for name in data if dims_of(name) is None]:
+        unknown = [name for name in data if dims_of(name) is None]
+        if unknown:
             raise WorkbenchError(
-                f"{path.name} holds {', '.join(strange[:5])}, which is no field of a trace; expected fields "
-                f"such as {', '.join(order[-4:])}"
+                f"{path.name} holds {', '.join(unknown[:5])}, which no trace has; expected fields such as "
+                f"{', '.join(list(FIELDS)[-4:])}"
             )
-        ranked = sorted(data.items(), key=lambda pair: order.index(pair[0].removesuffix(SUFFIX)))
-        return cls(dict(ranked), attrs)
+        return cls(in_causal_order(data), attrs)
 
-    # ---- how it shows itself
+    # ---- display
 
     def __repr__(self) -> str:
         return f"Trace({self.attrs.get('text', '')!r:.60}, {self.seconds:.2f} s, {len(self)} fields)"
@@ -235,64 +262,84 @@ class Trace(Mapping[str, Tensor]):
         return f"<div><b>{escape(repr(self))}</b>{table}</div>"
 
 
-def whole_stats(trace: Trace, name: str, index: int | None = None) -> Tensor:
-    """Return `STATS` of a field, or of one entry of it, over all its frames, float64 (6,).
+def combine_stats(name: str, stats: Tensor) -> Tensor:
+    """Combine the kept statistics of a field's entries into those of all its values.
 
-    They are worked out from the field, or read where statistics alone were kept.
+    Parameters
+    ----------
+    name : str
+        Such as "flow/x.stats".
+    stats : Tensor (..., 6)
+
+    Returns
+    -------
+    Tensor (6,)
+        NaN for a statistic that no entry has. Means weigh every entry the same.
     """
-    if name in trace:
-        return summarise(trace[name] if index is None else trace[name][index])
-    kept = trace[name + SUFFIX]
-    return of_the_whole(name + SUFFIX, kept if index is None else kept[index])
-
-
-def over_all(name: str, stats: Tensor) -> Tensor:
-    """Return `STATS` (6,) over all entries of a field's kept statistics that have any; NaN where none has."""
-    table = of_the_whole(name, stats).reshape(-1, len(STATS)).double()
-    there = ~table.isnan()
-    low = torch.where(there, table, torch.inf).amin(0)
-    high = torch.where(there, table, -torch.inf).amax(0)
+    table = whole_region(name, stats).reshape(-1, len(STATS)).double()  # (entries, 6)
+    known = ~table.isnan()
+    lowest = torch.where(known, table, torch.inf).amin(0)
+    highest = torch.where(known, table, -torch.inf).amax(0)
     mean = table.nanmean(0)
-    rms, count = table.square().nanmean(0).sqrt(), torch.nansum(table, 0)
-    five = torch.stack([low[0], high[1], mean[2], mean[3], rms[4], count[5]])
-    return torch.where(there.any(0), five, torch.nan)
+    rms = table.square().nanmean(0).sqrt()
+    total = torch.nansum(table, 0)
+    # One column for each of STATS: min, max, mean, mean_abs, rms, nonfinite.
+    combined = torch.stack([lowest[0], highest[1], mean[2], mean[3], rms[4], total[5]])
+    return torch.where(known.any(0), combined, torch.nan)
 
 
-def of_the_whole(name: str, stats: Tensor) -> Tensor:
-    """Return kept statistics without those of prompt and target, (6,) or an entry each (N, 6)."""
-    return stats[..., REGIONS.index("whole"), :] if "region" in dims_of(name) else stats
+def whole_region(name: str, stats: Tensor) -> Tensor:
+    """Return the kept statistics of all frames, without those of prompt and target: (6,) or (entries, 6)."""
+    if "region" not in dims_of(name):
+        return stats
+    return stats[..., REGIONS.index("whole"), :]
 
 
 def _numbers(name: str, value: Tensor) -> Tensor:
+    """Return floats as they are and integers as int64."""
     if value.dtype in FLOATS or value.dtype == torch.int64:
         return value
     if value.is_floating_point() or value.is_complex():
-        kind = str(value.dtype).removeprefix("torch.")
-        raise WorkbenchError(f"{name} is {kind}; expected float16, bfloat16, float32, float64 or integers")
+        dtype = str(value.dtype).removeprefix("torch.")
+        raise WorkbenchError(f"{name} is {dtype}; expected float16, bfloat16, float32, float64 or integers")
     return value.long()
 
 
 def _attrs(text: str | None, path: Path) -> dict[str, Any]:
-    """Read the file's attribute."""
+    """Return the attributes that a file's metadata hold, checked."""
     if text is None:
         raise WorkbenchError(
-            f"{path.name} is safetensors but no trace: it lacks the attribute {KEY!r}. "
-            "A dump of another implementation needs a mapping"
+            f"{path.name} is safetensors but no trace: its metadata lack {KEY!r}. A dump of another "
+            "implementation needs a mapping: open it with read_foreign"
         )
     try:
-        about = json.loads(text)
-        version, attrs = about["version"], dict(about["attrs"])
+        stored = json.loads(text)
+        version, attrs = stored["version"], dict(stored["attrs"])
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise WorkbenchError(f"{path.name}: the attribute {KEY!r} is not what Trace.save writes") from error
+        raise WorkbenchError(
+            f"{path.name}: the metadata {KEY!r} are not what Trace.save writes; record the trace again"
+        ) from error
     if version != VERSION:
         raise WorkbenchError(
             f"{path.name} is a trace of schema version {version!r}; this workbench reads {VERSION}. "
             "Record it again, or open it with the workbench that wrote it"
         )
-    for name, kind in ATTRS.items():
+    for name, types in ATTRS.items():
         value = attrs.get(name)
-        if name in attrs and not isinstance(value, kind):
-            raise WorkbenchError(f"{path.name}: the attribute {name} is {value!r:.60}, of no kind it can be")
-    if not attrs.get("sample_rate", 1) > 0 or not 0 <= attrs.get("prompt_frames", 0) < 2**31:
-        raise WorkbenchError(f"{path.name}: sample_rate or prompt_frames is a number that it cannot be")
+        if name in attrs and not isinstance(value, types):
+            expected = types if isinstance(types, tuple) else (types,)
+            raise WorkbenchError(
+                f"{path.name}: the attribute {name} is {value!r:.60}; expected "
+                f"{' or '.join(kind.__name__ for kind in expected)}"
+            )
+    sample_rate = attrs.get("sample_rate", SAMPLE_RATE)
+    if not sample_rate > 0:
+        raise WorkbenchError(
+            f"{path.name}: sample_rate is {sample_rate!r:.60}; expected a rate above 0, in Hz"
+        )
+    prompt_frames = attrs.get("prompt_frames", 0)
+    if not 0 <= prompt_frames < 2**31:
+        raise WorkbenchError(
+            f"{path.name}: prompt_frames is {prompt_frames!r:.60}; expected a number of frames from 0"
+        )
     return attrs

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from workbench.trace.schema import STATS, SUFFIX
-from workbench.trace.trace import Trace, of_the_whole, over_all
+from workbench.trace.trace import Trace, combine_stats, whole_region
 
 HIGHEST_F0 = 1000.0  # Hz; screams reach it, speech stays below half
 LOUDEST_MEL, QUIETEST_MEAN = 4.0, -3.0  # natural-log mel of speech: about 2 at most, -6 on average
@@ -22,8 +22,8 @@ def implausible(trace: Trace) -> list[str]:
     found = []
     for name, value in trace.items():
         if name.endswith(SUFFIX):
-            found += _statistics(name.removesuffix(SUFFIX), over_all(name, value))
-            found += _of_several(name.removesuffix(SUFFIX), of_the_whole(name, value))
+            found += _statistics(name.removesuffix(SUFFIX), combine_stats(name, value))
+            found += _of_several(name.removesuffix(SUFFIX), whole_region(name, value))
         elif bad := int((~value.isfinite()).sum()):
             found.append(f"{name} has {bad} NaN or Inf among {value.numel()} values")
         elif name in CHECKS and value.numel():

@@ -14,7 +14,7 @@ from workbench.diagnose.compare.distance import place_name
 from workbench.diagnose.compare.transitions import entry, loop_of
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.log_runs import HALF_UNITS
-from workbench.trace.record import by_region, summarise
+from workbench.trace.record import summarise, summarise_regions
 from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace
 
@@ -117,7 +117,7 @@ def _table(trace: Trace, field: str, index: int | None) -> Tensor | None:
         kept = trace[field + SUFFIX] if index is None else trace[field + SUFFIX][index]
         return kept.double().reshape(-1, len(STATS))
     x = entry(trace, field, index)
-    return by_region(x, trace.prompt_frames) if _has_regions(field) else summarise(x)[None]
+    return summarise_regions(x, trace.prompt_frames) if _has_regions(field) else summarise(x)[None]
 
 
 def _has_regions(field: str) -> bool:

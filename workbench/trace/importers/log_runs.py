@@ -1,231 +1,386 @@
-"""Lines of a text log -> runs: which step each number is of, and where one run ends and the next begins.
+"""Group the lines of a text log into runs, and turn each run into a trace of statistics.
 
-A run is over when its steps begin again, when a tensor is printed a second time with other numbers, or when
-the ODE or its inputs follow the sound.
+`group_lines` handles each source ("PY", "RUST") on its own, in three passes over its lines:
+
+1. Lines below one heading are merged into one line.
+2. Lines of the ODE that print no step get one, from the next line that has a step or by counting.
+3. Lines are added to a run until one cannot belong to it: then the next run begins.
+
+For example, these lines are two runs, because the steps begin again:
+
+    [PY ODE] step 1: x max=4.18
+    [PY ODE] step 2: x max=4.05
+    [PY ODE] step 1: x max=4.11
 """
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from workbench.trace.importers.log_lines import SHAPE, Found, Line, LogNames, Row
+from workbench.trace.importers.log_lines import SHAPE, LogLine, LogNames, PrintedValue, TensorName
 from workbench.trace.schema import FIELDS, LOOPS, REGIONS, SAMPLE_RATE, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace
 
-MOST_RUNS = 200  # of one source
-MOST_STEPS = 200
-WIDTH = "dt"  # of a step: no field of its own, but where all are known they give the knots
-HALF_UNITS = "half_units"  # attribute: half a unit of the last printed digit, by field, entry and statistic
+MAX_RUNS = 200  # of one source; bounds memory for a log of any length
+MAX_STEPS = 200  # of the ODE; twice what a run may have, with room for odd numbering
+# Stands for a field here. The schema has none for the width of a step; widths add up to the knots, flow/t.
+STEP_WIDTH = "dt"
+HALF_UNITS = "half_units"  # attribute of a trace: half a unit of the last printed digit, by field
+# Statistics of a field that is one positive number, such as a time; each of them is that number.
+STATS_OF_ONE_NUMBER = ("min", "max", "mean", "mean_abs", "rms")
 
-Place = tuple[str, int | None]  # field, and entry of a loop
-
-
-def _needs_step(found: Found) -> bool:
-    """Whether a number means nothing without a step."""
-    return found.what == "dt" if found.row is None else _loop(found.row.field) and found.row.knot != "last"
-
-
-def _is_of_step(found: Found) -> bool:
-    """Whether a number is of a step, not of a knot beside it."""
-    return _needs_step(found) and (found.row is None or not found.row.knot)
+# A field, and the index of its knot, step or draw; None for a field without such a dimension.
+Slot = tuple[str, int | None]
 
 
-def _loop(field: str) -> bool:
-    return FIELDS[field].dims[0] in LOOPS
+class Rounded(NamedTuple):
+    """A number as it was printed."""
+
+    value: float
+    half_unit: float  # half a unit of its last digit: the largest error that rounding made
 
 
-def _entry(found: Found, step: int, table: LogNames) -> int:
-    """Which knot or step of a field is printed at a step."""
-    return step - table.first + (found.row is not None and found.row.knot == "after")
+Statistics = dict[str, Rounded]  # by name, such as "max"
 
 
-def runs_of(lines: list[Line], table: LogNames) -> tuple[list["Run"], int]:
-    """Lines -> runs, and how many lines are in none; those of no source are of the only one there is.
+def group_lines(lines: list[LogLine], names: LogNames) -> tuple[list["LoggedRun"], int]:
+    """Group lines into runs.
 
-    A source that calls a velocity's step 0 counts from 0, whatever the table says.
+    Parameters
+    ----------
+    lines : list of LogLine
+        Lines with statistics, in the order of the file.
+    names : LogNames
+        The table that they were read by.
+
+    Returns
+    -------
+    runs : list of LoggedRun
+        Source by source, each in the order of its first line.
+    left_out : int
+        Lines beyond the first `MAX_RUNS` runs of their source.
     """
+    # Where the whole log has one source, lines that name none belong to it.
     tags = sorted({line.tag for line in lines} - {""})
     if len(tags) == 1:
         lines = [line._replace(tag=tags[0]) for line in lines]
-    runs, left_out = [], 0
+
+    runs = []
+    left_out = 0
     for tag in sorted({line.tag for line in lines}):
-        said = [line for line in lines if line.tag == tag]
-        zero = any(line.step == 0 and any(_is_of_step(found) for found in line.found) for line in said)
-        rules = table._replace(first=0) if zero else table
-        mine = [Run(tag, rules)]
-        for line in _numbered(_joined(said), rules):
-            if mine[-1].is_over(line):
-                mine.append(Run(tag, rules))
-            if len(mine) <= MOST_RUNS:
-                mine[-1].take(line)
+        source_lines = [line for line in lines if line.tag == tag]
+        source_names = names
+        if _counts_from_zero(source_lines):
+            source_names = names._replace(first_step=0)
+        merged_lines = _merge_below_headings(source_lines)
+        numbered_lines = _number_steps(merged_lines, source_names)
+
+        source_runs = [LoggedRun(tag, source_names)]
+        for line in numbered_lines:
+            if source_runs[-1].is_followed_by(line):
+                source_runs.append(LoggedRun(tag, source_names))
+            if len(source_runs) <= MAX_RUNS:
+                source_runs[-1].add(line)
             else:
                 left_out += 1
-        runs += [run for run in mine if run.seen]
+        runs += [run for run in source_runs if run.statistics]
     return runs, left_out
 
 
-def _joined(lines: Iterable[Line]) -> Iterator[Line]:
-    """Put lines below one heading together, as long as none says anything twice."""
-    last = None
-    for line in lines:
-        if last and last.heading == line.heading and last.step == line.step and not _said(last) & _said(line):
-            last = last._replace(found=last.found + line.found)
-            continue
-        if last:
-            yield last
-        last = line
-    if last:
-        yield last
+def _counts_from_zero(lines: list[LogLine]) -> bool:
+    """Whether a source numbers the first velocity or step width with 0, whatever the table says.
 
-
-def _said(line: Line) -> set[tuple[Row | None, str]]:
-    return {(found.row, found.what) for found in line.found}
-
-
-def _numbered(lines: Iterable[Line], table: LogNames) -> Iterator[Line]:
-    """Number the lines of the ODE that have no step: they belong to the next line that has one.
-
-    Where none has, they are counted.
+    A state "step 0: x" does not count: it may be the noise before step 1.
     """
-    waiting: list[Line] = []
+    at_zero = [line for line in lines if line.step == 0]
+    return any(_is_of_step(value) for line in at_zero for value in line.values)
+
+
+def _is_looped(field: str) -> bool:
+    """Whether a field has an entry for each knot, step or draw."""
+    return FIELDS[field].dims[0] in LOOPS
+
+
+def _needs_step(value: PrintedValue) -> bool:
+    """Whether it takes a step to know which entry of a field a number is."""
+    if value.tensor is None:
+        return value.kind == STEP_WIDTH
+    return _is_looped(value.tensor.field) and value.tensor.knot != "last"
+
+
+def _is_of_step(value: PrintedValue) -> bool:
+    """Whether a number belongs to a step itself (a velocity, a width), not to a knot beside it (a state)."""
+    return _needs_step(value) and (value.tensor is None or not value.tensor.knot)
+
+
+def _keys(values: tuple[PrintedValue, ...]) -> set[tuple[TensorName | None, str]]:
+    """Return which statistics of which tensors are printed."""
+    return {(value.tensor, value.kind) for value in values}
+
+
+def _merge_below_headings(lines: list[LogLine]) -> list[LogLine]:
+    """Merge lines below one heading into one line, as long as no statistic repeats.
+
+    The three lines below become one, which prints x, mu and spks:
+
+        [PY CFG inputs]
+          x_in: mean=0.5
+          mu_in[0]: mean=0.25
+          spks_in[0]: mean=0.125
+    """
+    merged: list[LogLine] = []
     for line in lines:
-        if line.step is None and any(_needs_step(found) for found in line.found):
+        last = merged[-1] if merged else None
+        same_section = last is not None and last.heading == line.heading and last.step == line.step
+        if same_section and not _keys(last.values) & _keys(line.values):
+            merged[-1] = last._replace(values=last.values + line.values)
+        else:
+            merged.append(line)
+    return merged
+
+
+def _number_steps(lines: list[LogLine], names: LogNames) -> list[LogLine]:
+    """Give a step to each line of the ODE that prints none.
+
+    Such lines wait for the next line that prints a step, and belong to that step. Here v1 is of step 3:
+
+        [PY CFM] v1 mean=0.5
+        [PY ODE] step 3: x max=3.0
+
+    Lines that wait for a line of another kind, or for the end of the log, are counted from the first step on.
+    """
+    numbered: list[LogLine] = []
+    waiting: list[LogLine] = []
+    for line in lines:
+        if line.step is None and any(_needs_step(value) for value in line.values):
             waiting.append(line)
-            continue
-        yield from _counted(waiting, line.step, table)
-        waiting = []
-        yield line
-    yield from _counted(waiting, None, table)
+        else:
+            numbered += _count_steps(waiting, line.step, names)
+            waiting = []
+            numbered.append(line)
+    numbered += _count_steps(waiting, None, names)
+    return numbered
 
 
-def _counted(lines: list[Line], step: int | None, table: LogNames) -> list[Line]:
-    """Give lines the steps up to `step`, or those from the first on: one more each time they repeat."""
-    times: Counter[tuple[Row | None, str]] = Counter()
+def _count_steps(waiting: list[LogLine], next_step: int | None, names: LogNames) -> list[LogLine]:
+    """Number the waiting lines; lines whose step is out of range are dropped.
+
+    Parameters
+    ----------
+    waiting : list of LogLine
+        Lines of the ODE without a step.
+    next_step : int or None
+        The step of the line after them. Then the last v1 is of that step, the v1 before it is of the step
+        before, and so on. Without it the first v1 is of the first step, the second v1 of the second step.
+    names : LogNames
+        States the first step.
+    """
+    backwards = next_step is not None
+    repeats: Counter[tuple[TensorName | None, str]] = Counter()  # how often each statistic was printed so far
     numbered = []
-    for line in lines if step is None else reversed(lines):
-        keys = {(found.row, found.what) for found in line.found if _needs_step(found)}
-        past = max(times[key] for key in keys)
-        times.update(keys)
-        numbered.append(line._replace(step=table.first + past if step is None else step - past))
-    fitting = [line for line in numbered if table.first <= line.step <= table.first + MOST_STEPS]
-    return fitting if step is None else fitting[::-1]
+    for line in reversed(waiting) if backwards else waiting:
+        keys = _keys(tuple(value for value in line.values if _needs_step(value)))
+        steps_away = max(repeats[key] for key in keys)
+        repeats.update(keys)
+        step = next_step - steps_away if backwards else names.first_step + steps_away
+        if names.first_step <= step <= names.first_step + MAX_STEPS:
+            numbered.append(line._replace(step=step))
+    if backwards:
+        numbered.reverse()
+    return numbered
 
 
-class Run:
-    """What one source printed of one run, by place and statistic."""
+class LoggedRun:
+    """What one source printed during one run.
 
-    def __init__(self, tag: str, table: LogNames) -> None:
-        self.tag, self.table = tag, table
-        self.seen: dict[Place, dict[str, tuple[float, float]]] = {}  # value and half unit
-        self.shapes: dict[str, list[int]] = {}
+    Parameters
+    ----------
+    tag : str
+        The source.
+    names : LogNames
+        States how the source counts steps.
+    """
+
+    def __init__(self, tag: str, names: LogNames) -> None:
+        self.tag = tag
+        self.names = names
+        self.statistics: dict[Slot, Statistics] = {}
+        self.shapes: dict[str, list[int]] = {}  # by field, as printed
         self.prompt_frames: int | None = None
-        self.step: int | None = None
-        self.lines: list[int] = []  # the first and the last
+        self.step: int | None = None  # the last one that was printed
+        self.line_numbers: list[int] = []  # of the first and the last line
 
-    def is_over(self, line: Line) -> bool:
-        """Whether a line is the first of another run."""
+    def is_followed_by(self, line: LogLine) -> bool:
+        """Whether a line belongs to the next run."""
+        # Steps begin again: "step 10", then "step 1".
         if line.step is not None and self.step is not None and line.step < self.step:
             return True
-        fields = {found.row.field for found in line.found if found.row}
-        if any(_after_ode(field) for field, _ in self.seen) and not all(_after_ode(f) for f in fields):
+
+        # The mel and the vocoder's fields come last in a run. A field of an earlier stage after them, such as
+        # flow/mu, is of the next run.
+        fields = {value.tensor.field for value in line.values if value.tensor}
+        ode_is_over = any(_is_after_ode(field) for field, _ in self.statistics)
+        if ode_is_over and not all(_is_after_ode(field) for field in fields):
             return True
-        return any(
-            abs(value - old[0]) > half + old[1]
-            for place, what, value, half in self._placed(line)
-            if (old := self.seen.get(place, {}).get(what)) and what != "nonfinite"
-        )
 
-    def take(self, line: Line) -> None:
-        """Note what a line says."""
-        for place, what, value, half in self._placed(line):
-            old = self.seen.setdefault(place, {}).get(what)
-            better = old and (value > old[0] if what == "nonfinite" else half < old[1])
-            if old is None or better:
-                self.seen[place][what] = value, half
-        for found in line.found:
-            if found.what == SHAPE:
-                self.shapes.setdefault(found.row.field, list(found.value))
-            elif found.what == "prompt_frames":
-                self.prompt_frames = int(found.value)
-        self.step = line.step if line.step is not None else self.step
-        self.lines = [*self.lines[:1], line.number]
-
-    def _placed(self, line: Line) -> Iterator[tuple[Place, str, float, float]]:
-        for found in line.found:
-            if found.what in (SHAPE, "prompt_frames"):
+        # A tensor is printed again with another value: "mu max=1.0", then "mu max=1.1". A value that was
+        # rounded differently is not another value ("mu max=1"), and a count of NaN proves nothing, because
+        # many logs say only that there are some.
+        for printed in line.values:
+            slot = self._slot(printed, line.step)
+            if slot is None:
                 continue
-            place = self._place(found, line.step)
-            if place[1] is not None and place[1] < 0:
+            kind, new = _kind_and_value(printed)
+            old = self.statistics.get(slot, {}).get(kind)
+            if old is None or kind == "nonfinite":
                 continue
-            if math.isfinite(found.value):
-                yield place, found.what, found.value, found.half
-            else:  # at least one value is; how many is not said
-                yield place, "nonfinite", 1.0, math.inf
+            if abs(new.value - old.value) > new.half_unit + old.half_unit:
+                return True
+        return False
 
-    def _place(self, found: Found, step: int | None) -> Place:
-        if found.row is None:
-            return WIDTH, _entry(found, step, self.table)
-        if not _loop(found.row.field):
-            return found.row.field, None
-        last = found.row.knot == "last"
-        return found.row.field, self._last_knot() if last else _entry(found, step, self.table)
+    def add(self, line: LogLine) -> None:
+        """Add what a line prints."""
+        for printed in line.values:
+            slot = self._slot(printed, line.step)
+            if slot is not None:
+                self._add_statistic(slot, *_kind_and_value(printed))
+            elif printed.kind == SHAPE:
+                self.shapes.setdefault(printed.tensor.field, list(printed.value))
+            elif printed.kind == "prompt_frames" and math.isfinite(printed.value):
+                self.prompt_frames = int(printed.value)
+        if line.step is not None:
+            self.step = line.step
+        self.line_numbers = [*self.line_numbers[:1], line.number]
+
+    def _add_statistic(self, slot: Slot, kind: str, new: Rounded) -> None:
+        statistics = self.statistics.setdefault(slot, {})
+        old = statistics.get(kind)
+        # Where a number is printed twice, keep the one with more digits; of two counts of NaN the larger one.
+        if old is None:
+            is_better = True
+        elif kind == "nonfinite":
+            is_better = new.value > old.value
+        else:
+            is_better = new.half_unit < old.half_unit
+        if is_better:
+            statistics[kind] = new
+
+    def _slot(self, printed: PrintedValue, step: int | None) -> Slot | None:
+        """Return where a statistic belongs; None for a shape or length, or a step before the first one."""
+        if printed.kind in (SHAPE, "prompt_frames"):
+            return None
+        if printed.tensor is not None and not _is_looped(printed.tensor.field):
+            return printed.tensor.field, None
+        if printed.tensor is not None and printed.tensor.knot == "last":
+            return printed.tensor.field, self._last_knot()
+        # Entries count from 0, and step k leads from knot k to knot k + 1.
+        index = step - self.names.first_step
+        if printed.tensor is not None and printed.tensor.knot == "after":
+            index += 1
+        if index < 0:
+            return None
+        field = STEP_WIDTH if printed.tensor is None else printed.tensor.field
+        return field, index
 
     def _last_knot(self) -> int:
-        """Behind the steps that were printed, or behind as many as the table says where none was."""
-        knots = [entry + (field != "flow/x") for field, entry in self.seen if entry is not None]
-        return max(knots, default=self.table.count)
+        """Return the index of the final state: after the printed steps, else after the table's count."""
+        knots = []
+        for field, index in self.statistics:
+            if index is not None:
+                knots.append(index if field == "flow/x" else index + 1)  # a step ends one knot later
+        return max(knots, default=self.names.step_count)
 
     def trace(self, source: str) -> Trace:
-        """Return what was printed as a trace."""
-        seen = self.seen | self._times()
-        data, half_units = {}, {}
+        """Return the run as a trace that has `.stats` alone.
+
+        Parameters
+        ----------
+        source : str
+            Name of the log.
+        """
+        statistics = self.statistics | self._knot_times()
+        data = {}
+        half_units = {}
         for field in FIELDS:
-            entries = {entry: stats for (name, entry), stats in seen.items() if name == field}
+            entries = {index: found for (name, index), found in statistics.items() if name == field}
             if entries:
-                data[field + SUFFIX], half_units[field] = _tensors(field, entries)
-        about = {"sample_rate": SAMPLE_RATE, "timings": {}, "source": source, "tag": self.tag}
-        about |= {"lines": [self.lines[0], self.lines[-1]], HALF_UNITS: half_units, "shapes": self.shapes}
+                data[field + SUFFIX], half_units[field] = _as_tensor(field, entries)
+        attrs = {
+            "sample_rate": SAMPLE_RATE,
+            "timings": {},
+            "source": source,
+            "tag": self.tag,
+            "lines": [self.line_numbers[0], self.line_numbers[-1]],
+            HALF_UNITS: half_units,
+            "shapes": self.shapes,
+        }
         if self.prompt_frames is not None:
-            about["prompt_frames"] = self.prompt_frames
-        return Trace(data, about)
+            attrs["prompt_frames"] = self.prompt_frames
+        return Trace(data, attrs)
 
-    def _times(self) -> dict[Place, dict[str, tuple[float, float]]]:
-        """Knots, as far as the widths of all steps before them were printed."""
-        knots, time, half = {}, 0.0, 0.0
-        for step in itertools.count():
-            if not (width := self.seen.get((WIDTH, step), {}).get("dt")):
-                return knots
-            time, half = time + width[0], half + width[1]
-            knots["flow/t", step + 1] = dict.fromkeys(("min", "max", "mean", "mean_abs", "rms"), (time, half))
+    def _knot_times(self) -> dict[Slot, Statistics]:
+        """Return flow/t at each knot: the sum of the step widths before it, until a width is missing."""
+        times: dict[Slot, Statistics] = {}
+        time = 0.0
+        half_unit = 0.0
+        step = 0
+        while "dt" in self.statistics.get((STEP_WIDTH, step), {}):
+            width = self.statistics[STEP_WIDTH, step]["dt"]
+            time += width.value
+            half_unit += width.half_unit
+            step += 1
+            times["flow/t", step] = dict.fromkeys(STATS_OF_ONE_NUMBER, Rounded(time, half_unit))
+        return times
 
 
-def _after_ode(field: str) -> bool:
+def _kind_and_value(printed: PrintedValue) -> tuple[str, Rounded]:
+    """Return the name of a statistic and its number."""
+    if math.isfinite(printed.value):
+        return printed.kind, Rounded(printed.value, printed.half_unit)
+    # "max=nan" says that at least one value is not finite, but not how many.
+    return "nonfinite", Rounded(1.0, math.inf)
+
+
+def _is_after_ode(field: str) -> bool:
     return field == "flow/mel" or field.startswith("hift/")
 
 
-def _tensors(field: str, entries: dict[int | None, dict[str, tuple[float, float]]]) -> tuple[Tensor, list]:
-    """Statistics as the schema has them, of the whole alone, and half a unit of each one's last digit."""
-    looped = None not in entries
-    shape = (max(entries) + 1 if looped else 1, len(STATS))
-    values, half = torch.full(shape, math.nan, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    for entry, stats in entries.items():
-        for what, (value, unit) in _with_rms(stats).items():
-            at = entry or 0, STATS.index(what)
-            values[at], half[at] = value, unit if math.isfinite(unit) else 0.0
+def _as_tensor(field: str, entries: dict[int | None, Statistics]) -> tuple[Tensor, list]:
+    """Return the statistics of a field in the schema's order, and their half units as nested lists.
+
+    A log prints statistics of all frames, so those of the regions prompt and target are NaN.
+    """
+    is_looped = None not in entries
+    n_entries = max(entries) + 1 if is_looped else 1
+    values = torch.full((n_entries, len(STATS)), math.nan, dtype=torch.float64)
+    half_units = torch.zeros((n_entries, len(STATS)), dtype=torch.float64)
+    for index, statistics in entries.items():
+        for kind, (value, half_unit) in _with_rms(statistics).items():
+            position = (index or 0, STATS.index(kind))
+            values[position] = value
+            half_units[position] = half_unit if math.isfinite(half_unit) else 0.0
     if "region" in dims_of(field + SUFFIX):
-        missing = torch.full_like(values, math.nan)
-        values = torch.stack([values if region == "whole" else missing for region in REGIONS], dim=-2)
-    return (values, half.tolist()) if looped else (values[0], half[0].tolist())
+        unknown = torch.full_like(values, math.nan)
+        by_region = [values if region == "whole" else unknown for region in REGIONS]
+        values = torch.stack(by_region, dim=-2)  # (entries, 6) -> (entries, 3 regions, 6)
+    if is_looped:
+        return values, half_units.tolist()
+    return values[0], half_units[0].tolist()
 
 
-def _with_rms(stats: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Turn mean and standard deviation into the rms: torch's divides by one less, so to one percent."""
-    kept = {what: pair for what, pair in stats.items() if what in STATS}
-    if "std" in stats and "mean" in stats and "rms" not in stats:
-        (mean, a), (std, b) = stats["mean"], stats["std"]
-        kept["rms"] = math.hypot(mean, std), a + b + std / 100
+def _with_rms(statistics: Statistics) -> Statistics:
+    """Return the statistics that a trace has, with the rms where mean and standard deviation were printed.
+
+    rms^2 = mean^2 + std^2 holds for the deviation divided by n. torch divides by n - 1, so that the result
+    is only taken to be right to one percent of the deviation.
+    """
+    kept = {kind: rounded for kind, rounded in statistics.items() if kind in STATS}
+    if "std" in statistics and "mean" in statistics and "rms" not in statistics:
+        mean = statistics["mean"]
+        std = statistics["std"]
+        half_unit = mean.half_unit + std.half_unit + std.value / 100
+        kept["rms"] = Rounded(math.hypot(mean.value, std.value), half_unit)
     return kept

@@ -1,7 +1,7 @@
-"""Text logs -> `Trace`s that hold statistics alone: what a program printed of its tensors, run by run.
+"""Read text logs: what a program printed of its tensors becomes a trace of statistics for each run.
 
-A log is read line by line in bounded memory. `loglines` says what one line prints, `logruns` which run and
-step that is of.
+A log is read line by line in bounded memory. `log_lines` finds the statistics of one line, `log_runs` groups
+lines into runs and steps.
 """
 
 import os
@@ -12,34 +12,46 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.log_lines import NAMES, LineReader, LogNames
-from workbench.trace.importers.log_runs import MOST_STEPS, runs_of
+from workbench.trace.importers.log_runs import MAX_STEPS, group_lines
 from workbench.trace.trace import Trace
 
-LONGEST = 8192  # characters of a line; the rest of it is passed over
-MOST_LINES = 50_000  # with statistics; those after them are counted only
-SHOWN = 3  # lines that were not understood
-LOGS = (".log", ".txt")
+MAX_LINE_LENGTH = 8192  # characters that are read of a line; the rest is skipped, to bound memory
+MAX_LINES = 50_000  # lines with statistics that are kept; further ones are only counted
+MAX_EXAMPLES = 3  # lines that were not understood and are quoted
+MAX_EXAMPLE_LENGTH = 120  # characters of each
+LOG_SUFFIXES = (".log", ".txt")
 
 
 @dataclass(frozen=True)
 class Log:
-    """The runs of a text log.
+    r"""The runs of a text log; `read_log` returns one.
 
     Attributes
     ----------
     name : str
-        The file's.
+        Name of the file.
     runs : list of Trace
         In the order of their first lines, with `.stats` alone. `attrs["tag"]` is the source that printed the
-        run, such as "PY", and `attrs["lines"]` its first and last line.
+        run, such as "PY", and `attrs["lines"]` holds the numbers of its first and last line.
     lines : int
-        How many were read; a carriage return ends one as well.
+        How many lines were read; a carriage return ends a line as well.
     unparsed : int
-        Lines that seem to print statistics and of which some were not understood.
+        Lines that seem to print statistics, but with a name or step that the table does not have.
     examples : list of str
         The first few of them.
     left_out : int
-        Lines with statistics that were not read, because there are too many of them.
+        Lines with statistics that were skipped, because the log has too many.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "server.log"
+    >>> _ = path.write_text("mu max=1.5\nmu max=2.5\n")
+    >>> log = wb.read_log(path)
+    >>> log
+    Log('server.log', 2 runs in 2 lines, 0 unparsed)
+    >>> log.pick(2)["flow/mu.stats"].shape  # region, statistic
+    torch.Size([3, 6])
     """
 
     name: str
@@ -50,98 +62,116 @@ class Log:
     left_out: int
 
     def pick(self, number: int | None = None) -> Trace:
-        """Return a run by its number, counted from 1; without one, the only run.
+        """Return a run by its number, counted from 1; without a number, the only run.
 
         Raises
         ------
         WorkbenchError
-            When there is no such run, or several and none was named; it lists them.
+            When there is no such run, or there are several and no number; the message lists them.
         """
         if number is None and len(self.runs) == 1:
             return self.runs[0]
         if number is None or not 1 <= number <= len(self.runs):
-            wanted = "none is named" if number is None else f"{number} is none of them"
-            table = "; ".join(f"{self.name}#{i} is {_about(run)}" for i, run in enumerate(self.runs, 1))
-            raise WorkbenchError(f"{self.name} holds {len(self.runs)} runs and {wanted}: {table}")
+            problem = "no number was given" if number is None else f"{number} is not one of them"
+            table = "; ".join(f"{self.name}#{i} is {_describe(run)}" for i, run in enumerate(self.runs, 1))
+            raise WorkbenchError(f"{self.name} holds {len(self.runs)} runs and {problem}: {table}")
         return self.runs[number - 1]
 
     @property
     def notes(self) -> list[str]:
-        """What was not read, in sentences; none if all was."""
-        found = []
+        """Sentences on the lines that were not read; empty if all were."""
+        notes = []
         if self.unparsed:
-            shown = "; ".join(self.examples)
-            found.append(
-                f"{self.name}: lines with statistics that no name or step of the table fits: "
-                f"{self.unparsed}, the first: {shown}"
+            notes.append(
+                f"{self.name}: {self.unparsed} lines print statistics under a name or step that the table "
+                f"does not have; the first: {'; '.join(self.examples)}"
             )
         if self.left_out:
-            found.append(f"{self.name}: lines with statistics that are too many: {self.left_out}; split it")
-        return found
+            notes.append(
+                f"{self.name}: too many lines with statistics; {self.left_out} were skipped: split the file"
+            )
+        return notes
 
     def __repr__(self) -> str:
         return f"Log({self.name!r}, {len(self.runs)} runs in {self.lines} lines, {self.unparsed} unparsed)"
 
     def _repr_html_(self) -> str:
-        items = "".join(f"<li>#{i}: {escape(_about(run))}</li>" for i, run in enumerate(self.runs, 1))
-        more = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return f"<div><b>{escape(repr(self))}</b><ul>{items}{more}</ul></div>"
+        items = [f"<li>#{i}: {escape(_describe(run))}</li>" for i, run in enumerate(self.runs, 1)]
+        items += [f"<li>{escape(note)}</li>" for note in self.notes]
+        return f"<div><b>{escape(repr(self))}</b><ul>{''.join(items)}</ul></div>"
 
 
 def read_log(path: str | os.PathLike, names: str | os.PathLike = NAMES) -> Log:
-    """Read what a program printed of its tensors.
+    r"""Read the statistics that a program printed of its tensors.
 
     Parameters
     ----------
     path : path
-        A text file of any size: prefixes, colours, progress bars and the lines of several programs may be
-        mixed in it.
+        A text file of any size. Prefixes, colours, progress bars and lines of several programs may be mixed.
     names : path
-        TOML table of what logs call the tensors; `workbench/trace/importers/logs.toml` unless given.
+        TOML table of what logs call the tensors; default `workbench/trace/importers/logs.toml`.
 
     Returns
     -------
     Log
-        What a line does not print is NaN in the trace, never zero.
+        A statistic that no line prints is NaN in the trace, never zero.
 
     Raises
     ------
     WorkbenchError
         When the file or the table cannot be read, or no line has a statistic of a tensor in the table.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "server.log"
+    >>> _ = path.write_text("[PY ODE] step 1: x min=-4.1, max=4.2\n[PY ODE] step 2: x min=-4.0, max=4.1\n")
+    >>> run = wb.read_log(path).pick()
+    >>> run.attrs["tag"], list(run)
+    ('PY', ['flow/x.stats'])
+    >>> float(run.stats("flow/x").loc[(2, "whole"), "max"])
+    4.1
     """
-    path, table = Path(path), LogNames.load(names)
-    reader, kept, examples = LineReader(table), [], []
-    count = unparsed = left_out = 0
-    for count, text in enumerate(_lines(path), 1):
-        line = reader.read(count, text)
+    path = Path(path)
+    table = LogNames.load(names)
+    reader = LineReader(table)
+    kept = []
+    examples = []
+    number = unparsed = left_out = 0
+    for number, text in enumerate(_lines(path), 1):
+        line = reader.read(number, text)
         if line is None:
             continue
-        placed = line.step is None or line.step <= MOST_STEPS
-        if line.strange or not placed:
+        step_fits = line.step is None or line.step <= MAX_STEPS
+        if line.unknown or not step_fits:
             unparsed += 1
-            if len(examples) < SHOWN:
-                examples.append(f"{count}: {' '.join(text.split())[:120]}")
-        if line.found and placed and len(kept) < MOST_LINES:
-            kept.append(line)
-        elif line.found and placed:
-            left_out += 1
-    runs, more = runs_of(kept, table)
-    traces = [trace for run in runs if len(trace := run.trace(path.name))]
+            if len(examples) < MAX_EXAMPLES:
+                examples.append(f"{number}: {' '.join(text.split())[:MAX_EXAMPLE_LENGTH]}")
+        if line.values and step_fits:
+            if len(kept) < MAX_LINES:
+                kept.append(line)
+            else:
+                left_out += 1
+
+    runs, dropped = group_lines(kept, table)
+    traces = [run.trace(path.name) for run in runs]
+    traces = [trace for trace in traces if len(trace)]  # a run may have printed nothing but step widths
     if not traces:
-        seen = f"; not understood: {'; '.join(examples)}" if unparsed else ""
+        not_understood = f"; not understood: {'; '.join(examples)}" if unparsed else ""
         raise WorkbenchError(
-            f"{path.name}: none of {count} lines prints a statistic of a tensor in {Path(names).name}{seen}. "
-            "Expected lines such as '[PY ODE] step 3: x min=-4.1, max=4.2'; add names to a copy of the table"
+            f"{path.name}: none of {number} lines prints a statistic of a tensor in {Path(names).name}"
+            f"{not_understood}. Expected lines such as '[PY ODE] step 3: x min=-4.1, max=4.2'; "
+            "add names to a copy of the table"
         )
     traces = sorted(traces, key=lambda trace: trace.attrs["lines"])
-    log = Log(path.name, traces, count, unparsed, examples, left_out + more)
+    log = Log(path.name, traces, number, unparsed, examples, left_out + dropped)
     for trace in traces:
         trace.attrs["notes"] = log.notes
     return log
 
 
 def open_run(source: Trace | str | os.PathLike, names: str | os.PathLike = NAMES) -> Trace:
-    """Open a run: a trace as it is, a file that `Trace.save` wrote, or a run of a text log.
+    """Open one run: a trace is returned as it is, a trace file is loaded, a text log is read.
 
     Parameters
     ----------
@@ -157,33 +187,36 @@ def open_run(source: Trace | str | os.PathLike, names: str | os.PathLike = NAMES
     """
     if isinstance(source, Trace):
         return source
-    path, number = _numbered_path(Path(source))
-    return read_log(path, names).pick(number) if path.suffix.lower() in LOGS else Trace.load(path)
+    path, number = _split_number(Path(source))
+    if path.suffix.lower() in LOG_SUFFIXES:
+        return read_log(path, names).pick(number)
+    return Trace.load(path)
 
 
-def _numbered_path(path: Path) -> tuple[Path, int | None]:
-    """Split `server.log#2`, unless a file is called so."""
+def _split_number(path: Path) -> tuple[Path, int | None]:
+    """Split `server.log#2` into path and number, unless a file has that very name."""
     name, mark, number = path.name.rpartition("#")
-    if path.exists() or not mark or not number.isdigit() or len(number) > 9:
+    is_number = bool(mark) and number.isdigit() and len(number) <= 9  # int() refuses very long digits
+    if path.exists() or not is_number:
         return path, None
     return path.with_name(name), int(number)
 
 
-def _about(run: Trace) -> str:
+def _describe(run: Trace) -> str:
     first, last = run.attrs["lines"]
     return f"{run.attrs['tag'] or 'no source'}, lines {first} to {last}, {', '.join(run)}"
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines of a file, each cut to a length; none of them needs the whole file in memory."""
+    """Yield the lines of a file, each cut to `MAX_LINE_LENGTH`, so that no line has to fit the memory."""
     try:
         with open(path, "rb") as file:
             encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         with open(path, encoding=encoding, errors="replace") as file:
-            whole = True
-            while text := file.readline(LONGEST):
-                if whole:
+            at_line_start = True
+            while text := file.readline(MAX_LINE_LENGTH):
+                if at_line_start:
                     yield text
-                whole = text.endswith("\n")
+                at_line_start = text.endswith("\n")
     except OSError as error:
         raise WorkbenchError(f"{path} cannot be read ({error.strerror}); expected a text log") from error

@@ -1,16 +1,21 @@
-"""Other people's dumps -> `Trace`, by a mapping file that says which tensor is which field.
+"""Read dumps of other implementations, by a mapping file that says which tensor is which field.
 
-A mapping is TOML: one table a field, with the tensor's `name` in the dump and its `axes` as the schema names
-them (`one` for an axis of length 1 that is dropped). A name with `{step}` stands for one tensor a step,
-counted from `first` (0 unless given); `start` lists what the tensor in front of the first step may be called:
-a loop of n steps has n + 1 states, and without the one it starts from none of them is at its place, so such a
-field is left out. `scale` multiplies; `shape` is needed for raw float32 files, where
-`name` is the file's. What the dump lacks is missing in the trace, never zero.
+A mapping is TOML with one table per field:
 
     [fields."flow/velocity_cond"]
     name = "step{step}_v1"
     axes = ["one", "mel", "frame"]
     first = 1
+
+`name`   the tensor's name in the dump. With `{step}` it stands for one tensor per step of the ODE.
+`axes`   the tensor's axes under the schema's names; `one` is an axis of length 1, which is dropped.
+`first`  number of the first step, 0 unless given.
+`start`  names that the state before the first step may have. A loop of n steps has n + 1 states; without the
+         first of them no state is at its index, so the field is left out.
+`scale`  factor for the values.
+`shape`  needed for raw float32 files, where `name` is the file's name.
+
+A field that the dump lacks is missing in the trace, never zero.
 """
 
 import os
@@ -22,16 +27,19 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.trace.importers.tensor_files import Tensors, check_size, tensors_of
+from workbench.trace.importers.tensor_files import TensorReaders, check_size, open_tensors
+from workbench.trace.record import in_causal_order
 from workbench.trace.schema import FIELDS, LOOPS, SAMPLE_RATE
 from workbench.trace.trace import Trace
 
 KEYS = {"name": str, "axes": list, "first": int, "start": list, "scale": (int, float), "shape": list}
-MOST_STEPS = 1000  # of one field; a mapping's pattern is tried until a step is missing
+REQUIRED_KEYS = {"name", "axes"}
+STEP = "{step}"
+MAX_STEPS = 1000  # of one field; bounds the search for the last step of a dump
 
 
 def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: Any) -> Trace:
-    """Open a dump of another implementation.
+    """Read a dump of another implementation as a trace.
 
     Parameters
     ----------
@@ -40,75 +48,109 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
     mapping : path
         TOML as above; `data/foreign/` has some.
     **attrs
-        What the dump does not say and the trace shall: `text`, `options` (a dict), `prompt_frames` (that of
-        the prompt's mel unless given), ...
+        Attributes of the trace that the dump does not hold: `text`, `options` (a dict), `prompt_frames`
+        (by default the length of the prompt's mel), ...
 
     Returns
     -------
     Trace
-        `attrs["unmapped"]` names the tensors that no field took.
+        `attrs["unmapped"]` names the tensors that belong to no field.
 
     Raises
     ------
     WorkbenchError
-        When a file cannot be read, the mapping is not one, nothing fits, or a tensor lies otherwise.
+        When a file cannot be read, the mapping is not valid, no tensor is in it, or a tensor has other axes.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from safetensors.torch import save_file
+    >>> dump = pathlib.Path(tempfile.mkdtemp()) / "dump.safetensors"
+    >>> save_file({"step1_v1": torch.zeros(1, 80, 9), "step2_v1": torch.ones(1, 80, 9)}, dump)
+    >>> theirs = wb.read_foreign(dump, wb.data_path("foreign/steps.toml"), text="Hello.")
+    >>> theirs["flow/velocity_cond"].shape  # step, mel, frame
+    torch.Size([2, 80, 9])
     """
-    path, rules = Path(path), _mapping(Path(mapping))
-    tensors = tensors_of(path)
-    found, taken = {}, set()
+    path = Path(path)
+    mapping = Path(mapping)
+    rules = _read_mapping(mapping)
+    tensors = open_tensors(path)
+    data = {}
+    mapped = set()
     for field, rule in rules["fields"].items():
-        names = _names(rule, tensors)
-        parts = [_placed(field, rule, name, tensors[name]()) for name in names]
-        if parts:
-            _check_alike(names, parts)
-            found[field] = torch.stack(parts) if "{step}" in rule["name"] else parts[0]
-            taken.update(names)
-    if not found:
+        names = _tensor_names(rule, tensors)
+        if not names:
+            continue
+        parts = [_oriented(field, rule, name, tensors[name]()) for name in names]
+        _check_same_shape(names, parts)
+        data[field] = torch.stack(parts) if STEP in rule["name"] else parts[0]
+        mapped.update(names)
+    if not data:
         raise WorkbenchError(
-            f"no tensor of {path.name} is in {Path(mapping).name}; it holds {', '.join(list(tensors)[:8])}"
+            f"no tensor of {path.name} is in {mapping.name}; it holds {', '.join(list(tensors)[:8])}"
         )
-    about = {"sample_rate": rules.get("sample_rate", SAMPLE_RATE), "timings": {}, "source": path.name}
-    if "in/prompt_mel" in found:
-        about["prompt_frames"] = found["in/prompt_mel"].shape[-1]
-    order = sorted(found.items(), key=lambda pair: list(FIELDS).index(pair[0]))
-    return Trace(dict(order), about | {"unmapped": sorted(tensors.keys() - taken)} | attrs)
+    found = {
+        "sample_rate": rules.get("sample_rate", SAMPLE_RATE),
+        "timings": {},
+        "source": path.name,
+        "unmapped": sorted(tensors.keys() - mapped),
+    }
+    if "in/prompt_mel" in data:
+        found["prompt_frames"] = data["in/prompt_mel"].shape[-1]
+    return Trace(in_causal_order(data), found | attrs)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path) -> dict[str, Any]:
+    """Read a mapping file and check all that does not depend on a dump."""
     try:
         rules = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise WorkbenchError(f"{path} is no mapping that can be read: {error}") from error
+        raise WorkbenchError(f"{path} cannot be read as a mapping ({error}); expected TOML") from error
     rate = rules.get("sample_rate", SAMPLE_RATE)
     if not isinstance(rate, (int, float)) or not rate > 0:
-        raise WorkbenchError(f"{path.name}: sample_rate is {rate!r:.60}; expected a number such as 24000")
+        raise WorkbenchError(
+            f"{path.name}: sample_rate is {rate!r:.60}; expected a number such as {SAMPLE_RATE}"
+        )
     fields = rules.get("fields")
     if not isinstance(fields, dict) or not fields:
         raise WorkbenchError(f'{path.name} has no fields; expected tables such as [fields."flow/mel"]')
     for field, rule in fields.items():
-        if field not in FIELDS:
-            raise WorkbenchError(f"{path.name}: {field!r} is no field; expected one of {', '.join(FIELDS)}")
-        if not isinstance(rule, dict) or not {"name", "axes"} <= rule.keys() <= KEYS.keys():
-            raise WorkbenchError(f"{path.name}: {field} needs name and axes, and may have {sorted(KEYS)}")
-        for key, value in rule.items():
-            if not isinstance(value, KEYS[key]):
-                raise WorkbenchError(f"{path.name}: {key} of {field} is {value!r:.60}, of no kind it can be")
-        dims = FIELDS[field].dims
-        dims = dims[1:] if "{step}" in rule["name"] else dims
-        axes = [str(axis) for axis in rule["axes"] if axis != "one"]
-        if sorted(axes) != sorted(dims):
-            raise WorkbenchError(f"{path.name}: {field} has axes {axes}; expected {list(dims)} in any order")
-        if "{step}" in rule["name"] and FIELDS[field].dims[0] not in LOOPS:
-            raise WorkbenchError(f"{path.name}: {field} has no steps, so its name cannot hold {{step}}")
+        _check_rule(path.name, field, rule)
     return rules
 
 
-def _names(rule: dict[str, Any], tensors: Tensors) -> list[str]:
-    if "{step}" not in rule["name"]:
+def _check_rule(mapping: str, field: str, rule: Any) -> None:
+    if field not in FIELDS:
+        raise WorkbenchError(f"{mapping}: {field!r} is not a field; expected one of {', '.join(FIELDS)}")
+    if not isinstance(rule, dict) or not REQUIRED_KEYS <= rule.keys() <= KEYS.keys():
+        raise WorkbenchError(f"{mapping}: {field} needs name and axes, and may have {sorted(KEYS)}")
+    for key, value in rule.items():
+        types = KEYS[key] if isinstance(KEYS[key], tuple) else (KEYS[key],)
+        if not isinstance(value, types):
+            expected = " or ".join(kind.__name__ for kind in types)
+            raise WorkbenchError(f"{mapping}: {key} of {field} is {value!r:.60}; expected {expected}")
+    if STEP in rule["name"] and FIELDS[field].dims[0] not in LOOPS:
+        raise WorkbenchError(f"{mapping}: {field} has no steps, so its name cannot hold {STEP}")
+    axes = [str(axis) for axis in rule["axes"] if axis != "one"]
+    dims = _dims_of_one_tensor(field, rule)
+    if sorted(axes) != sorted(dims):
+        raise WorkbenchError(f"{mapping}: {field} has axes {axes}; expected {list(dims)} in any order")
+
+
+def _dims_of_one_tensor(field: str, rule: dict[str, Any]) -> tuple[str, ...]:
+    """Return the dimensions of each tensor of a field: without the first where there is one per step."""
+    dims = FIELDS[field].dims
+    return dims[1:] if STEP in rule["name"] else dims
+
+
+def _tensor_names(rule: dict[str, Any], tensors: TensorReaders) -> list[str]:
+    """Return the names of a field's tensors in the dump, step by step; empty where it has none."""
+    if STEP not in rule["name"]:
         return [rule["name"]] if rule["name"] in tensors else []
-    names, first = [], rule.get("first", 0)
-    for step in range(first, first + MOST_STEPS):
-        name = rule["name"].replace("{step}", str(step))
+    names = []
+    first = rule.get("first", 0)
+    for step in range(first, first + MAX_STEPS):
+        name = rule["name"].replace(STEP, str(step))
         if name not in tensors:
             break
         names.append(name)
@@ -118,8 +160,8 @@ def _names(rule: dict[str, Any], tensors: Tensors) -> list[str]:
     return start[:1] + names if start else []
 
 
-def _placed(field: str, rule: dict[str, Any], name: str, value: Tensor) -> Tensor:
-    """Turn one tensor the way the schema has it."""
+def _oriented(field: str, rule: dict[str, Any], name: str, value: Tensor) -> Tensor:
+    """Return a tensor with its axes in the schema's order, scaled."""
     if "shape" in rule:
         try:
             value = value.reshape(rule["shape"])
@@ -127,24 +169,28 @@ def _placed(field: str, rule: dict[str, Any], name: str, value: Tensor) -> Tenso
             raise WorkbenchError(
                 f"{name} has {value.numel()} values; expected shape {rule['shape']}"
             ) from error
-    check_size(name, value.numel() * value.element_size())  # an expanded tensor takes none in the file
+    # An expanded tensor is small in the file and large when it is copied.
+    check_size(name, value.numel() * value.element_size())
+
     axes = rule["axes"]
-    if value.ndim != len(axes) or any(
-        n != 1 for n, axis in zip(value.shape, axes, strict=True) if axis == "one"
-    ):
+    fits = value.ndim == len(axes)
+    for length, axis in zip(value.shape, axes, strict=False):
+        if axis == "one" and length != 1:
+            fits = False
+    if not fits:
         raise WorkbenchError(f"{name} has shape {tuple(value.shape)}; its mapping to {field} says {axes}")
-    value = value.reshape([n for n, axis in zip(value.shape, axes, strict=True) if axis != "one"])
-    kept = [axis for axis in axes if axis != "one"]
-    dims = FIELDS[field].dims[1:] if "{step}" in rule["name"] else FIELDS[field].dims
-    value = value.permute([kept.index(dim) for dim in dims])
+
+    lengths = [length for length, axis in zip(value.shape, axes, strict=True) if axis != "one"]
+    kept_axes = [axis for axis in axes if axis != "one"]
+    order = [kept_axes.index(dim) for dim in _dims_of_one_tensor(field, rule)]
+    value = value.reshape(lengths).permute(order)
     return value * rule["scale"] if "scale" in rule else value
 
 
-def _check_alike(names: list[str], parts: list[Tensor]) -> None:
-    """Steps of one run have one shape."""
+def _check_same_shape(names: list[str], parts: list[Tensor]) -> None:
     for name, part in zip(names, parts, strict=True):
         if part.shape != parts[0].shape:
             raise WorkbenchError(
                 f"{names[0]} has {tuple(parts[0].shape)} and {name} {tuple(part.shape)} without axes of one; "
-                "were they dumped by one run?"
+                "expected one shape for all steps: were they dumped by one run?"
             )

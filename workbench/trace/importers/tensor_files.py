@@ -1,4 +1,4 @@
-"""Other people's files -> tensors by name; nothing in them is run, and no size they claim is believed."""
+"""Read tensors from files of other programs: no code in them is run, and no size they claim is trusted."""
 
 import functools
 import math
@@ -14,9 +14,9 @@ from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, first_line
 
-MOST_BYTES = 4 << 30  # of one tensor: an hour of every step of the ODE fits
+MAX_BYTES = 4 << 30  # of one tensor, 4 GiB: every step of the ODE for an hour of speech fits
 UNREADABLE = (
     SafetensorError,
     OSError,
@@ -30,11 +30,11 @@ UNREADABLE = (
     zipfile.BadZipFile,
 )
 
-Tensors = Mapping[str, Callable[[], Tensor]]
+TensorReaders = Mapping[str, Callable[[], Tensor]]  # by name; a tensor is read when its reader is called
 
 
-def tensors_of(path: Path) -> Tensors:
-    """Return the tensors of a dump by name, each read when it is asked for.
+def open_tensors(path: Path) -> TensorReaders:
+    """Return a reader for each tensor of a dump, by name.
 
     Parameters
     ----------
@@ -44,13 +44,13 @@ def tensors_of(path: Path) -> Tensors:
     Raises
     ------
     WorkbenchError
-        When it is none, cannot be read, or holds more than tensors; also while a tensor is read.
+        When the file is of another kind, cannot be read, or holds more than tensors. A reader raises it too.
     """
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.suffix == ".f32"]
         return {file.name: functools.partial(_raw, file) for file in files}
     if not path.is_file():
-        raise WorkbenchError(f"no file {path}; expected .safetensors, .npz, .pt or a folder of .f32")
+        raise WorkbenchError(f"{path} does not exist; expected .safetensors, .npz, .pt or a folder of .f32")
     if path.suffix not in READERS:
         raise WorkbenchError(f"{path.name} ends in {path.suffix!r}; expected .safetensors, .npz or .pt")
     with _readable(path):
@@ -59,14 +59,15 @@ def tensors_of(path: Path) -> Tensors:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Say what cannot be read, in one line."""
+    """Turn any error of reading a file into a WorkbenchError of one line."""
     try:
         yield
     except UnpicklingError as error:
-        raise WorkbenchError(f"{path.name} holds more than tensors, so it is not opened") from error
+        raise WorkbenchError(
+            f"{path.name} holds more than tensors and was not opened; save plain tensors, no objects"
+        ) from error
     except UNREADABLE as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WorkbenchError(f"{path.name} cannot be read: {why}") from error
+        raise WorkbenchError(f"{path.name} cannot be read: {first_line(error)}") from error
 
 
 def _raw(path: Path) -> Tensor:
@@ -77,7 +78,7 @@ def _raw(path: Path) -> Tensor:
     return torch.from_numpy(np.fromfile(path, "<f4"))
 
 
-def _safetensors(path: Path) -> Tensors:
+def _safetensors(path: Path) -> TensorReaders:
     def read(name: str) -> Tensor:
         with _readable(path), safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
@@ -86,7 +87,7 @@ def _safetensors(path: Path) -> Tensors:
         return {name: functools.partial(read, name) for name in file.keys()}  # noqa: SIM118
 
 
-def _npz(path: Path) -> Tensors:
+def _npz(path: Path) -> TensorReaders:
     def read(name: str) -> Tensor:
         with _readable(path), np.load(path, allow_pickle=False) as file:
             _check_member(file.zip, f"{name}.npy")
@@ -98,35 +99,37 @@ def _npz(path: Path) -> Tensors:
 
 
 def _check_member(file: zipfile.ZipFile, name: str) -> None:
-    """Refuse an array that is larger than a tensor may be, or claims to be larger than it is."""
+    """Refuse an array that is too large, or whose header claims more values than there are bytes."""
     size = file.getinfo(name).file_size  # unpacked
     check_size(name, size)
     with file.open(name) as member:
         read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
         shape, _, dtype = read[npy.read_magic(member)](member)
     if math.prod(shape) * dtype.itemsize > size:
-        raise WorkbenchError(f"{name} has {size} bytes and claims to be of shape {shape}; it is truncated")
+        raise WorkbenchError(
+            f"{name} has {size} bytes and claims to be of shape {shape}; it is truncated: dump it again"
+        )
 
 
-def _pt(path: Path) -> Tensors:
+def _pt(path: Path) -> TensorReaders:
     if not zipfile.is_zipfile(path):
-        raise WorkbenchError(f"{path.name} is no zip file; save it with torch.save of torch 1.6 or later")
+        raise WorkbenchError(f"{path.name} is not a zip file; save it with torch.save of torch 1.6 or later")
     with zipfile.ZipFile(path) as file:
         check_size(path.name, sum(info.file_size for info in file.infolist()))
     read = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(read, Mapping):
         raise WorkbenchError(f"{path.name} holds a {type(read).__name__}; expected a dict of tensors")
-    return {str(k): functools.partial(_same, v) for k, v in read.items() if isinstance(v, Tensor)}
+    return {str(name): functools.partial(_identity, v) for name, v in read.items() if isinstance(v, Tensor)}
 
 
-def _same(value: Tensor) -> Tensor:
+def _identity(value: Tensor) -> Tensor:
     return value
 
 
 def check_size(name: str, size: int) -> None:
-    """Raise a WorkbenchError for a tensor of more bytes than one may have."""
-    if size > MOST_BYTES:
-        raise WorkbenchError(f"{name} takes {size / 2**30:.1f} GiB; expected {MOST_BYTES >> 30} GiB at most")
+    """Raise a WorkbenchError for a tensor of more than `MAX_BYTES`."""
+    if size > MAX_BYTES:
+        raise WorkbenchError(f"{name} takes {size / 2**30:.1f} GiB; expected {MAX_BYTES >> 30} GiB at most")
 
 
 READERS = {".safetensors": _safetensors, ".npz": _npz, ".pt": _pt}
