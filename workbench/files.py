@@ -50,7 +50,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale_drafts(path)
         draft.touch()
+        mode = draft.stat().st_mode
         yield draft
+        draft.chmod(mode)  # safetensors replaces the draft by a file that only its owner may read
         os.replace(draft, path)
     except OSError as error:
         raise WorkbenchError(f"{path} could not be written ({error}); is the folder writable?") from None

@@ -1,7 +1,9 @@
-"""Traces: the schema, what a recorder keeps, and files that may be anything."""
+"""Traces: the schema, selecting and saving fields, what a recorder keeps, and broken or hostile trace files."""
 
 import contextlib
 import json
+import os
+import stat
 import tracemalloc
 
 import pytest
@@ -12,10 +14,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.profiles import examples
+from tests.trace.whole_stats import whole_stats
 from workbench.errors import WorkbenchError
 from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Recorder, as_save, summarise, taps
 from workbench.trace.schema import FIELDS, STATS, VERSION, dims_of
-from workbench.trace.trace import KEY, Trace, whole_stats
+from workbench.trace.trace import KEY, Trace
 
 ABOUT = {"text": "hello", "sample_rate": 24000, "timings": {"lm": 0.5}, "prompt_frames": 2}
 
@@ -34,7 +37,7 @@ def trace():
     )
 
 
-def test_fields_know_their_dimensions():
+def test_dims_of_gives_the_dimensions_of_fields_and_statistics():
     assert dims_of("flow/x") == ("knot", "mel", "frame")
     assert dims_of("flow/x.stats") == ("knot", "region", "stat")
     assert dims_of("flow/spks.stats") == ("stat",) and dims_of("lm/entropy.stats") == ("draw", "stat")
@@ -42,7 +45,7 @@ def test_fields_know_their_dimensions():
     assert all(field.meaning and field.dims for field in FIELDS.values())
 
 
-def test_a_wrong_field_is_refused():
+def test_unknown_names_and_wrong_shapes_are_refused():
     with pytest.raises(WorkbenchError, match="flow/wobble"):
         Trace({"flow/wobble": torch.zeros(3)}, {})
     with pytest.raises(WorkbenchError, match="knot, mel, frame"):
@@ -52,7 +55,7 @@ def test_a_wrong_field_is_refused():
             Trace({"flow/x.stats": torch.zeros(shape)}, {})
 
 
-def test_parts_are_chosen_by_name(trace):
+def test_select_takes_parts_by_dimension_name(trace):
     assert trace.dims("flow/mel") == ("mel", "target_frame")
     assert torch.equal(trace.select("flow/x", knot=3), trace["flow/x"][3])
     assert torch.equal(trace.select("flow/x", region="target", mel=slice(0, 5)), trace["flow/x"][:, :5, 2:])
@@ -65,7 +68,7 @@ def test_parts_are_chosen_by_name(trace):
         trace.select("flow/mel", region="target")
 
 
-def test_it_comes_back_as_it_went(trace, tmp_path):
+def test_a_saved_trace_loads_unchanged(trace, tmp_path):
     path = trace.save(tmp_path / "new" / "run.safetensors")
     back = Trace.load(path)
     assert list(back) == list(trace) and back.attrs == ABOUT
@@ -74,6 +77,16 @@ def test_it_comes_back_as_it_went(trace, tmp_path):
     )
     assert [p.name for p in path.parent.iterdir()] == ["run.safetensors"]
     assert "1.00 s" in repr(back) and "flow/x" in back._repr_html_()
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_saved_file_has_the_mode_of_any_new_file(trace, tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        path = trace.save(tmp_path / "run")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 def test_fields_that_share_memory_can_be_saved(tmp_path):
@@ -89,7 +102,7 @@ def test_a_failed_save_leaves_the_old_file(trace, tmp_path):
     assert Trace.load(path).attrs == ABOUT and len(list(tmp_path.iterdir())) == 1
 
 
-def test_files_that_are_no_trace(trace, tmp_path):
+def test_files_that_are_not_traces_are_refused(trace, tmp_path):
     path = trace.save(tmp_path / "run")
     whole = path.read_bytes()
     bad = tmp_path / "bad"
@@ -98,14 +111,14 @@ def test_files_that_are_no_trace(trace, tmp_path):
         with pytest.raises(WorkbenchError, match=match):
             Trace.load(bad)
 
-    refused("no file")
+    refused("does not exist")
     for size in (0, 7, 200, len(whole) - 1):
         bad.write_bytes(whole[:size])
         refused("truncated")
     save_file({"x": torch.zeros(2)}, bad)
     refused("mapping")
     save_file({"x": torch.zeros(2)}, bad, metadata={KEY: json.dumps({"version": VERSION, "attrs": {}})})
-    refused("x, which is no field")
+    refused("x, which no trace has")
     save_file({}, bad, metadata={KEY: json.dumps({"version": VERSION + 1, "attrs": {}})})
     refused(f"version {VERSION + 1}")
     for text in ("", "[]", '{"version": 1}', '{"version": 1, "attrs": 3}'):
@@ -118,7 +131,7 @@ def test_files_that_are_no_trace(trace, tmp_path):
 
 
 def safetensors_of(fields, attrs, data=b""):
-    """A file as a hostile hand may write it: (dtype, shape, length in bytes) by name."""
+    """A file with any header: (dtype, shape, length in bytes) by name of the field."""
     offsets, entries = 0, {}
     for name, (dtype, shape, size) in fields.items():
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offsets, offsets + size]}
@@ -140,7 +153,7 @@ def safetensors_of(fields, attrs, data=b""):
         ({"flow/x.stats": ("F64", [1, 2, 3], 48)}, "region: 3, stat: 6"),
     ],
 )
-def test_fields_that_cannot_be(tmp_path, fields, match):
+def test_impossible_fields_are_refused_in_little_memory(tmp_path, fields, match):
     (tmp_path / "bad").write_bytes(safetensors_of(fields, {}))
     tracemalloc.start()
     try:
@@ -168,13 +181,13 @@ def test_fields_that_cannot_be(tmp_path, fields, match):
         {"notes": 4},
     ],
 )
-def test_attributes_that_cannot_be(tmp_path, attrs):
+def test_attributes_of_wrong_type_or_range_are_refused(tmp_path, attrs):
     (tmp_path / "bad").write_bytes(safetensors_of({}, attrs))
     with pytest.raises(WorkbenchError, match=next(iter(attrs))):
         Trace.load(tmp_path / "bad")
 
 
-def test_a_file_that_says_no_more_than_it_must(tmp_path):
+def test_a_file_without_attributes_loads_with_defaults(tmp_path):
     (tmp_path / "bare").write_bytes(safetensors_of({"lm/speech_token": ("U32", [3], 12)}, {}, b"\7\0\0\0"))
     bare = Trace.load(tmp_path / "bare")
     assert bare["lm/speech_token"].tolist() == [7, 0, 0] and bare["lm/speech_token"].dtype == torch.int64
@@ -195,7 +208,7 @@ def test_damaged_files_give_a_trace_or_an_error(trace, tmp_path, at, with_):
         assert "fields" in Trace.load(path)._repr_html_()
 
 
-def test_statistics():
+def test_summarise_counts_nonfinite_values_and_leaves_them_out():
     x = torch.tensor([-3.0, 1.0, float("nan"), float("inf")])
     assert summarise(x).tolist() == [-3.0, 1.0, -1.0, 2.0, 5**0.5, 2.0]
     assert summarise(torch.full((3,), 60000.0, dtype=torch.float16))[2] == 60000  # no overflow on the way
@@ -204,7 +217,7 @@ def test_statistics():
     assert summarise(torch.zeros(0))[5] == 0
 
 
-def test_kept_statistics_are_those_of_the_field(trace):
+def test_recorded_statistics_equal_those_of_the_field(trace):
     recorder = Recorder(SUMMARY)
     for x in trace["flow/x"]:
         recorder.add("flow/x", x, prompt_frames=2)
@@ -220,7 +233,7 @@ def test_kept_statistics_are_those_of_the_field(trace):
     assert a.to_list() == pytest.approx(b.to_list())
 
 
-def test_statistics_that_nobody_noted():
+def test_statistics_that_were_not_recorded_are_nan():
     stats = torch.full((2, 3, 6), torch.nan, dtype=torch.float64)
     stats[1, 2, 1] = 4.5  # the largest value of the whole, at knot 1
     trace = Trace({"flow/x.stats": stats}, ABOUT)
@@ -232,15 +245,15 @@ def test_statistics_that_nobody_noted():
     assert row["max"] == 4.5 and row[["min", "mean", "nonfinite"]].isna().all()
 
 
-def test_what_is_kept():
+def test_globs_choose_which_fields_are_kept():
     assert not NOTHING.keeps("flow/x") and NOTHING.keeps("flow/mel") and NOTHING.keeps("in/text_token")
-    assert EVERYTHING.keeps("lm/logp") and not EVERYTHING.sums_up("flow/x")
+    assert EVERYTHING.keeps("lm/logp") and not EVERYTHING.keeps_stats("flow/x")
     assert as_save("flow/v*").keeps("flow/velocity") and not as_save(("flow/v*", "lm/*")).keeps("flow/x")
     with pytest.raises(WorkbenchError, match="flow/nothing"):
         as_save("flow/nothing*")
 
 
-def test_taps_listen_and_leave():
+def test_taps_record_outputs_and_remove_their_hooks():
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     x = torch.ones(4, 2)
     with taps(net, "[02]") as seen:

@@ -65,8 +65,8 @@ def as_save(save: Save | str | Iterable[str]) -> Save:
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in FIELDS):
             raise WorkbenchError(
-                f"save is {glob!r}, which matches no field; expected NOTHING, SUMMARY, EVERYTHING or globs of "
-                f"{', '.join(FIELDS)}"
+                f"save is {glob!r}, which matches no field; expected NOTHING, SUMMARY, EVERYTHING or "
+                f"globs of {', '.join(FIELDS)}"
             )
     return Save(fields=globs)
 

@@ -1,4 +1,4 @@
-"""Text logs become runs with statistics, whatever stands around the numbers; bad ones say what is wrong."""
+"""Text logs: the statistics of lines, how lines are grouped into runs, comparison with traces, hostile files."""
 
 import math
 import tracemalloc
@@ -9,16 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.profiles import examples
+from tests.trace.whole_stats import whole_stats
 from workbench.cli import main
 from workbench.diagnose.compare.compare import compare
 from workbench.diagnose.compare.plausibility import implausible
 from workbench.errors import WorkbenchError
 from workbench.trace.importers import logs
 from workbench.trace.importers.log_lines import NAMES
-from workbench.trace.importers.log_runs import MOST_RUNS, MOST_STEPS
+from workbench.trace.importers.log_runs import MAX_RUNS, MAX_STEPS
 from workbench.trace.importers.logs import open_run, read_log
 from workbench.trace.schema import STATS
-from workbench.trace.trace import Trace, whole_stats
+from workbench.trace.trace import Trace
 
 ABOUT = {"sample_rate": 24000, "timings": {}, "prompt_frames": 4}
 
@@ -36,7 +37,7 @@ def log(tmp_path):
 
 
 def said(trace, field, index=None):
-    """What a log says of a field: only the statistics that it printed."""
+    """The statistics of a field that a log printed."""
     values = zip(STATS, whole_stats(trace, field, index).tolist(), strict=True)
     return {what: value for what, value in values if value == value}
 
@@ -122,13 +123,13 @@ def said(trace, field, index=None):
         ("mu mean=3.0, std=4.0", "flow/mu", None, {"mean": 3, "rms": 5}),
     ],
 )
-def test_lines(log, line, field, index, expected):
+def test_one_line_gives_its_statistics(log, line, field, index, expected):
     found = log("Loading the model.\n" + line + "\nDone.\n")
     assert len(found.runs) == 1 and found.lines == 3 and found.unparsed == 0
     assert said(found.runs[0], field, index) == pytest.approx(expected)
 
 
-def test_what_is_not_printed_is_missing(log):
+def test_statistics_that_are_not_printed_are_nan(log):
     (run,) = log("[PY ODE] step 3: x max=2.5\n[PY DEBUG] flow_mel mean_abs=4.87\n").runs
     assert run["flow/x.stats"].shape == (4, 3, 6) and run["flow/mel.stats"].shape == (6,)
     assert int(run["flow/x.stats"].isfinite().sum()) == 1  # neither prompt nor target, nor other knots
@@ -138,7 +139,7 @@ def test_what_is_not_printed_is_missing(log):
     assert math.isnan(run.to_frame().loc["flow/x.stats", "min"])
 
 
-def test_a_heading_speaks_for_what_stands_below_it(log):
+def test_a_heading_gives_source_and_tensor_to_the_lines_below_it(log):
     (run,) = log(
         "[PY CFG Inputs]\n  x_in: batch=2, mean=0.5\n  mu_in[0]: mean=0.25, mu_in[1]: mean=0.0\n"
         "  spks_in[0]: mean=0.125, spks_in[1]: mean=0.0\n"
@@ -154,14 +155,14 @@ def test_a_heading_speaks_for_what_stands_below_it(log):
     assert said(run, "hift/wav") == {"min": -0.5, "max": 0.75}
 
 
-def test_a_step_may_be_announced(log):
+def test_a_line_may_announce_the_step_of_the_next_lines(log):
     lines = "    [Flow parity] solver step {}/2\n    [V DEBUG] rust_v1 stats: mean={}, first 5=[0.5, 0.6]\n"
     (run,) = log(lines.format(1, 0.5) + lines.format(2, 0.25)).runs
     assert said(run, "flow/velocity_cond", 0) == {"mean": 0.5}
     assert said(run, "flow/velocity_cond", 1) == {"mean": 0.25} and run.attrs["tag"] == "RUST"
 
 
-def test_lines_without_a_step_belong_to_the_next_that_has_one(log):
+def test_lines_without_a_step_belong_to_the_next_line_with_one(log):
     """As in the case, where velocities are printed before the state they lead to, and not at every step."""
     (run,) = log(
         "[RUST ODE] step 1: x max=1.0\n[RUST ODE] step 2: x max=2.0\n"
@@ -181,13 +182,13 @@ def test_steps_may_count_from_0(log):
     assert said(run, "flow/x", 0) == {"max": 0.5} and said(run, "flow/x", 2) == {"max": 2.5}
 
 
-def test_widths_of_steps_give_the_knots(log):
+def test_step_widths_add_up_to_the_knots(log):
     (run,) = log("".join(f"[PY ODE] step {k}: x max=1.0, dt=0.{k}\n" for k in (1, 2, 3))).runs
     knots = [said(run, "flow/t", k).get("mean") for k in range(4)]
     assert knots[0] is None and knots[1:] == pytest.approx([0.1, 0.3, 0.6])
 
 
-def test_shapes_and_lengths(log):
+def test_shapes_and_the_prompt_length_are_read(log):
     (run,) = log(
         "prompt_mel_len=174, total_mel_len=346\nmu (to decoder) shape: [1, 80, 346]\n"
         "mu stats: max=2.0\ntts_mel shape=torch.Size([1, 80, 172]), upsampled f0 shape: [1, 1, 82560]\n"
@@ -199,7 +200,7 @@ def test_shapes_and_lengths(log):
 # ---- runs
 
 
-def test_two_sources_in_one_log(log):
+def test_two_sources_in_one_log_are_two_runs(log):
     found = log(
         "[PY DEBUG] mu max=4.5\n[RUST ODE] step 1: x max=1.5\n[PY ODE] step 1: x max=1.25\n"
         "[RUST ODE] step 2: x max=2.5\n[PY ODE] step 2: x max=2.25\n"
@@ -211,7 +212,7 @@ def test_two_sources_in_one_log(log):
     assert py.attrs["lines"] == [1, 5] and rust.attrs["lines"] == [2, 4]
 
 
-def test_several_utterances(log):
+def test_one_source_can_print_several_runs(log):
     one = "mu stats: max={}\nv1 mean=0.5\n[PY ODE] step 1: x max=1.0\nv1 mean=0.25\n[PY ODE] step 2: x max=2.0\n"
     end = "[PY DEBUG] hift_audio max=0.5\n"
     first, second = log(one.format(4.5) + end + one.format(4.25) + end).runs
@@ -222,7 +223,7 @@ def test_several_utterances(log):
     assert len(log("mu max=1.0\nmu max=1.00\nmu max=1.1\n").runs) == 2  # other numbers of one tensor
 
 
-def test_a_run_can_be_saved(log, tmp_path):
+def test_a_run_from_a_log_can_be_saved(log, tmp_path):
     (run,) = log("[PY ODE] step 1: x max=1.0\nx shape: [1, 80, 9]\n").runs
     back = Trace.load(run.save(tmp_path / "run.trace"))
     assert back.attrs == run.attrs and torch.equal(
@@ -242,12 +243,12 @@ def test_runs_are_picked_by_number(log, tmp_path):
     assert "2 runs in 2 lines" in repr(found) and "#2" in found._repr_html_()
 
 
-def test_what_is_not_understood_is_shown(log):
+def test_lines_that_are_not_understood_are_quoted(log):
     found = log("mu max=1.0\nhidden min=3.5\n" + "[PY ODE] step 999999: x max=1.0\n" * 9)
     assert (
         found.unparsed == 10
         and found.examples[0] == "2: hidden min=3.5"
-        and len(found.examples) == logs.SHOWN
+        and len(found.examples) == logs.MAX_EXAMPLES
     )
     assert "hidden min=3.5" in found.notes[0] and found.notes == found.runs[0].attrs["notes"]
     assert any("hidden" in text for text in compare(found.runs[0], found.runs[0]).hints)
@@ -255,7 +256,7 @@ def test_what_is_not_understood_is_shown(log):
         log("hidden min=3.5\n")
 
 
-def test_names_of_ones_own(log, tmp_path):
+def test_a_table_of_ones_own_adds_names(log, tmp_path):
     path = tmp_path / "mine.toml"
     table = NAMES.read_text().replace("first = 1", "first = 0")
     path.write_text(table + '\n[[tensors]]\nfield = "flow/mu"\nnames = ["hidden_state"]\n')
@@ -279,9 +280,9 @@ def test_names_of_ones_own(log, tmp_path):
         "tensors = 3\nstatistics = 4",
     ],
 )
-def test_bad_tables(log, tmp_path, text):
+def test_broken_tables_are_refused(log, tmp_path, text):
     (tmp_path / "mine.toml").write_text(text)
-    with pytest.raises(WorkbenchError, match=r"mine\.toml is no table"):
+    with pytest.raises(WorkbenchError, match=r"mine\.toml could not be read as a table"):
         log("mu max=1.0\n", names=tmp_path / "mine.toml")
 
 
@@ -335,7 +336,7 @@ def test_the_first_statistic_that_differs_is_named(log, whole):
     assert rows.loc[("flow/x", 1), "verdict"] == rows.loc[("flow/x", 3), "verdict"] == "ALIKE"
 
 
-def test_the_prompt_is_not_the_target(log, whole):
+def test_statistics_of_all_frames_are_not_compared_with_the_target(log, whole):
     """A log that prints the whole is compared with the whole, though the reference knows regions."""
     whole["flow/x"][3, 0, 0] = 99.0  # in the prompt
     state = whole["flow/x"][3]
@@ -349,26 +350,26 @@ def test_the_prompt_is_not_the_target(log, whole):
     assert verdicts == {"whole": "ALIKE", "target": "DIVERGED"}
 
 
-def test_a_mean_proves_little(log, whole):
+def test_an_equal_mean_alone_is_noted_as_weak_evidence(log, whole):
     mean = float(whole["flow/mu"].mean())
     (run,) = log(f"mu mean={mean:.6f}\n").runs
     row = compare(whole, run).rows.set_index("field").loc["flow/mu"]
     assert row["verdict"] == "ALIKE" and row["note"] == "mean alike alone, which proves little"
 
 
-def test_as_many_digits_as_were_printed(log):
+def test_values_are_compared_to_the_printed_digits(log):
     coarse, fine, other = (log(f"mu mean_abs={text}\n").runs[0] for text in ("0.80", "0.8049", "0.806"))
     assert compare(coarse, fine).verdict == "ALIKE" and compare(coarse, other).verdict == "DIVERGED"
     assert compare(fine, other).verdict == "DIVERGED"
 
 
-def test_nan_in_a_log_never_passes(log, whole):
+def test_nan_in_a_log_is_reported_as_nonfinite(log, whole):
     (run,) = log("mu min=-1.0, max=nan\n").runs
     assert compare(whole, run).verdict == compare(run, run).verdict == "NONFINITE"
     assert any("NaN or Inf" in text for text in compare(whole, run).hints)
 
 
-def test_growth_and_other_noise_are_told_apart(log):
+def test_hints_name_other_noise_and_growth(log):
     line = "[PY ODE] step {}: x max={}, mean_abs={}\n"
     a = log(line.format(1, 4.18, 0.80) + line.format(5, 4.05, 1.57) + line.format(10, 4.28, 4.91)).runs[0]
     b = log(line.format(1, 4.15, 0.80) + line.format(5, 4.36, 2.89) + line.format(10, 7.80, 9.59)).runs[0]
@@ -385,14 +386,14 @@ def test_shapes_in_logs_are_compared(log, whole):
     assert compare(whole, same).guards == []
 
 
-def test_statistics_of_several_knots_are_not_mixed(log):
+def test_plausibility_does_not_mix_statistics_of_several_knots(log):
     (run,) = log("[PY ODE] step 1: x min=-4.0, max=4.0\n[PY ODE] step 2: x mean_abs=9.0, mean=-9.0\n").runs
     assert implausible(run) == [] == implausible(log("x step 1 min=-1.0, mean_abs=2.0\n").runs[0])
     (run,) = log("[PY ODE] step 1: x max=4.0\n[PY ODE] step 2: x min=-1.0, max=2.0, mean=9.0\n").runs
     assert implausible(run)[0].startswith("flow/x[2]: min -1, max 2, mean 9 cannot be of one tensor")
 
 
-def test_statistics_that_are_of_no_one_tensor(log):
+def test_statistics_that_no_tensor_can_have_are_named(log):
     hints = compare(
         *log("mu min=-2.0, max=2.0, mean_abs=9.0\naudio mean=0.5\nf0 max=103590\n").runs * 2
     ).hints
@@ -400,7 +401,7 @@ def test_statistics_that_are_of_no_one_tensor(log):
     assert any("DC offset" in text for text in hints) and any("103,590 Hz" in text for text in hints)
 
 
-def test_summaries_are_compared_as_well(whole):
+def test_recorded_summaries_are_compared_like_logs(whole):
     from workbench.trace.record import SUMMARY, Recorder
 
     recorder = Recorder(SUMMARY)
@@ -415,7 +416,7 @@ def test_summaries_are_compared_as_well(whole):
     assert found.verdict == "DIVERGED" and "flow/x[1]" in found.line
 
 
-def test_in_a_shell(tmp_path, whole, capsys):
+def test_the_shell_compares_a_trace_with_a_log(tmp_path, whole, capsys):
     a, b = tmp_path / "a.trace", tmp_path / "b.log"
     whole.save(a)
     b.write_text(printed(whole) + printed(whole, **{"flow/x2.max": 7.9}))
@@ -430,17 +431,17 @@ def test_in_a_shell(tmp_path, whole, capsys):
     assert main(["compare", f"{b}#1", f"{b}#1", "--names", str(tmp_path / "none.toml")]) == 2
 
 
-# ---- files that may be anything
+# ---- broken and hostile files
 
 
-def test_other_encodings_and_line_ends(log):
+def test_other_encodings_and_line_ends_are_read(log):
     text = "mu max=1.5\r\n\rflow 3/10\r[PY ODE] step 1: x max=2.5\n"
     for data in (text.encode("utf-16"), b"\xef\xbb\xbf" + text.encode(), b"\xff\x80 \xfe\n" + text.encode()):
         (run,) = log(data).runs
         assert said(run, "flow/mu") == {"max": 1.5} and said(run, "flow/x", 1) == {"max": 2.5}
 
 
-def test_files_that_are_no_log(log, tmp_path):
+def test_files_without_statistics_are_refused(log, tmp_path):
     for data in (
         b"[PY ODE] step 7: dt=0.5\n[PY ODE] step 1: dt=nan\n",
         b"",
@@ -456,6 +457,11 @@ def test_files_that_are_no_log(log, tmp_path):
             read_log(path)
 
 
+def test_a_prompt_length_that_is_no_number_is_ignored(log):
+    (run,) = log("prompt_mel_len=nan\nprompt_mel_len=tensor(inf)\nmu max=1.5\n").runs
+    assert said(run, "flow/mu") == {"max": 1.5} and "prompt_frames" not in run.attrs
+
+
 def test_a_long_line_is_cut(log):
     (run,) = log(
         "a" * 100_000 + " mu max=1.5\nmu max=2.5" + " " * 100_000 + "mu max=3.5\nx step 1 x max=1.0\n"
@@ -463,16 +469,16 @@ def test_a_long_line_is_cut(log):
     assert said(run, "flow/mu") == {"max": 2.5} and said(run, "flow/x", 1) == {"max": 1}
 
 
-def test_runs_steps_and_lines_are_bounded(log, monkeypatch):
-    many = "".join(f"mu max={k}.5\n" for k in range(MOST_RUNS + 50))
+def test_the_number_of_runs_steps_and_lines_is_bounded(log, monkeypatch):
+    many = "".join(f"mu max={k}.5\n" for k in range(MAX_RUNS + 50))
     found = log(many)
-    assert len(found.runs) == MOST_RUNS and found.left_out == 50 and "too many" in found.notes[0]
-    monkeypatch.setattr(logs, "MOST_LINES", 10)
-    assert log(many).left_out == MOST_RUNS + 40
+    assert len(found.runs) == MAX_RUNS and found.left_out == 50 and "too many" in found.notes[0]
+    monkeypatch.setattr(logs, "MAX_LINES", 10)
+    assert log(many).left_out == MAX_RUNS + 40
     found = log("".join(f"v1 mean={k}.5\n" for k in range(5000)) + "mu max=1.0\n")
     assert (
         max(len(run["flow/velocity_cond.stats"]) for run in found.runs if "flow/velocity_cond.stats" in run)
-        <= MOST_STEPS + 1
+        <= MAX_STEPS + 1
     )
 
 
@@ -554,4 +560,4 @@ def test_any_text_gives_runs_or_an_error(log, pieces):
         return
     for run in found.runs:
         assert repr(found) and len(run) and compare(run, run).verdict
-        assert max(len(value) for value in run.values()) <= MOST_STEPS + 2
+        assert max(len(value) for value in run.values()) <= MAX_STEPS + 2

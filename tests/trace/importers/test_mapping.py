@@ -1,4 +1,4 @@
-"""Other people's dumps become traces, the right way round, and bad ones say what is wrong."""
+"""Dumps of other implementations: fields in the schema's orientation, and errors for broken or hostile files."""
 
 import tracemalloc
 import zipfile
@@ -41,7 +41,7 @@ def test_steps_are_stacked_in_order(tmp_path, tensors):
     assert trace.prompt_frames == 2 and "flow/mel" not in trace
 
 
-def test_states_stand_behind_the_one_they_start_from(tmp_path, tensors):
+def test_states_follow_the_one_they_start_from(tmp_path, tensors):
     save_file(tensors | {"noise": torch.ones(1, 80, 6)}, tmp_path / "dump.safetensors")
     trace = read_foreign(tmp_path / "dump.safetensors", STEPS)
     assert list(trace) == ["flow/noise", "flow/x", "flow/velocity_cond", "flow/velocity_uncond"]
@@ -50,7 +50,7 @@ def test_states_stand_behind_the_one_they_start_from(tmp_path, tensors):
 
 
 @pytest.mark.parametrize("kind", ["npz", "pt", "f32"])
-def test_other_files(tmp_path, kind):
+def test_npz_pt_and_raw_files_are_read(tmp_path, kind):
     mel = torch.arange(480.0).view(6, 80)
     rule = '[fields."flow/mel"]\nname = "NAME"\naxes = ["target_frame", "mel"]\nscale = 2.0\n'
     path = tmp_path / f"dump.{kind}"
@@ -69,7 +69,7 @@ def test_other_files(tmp_path, kind):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("fields", "no mapping"),
+        ("fields", "cannot be read as a mapping"),
         ("", "has no fields"),
         ('[fields."flow/wobble"]\nname = "x"\naxes = ["mel"]', "flow/wobble"),
         ('[fields."flow/mel"]\nname = "x"', "needs name and axes"),
@@ -85,7 +85,7 @@ def test_other_files(tmp_path, kind):
         ('sample_rate = "x"\n[fields."hift/wav"]\nname = "x"\naxes = ["sample"]', "sample_rate is 'x'"),
     ],
 )
-def test_bad_mappings(tmp_path, text, match):
+def test_broken_mappings_are_refused(tmp_path, text, match):
     save_file({"x": torch.zeros(1, 5)}, tmp_path / "dump.safetensors")
     with pytest.raises(WorkbenchError, match=match):
         read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text))
@@ -98,7 +98,7 @@ class Evil:
         return (print, ("ran",))
 
 
-def test_bad_dumps(tmp_path, capsys):
+def test_broken_and_malicious_dumps_are_refused(tmp_path, capsys):
     for name, content in (("a.safetensors", b"\0" * 40), ("b.npz", b"PK"), ("c.pt", b"x"), ("d.bin", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WorkbenchError, match=name[0]):
@@ -124,7 +124,7 @@ def npz(path, **headers):
             file.writestr(f"{name}.npy", b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text)
 
 
-def test_dumps_that_claim_any_size(tmp_path):
+def test_dumps_that_claim_huge_sizes_are_refused_in_little_memory(tmp_path):
     rule = mapping(tmp_path, WAV)
     header = b'{"x":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
@@ -154,7 +154,7 @@ def test_dumps_that_claim_any_size(tmp_path):
     assert read_foreign(tmp_path / "e.npz", rule).attrs["unmapped"] == ["y"]  # and is not read
 
 
-def test_other_bad_dumps(tmp_path):
+def test_dumps_of_wrong_kind_are_refused(tmp_path):
     rule = mapping(tmp_path, WAV)
     torch.save({"x": torch.zeros(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
@@ -174,7 +174,7 @@ def test_other_bad_dumps(tmp_path):
         read_foreign(tmp_path, tmp_path / "raw.toml")
 
 
-def test_steps_of_two_runs(tmp_path, tensors):
+def test_steps_of_different_shapes_are_refused(tmp_path, tensors):
     tensors["step3_v1"] = torch.zeros(1, 80, 7)
     save_file(tensors, tmp_path / "dump.safetensors")
     with pytest.raises(WorkbenchError, match=r"step1_v1 has \(80, 6\) and step3_v1 \(80, 7\).*one run"):
@@ -204,7 +204,7 @@ def trace_of(**data):
     return Trace({name.replace("_", "/", 1): value for name, value in data.items()}, {"sample_rate": 24000})
 
 
-def test_what_cannot_be_speech():
+def test_implausible_values_are_named():
     time = torch.arange(24000) / 24000
     tone = 0.5 * torch.sin(2 * torch.pi * 150 * time)
     mel = torch.full((80, 50), -6.0)
@@ -220,7 +220,7 @@ def test_what_cannot_be_speech():
     assert "1 NaN or Inf" in implausible(trace_of(flow_mel=mel))[0]
 
 
-def test_a_cause_without_a_checkpoint():
+def test_a_cause_is_named_without_a_checkpoint():
     """As in the case: f0 agrees to the last digits, the excitation does not."""
     f0 = torch.full((50,), 150.0)
     a = trace_of(hift_f0=f0, hift_source=torch.randn(24000))

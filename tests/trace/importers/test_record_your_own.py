@@ -1,4 +1,4 @@
-"""The page on recording one's own implementation says what is so, and what it shows works."""
+"""The page notebooks/record-your-own.md: its table is the schema, and its examples work."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_the_table_of_fields_is_that_of_the_schema():
+def test_the_table_of_fields_equals_the_schema():
     rows = ["| field | axes | unit | meaning |", "|---|---|---|---|"]
     rows += [
         f"| `{name}` | {', '.join(field.dims)} | {field.unit} | {field.meaning} |"
@@ -41,13 +41,13 @@ def test_every_verdict_is_explained():
     assert all(re.search(rf"\b{verdict}\b", table) for verdict in VERDICTS)
 
 
-def test_what_it_names_is_there():
+def test_the_files_it_names_exist():
     for name in re.findall(r"`((?:data|workbench|notebooks)/[\w/.-]+)`", PAGE):
         assert Path(name).exists(), name
     assert KEY in PAGE and "(notebooks/record-your-own.md)" in Path("README.md").read_text(encoding="utf-8")
 
 
-def test_the_raw_route(tmp_path):
+def test_the_example_of_raw_files_can_be_read(tmp_path):
     (mapping,) = blocks("toml")
     (tmp_path / "mine.toml").write_text(mapping)
     mel, x = torch.randn(80, 6), torch.randn(3, 80, 9)
@@ -59,7 +59,7 @@ def test_the_raw_route(tmp_path):
     assert torch.equal(trace["flow/mel"], mel) and torch.equal(trace["flow/x"], x) and len(trace.wav) == 2880
 
 
-def test_the_log_route(tmp_path):
+def test_the_example_of_a_log_can_be_read(tmp_path):
     (lines,) = (text for text in blocks("text") if "ODE" in text)
     (tmp_path / "server.log").write_text(lines)
     fields = {name for run in read_log(tmp_path / "server.log").runs for name in run}
@@ -71,13 +71,13 @@ def test_the_log_route(tmp_path):
     } <= fields
 
 
-def test_the_rust_writer_says_the_same_as_ours():
+def test_the_rust_writer_has_our_key_and_version():
     text = WRITER.read_text(encoding="utf-8")
     assert KEY in text and f'"version":{VERSION},' in text
 
 
 @pytest.mark.skipif(shutil.which("rustc") is None, reason="no Rust compiler")
-def test_the_rust_writer(tmp_path):
+def test_a_trace_from_the_rust_writer_loads(tmp_path):
     calls = [
         "let mut run = trace::Trace::default();",
         'for k in 0..3 { run.push("flow/x", &[80, 5], &vec![k as f32 + 0.5; 400]); }',

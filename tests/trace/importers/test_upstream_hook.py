@@ -1,4 +1,4 @@
-"""The hook for upstream's own run, on stand-ins with upstream's names that hold the bundled voice's weights."""
+"""The recording hook for upstream, on stand-ins with upstream's names and the bundled voice's weights."""
 
 import importlib.util
 from types import SimpleNamespace
@@ -148,7 +148,7 @@ def speak(model, trace):
     return model.hift.inference(speech_feat=mel, finalize=True)[0]
 
 
-def test_its_dump_is_our_run(tmp_path, pipe, ours, upstream):
+def test_its_dump_equals_our_run(tmp_path, pipe, ours, upstream):
     silent = speak(upstream, ours)
     record(upstream, tmp_path / "dump")
     wav = speak(upstream, ours)
@@ -163,7 +163,7 @@ def test_its_dump_is_our_run(tmp_path, pipe, ours, upstream):
     assert torch.equal(pipe.replay(trace, "flow", pipe.checkpoint.options).wav, ours.wav)
 
 
-def test_a_mistake_in_it_is_found(tmp_path, pipe, ours, upstream):
+def test_a_fault_in_the_dump_is_found(tmp_path, pipe, ours, upstream):
     record(upstream, tmp_path)
     upstream.flow.decoder.inference_cfg_rate = 0.5  # beside the stated option
     speak(upstream, ours)
@@ -171,7 +171,7 @@ def test_a_mistake_in_it_is_found(tmp_path, pipe, ours, upstream):
     assert compare(ours, trace, pipe).causes[0].name == "flow/velocity[0]"
 
 
-def test_every_sentence_has_a_file(tmp_path, ours, upstream):
+def test_each_sentence_gets_a_file_of_its_own(tmp_path, ours, upstream):
     record(upstream, tmp_path)
     speak(upstream, ours)
     speak(upstream, ours)
