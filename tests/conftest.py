@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import tests.profiles  # noqa: F401  so that --hypothesis-profile=quick finds it
 import workbench as wb
+from tests.book import Book
 from tests.paths import ASSETS, ROOT
 from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig
 from workbench.speech.models.dit import DiT
@@ -224,3 +225,9 @@ def loops(monkeypatch):
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory):
+    """The sources of the book; `book.executed("00-start-here")` is a notebook after "Run all"."""
+    return Book(tmp_path_factory.mktemp("book"))

@@ -1,47 +1,47 @@
 """Every notebook runs from top to bottom, is stored without outputs and has short cells."""
 
-import nbclient
 import nbformat
 import pytest
 
-from tests.paths import ROOT
+from tests.book import NOTEBOOKS
 from workbench.show.report.notebook import page as export
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+INNER = ("from workbench.", "import workbench.")  # notebooks use the public face, `wb`, alone
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_stored_clean(path):
+def test_notebook_is_stored_clean(path):
     cells = nbformat.read(path, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert all(len(cell.source.splitlines()) <= 25 for cell in code)
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert not [cell.source for cell in code if any(words in cell.source for words in INNER)]
 
 
-@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
-def executed(request, tmp_path_factory):
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def executed(request, book):
     """A notebook after "Run all", on disk."""
-    path = request.param
-    notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": path.parent}})
-    client.execute()
-    out = tmp_path_factory.mktemp("executed") / path.name
-    nbformat.write(notebook, out)
-    return out
+    return book.executed(request.param.stem)
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel client's own
-def test_runs_and_shows_figures_and_sound(executed):
+def test_notebook_runs_and_shows_figures_and_sound(executed):
     cells = nbformat.read(executed, as_version=4).cells
-    said = [output for cell in cells for output in cell.get("outputs", [])]
-    assert not any(output.output_type == "error" for output in said)
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not any(output.output_type == "error" for output in outputs)
     drawing = [c for c in cells if c.cell_type == "code" and ("wb.plots." in c.source or "plt." in c.source)]
     assert drawing and all(any(map(is_picture, cell.outputs)) for cell in drawing)
-    assert any("data:audio/wav" in output.get("data", {}).get("text/html", "") for output in said)
+    assert any("data:audio/wav" in output.get("data", {}).get("text/html", "") for output in outputs)
 
 
-def test_shows_the_same_without_a_kernel(executed, page, tmp_path):
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.browser
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_exported_notebook_shows_the_same_without_a_kernel(executed, page, tmp_path):
     out = tmp_path / f"{executed.stem}.html"
     out.write_text(export(executed, executed.stem), encoding="utf-8")
     page.goto(out.as_uri())
