@@ -65,6 +65,15 @@ def test_page_shows_everything_without_kernel_and_network(written, page, tmp_pat
     assert "VBox" not in text and "HBox" not in text and "it/s" not in text  # neither widgets nor bars
 
 
+def test_a_notebook_imports_modules_beside_it(written, tmp_path, monkeypatch):
+    path = written(PARAMETERS, "from beside import answer\nprint(answer)")
+    (tmp_path / "beside.py").write_text("answer = 6 * 7")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    out = run_notebook(path, {}, "small.html", progress=False)
+    assert re.search(r"\b42\b", out.read_text())
+
+
 def test_a_cell_that_fails_is_named_and_the_rest_is_kept(written, tmp_path):
     path = written(PARAMETERS, "print('so far' + ' so good')", "# look\nwb = None\nwb.player()")
     with pytest.raises(

@@ -60,7 +60,14 @@ def run_notebook(
     with atomic_write(out) as draft, TemporaryDirectory() as folder:
         executed = Path(folder) / "executed.ipynb"
         try:
-            papermill.execute_notebook(path, executed, parameters, kernel_name=KERNEL, progress_bar=progress)
+            papermill.execute_notebook(
+                path,
+                executed,
+                parameters,
+                kernel_name=KERNEL,
+                progress_bar=progress,
+                extra_arguments=[_import_from(path.parent)],
+            )
         except (PapermillExecutionError, DeadKernelError) as error:
             failed = out.with_name(f"{out.stem}.failed.html")
             with atomic_write(failed) as kept:
@@ -108,6 +115,11 @@ def _check(path: Path, parameters: Mapping[str, object]) -> None:
             raise WorkbenchError(
                 f"{path.name} has no parameter {name!r}; it has {', '.join(known) or 'no tagged cell'}"
             )
+
+
+def _import_from(folder: Path) -> str:
+    """Return the kernel's argument that lets a notebook import modules beside it, as it can in JupyterLab."""
+    return f"--IPKernelApp.exec_lines=import sys; sys.path.append({str(folder.resolve())!r})"
 
 
 def _reason(error: Exception) -> str:
