@@ -25,12 +25,12 @@ class Pipeline(StageRunner):
     device : str
         "cpu", "cuda" or "cuda:1".
     progress : bool
-        Show a progress bar on what takes longer than a second.
+        Show a progress bar for loops that take longer than a second.
 
     Raises
     ------
     WorkbenchError
-        When the device is not there.
+        When the device does not exist.
 
     Examples
     --------
@@ -61,11 +61,11 @@ class Pipeline(StageRunner):
         utt : Utterance
             From `prepare`.
         seed : int, optional
-            Seed of the sampler's draws; stands above `options.seed`.
+            Seed of the sampler's draws; replaces `options.seed`.
         options : Options, optional
             The checkpoint's own by default.
         save : Save or globs
-            What to keep beside what the stages hand to each other: NOTHING, SUMMARY (statistics of every
+            What to keep beside the inputs and outputs of the stages: NOTHING, SUMMARY (statistics of every
             step), EVERYTHING, or globs of field names such as "flow/velocity*".
         stop_after : str
             "lm", "flow", "hift", or a step of the ODE such as "flow/step/3", counted from 0.
@@ -78,7 +78,13 @@ class Pipeline(StageRunner):
         Raises
         ------
         WorkbenchError
-            When a stage cannot go on: no token came out, a mel has NaN in it, ...
+            When a stage cannot go on: the LM drew no token, a mel has NaN in it, ...
+
+        Examples
+        --------
+        >>> first = pipe.synthesise(utt, seed=7, stop_after="lm")
+        >>> torch.equal(first["lm/speech_token"], trace["lm/speech_token"])
+        True
         """
         options = self.options(options, seed)
         if stop_after == HIFT:
@@ -93,7 +99,7 @@ class Pipeline(StageRunner):
     ) -> list[list[Trace]]:
         """Speak every variant of every utterance, one batch a stage.
 
-        What is equal is made once: variants that differ in the flow share the LM's pass. Rows of one batch
+        Equal work is done once: variants that differ only in the flow share the LM's pass. Rows of one batch
         have the same n_timesteps, t_scheduler, solver, precision and rules of sampling; cfg_rate,
         temperature, noise and seeds may differ. With `compute="eager"` rows run one after another.
 
@@ -108,13 +114,20 @@ class Pipeline(StageRunner):
         Returns
         -------
         list of list of Trace
-            By utterance, then by variant. `attrs["timings"]` are seconds of a batch over its rows, and
-            `attrs["rows"]` says how many those were.
+            By utterance, then by variant. `attrs["timings"]` are the seconds of a batch divided by its rows,
+            and `attrs["rows"]` is their number.
 
         Raises
         ------
         WorkbenchError
             When a stage of any of the runs cannot go on.
+
+        Examples
+        --------
+        >>> one_step = voice.options.but(seed=7, n_timesteps=1)
+        >>> [row] = pipe.synthesise_many([utt], [one_step.but(cfg_rate=rate) for rate in (0.0, 0.7)])
+        >>> [round(run.attrs["options"]["cfg_rate"], 1) for run in row]
+        [0.0, 0.7]
         """
         return run_batch(self, utts, [self.checkpoint.options] if variants is None else variants, save)
 
@@ -126,25 +139,35 @@ class Pipeline(StageRunner):
         save: Save | str | Iterable[str] = NOTHING,
         stop_after: str = "hift",
     ) -> Trace:
-        """Make a recorded run again, from any stage on; from the first, bit for bit on the same device.
+        """Make a recorded run again, from any stage on; the same device gives the same bits.
 
         Parameters
         ----------
         trace : Trace
-            Holds what the stage is given: `in/*` for all but the vocoder, `lm/speech_token` for the flow,
+            Holds the inputs of the stage: `in/*` for all but the vocoder, `lm/speech_token` for the flow,
             `flow/x` for one of its steps, `flow/mel` for the vocoder.
         stage : str
             Where to begin: "lm", "flow", "flow/step/3" or "hift".
         options : Options, optional
             The trace's own by default.
         save, stop_after
-            As in `synthesise`. A run that begins inside the ODE records from there; `attrs["first_step"]`
-            says so.
+            As in `synthesise`.
+
+        Returns
+        -------
+        Trace
+            A run that begins inside the ODE is recorded from there; `attrs["first_step"]` is that step.
 
         Raises
         ------
         WorkbenchError
-            When the trace does not hold what the stage is given.
+            When the trace lacks an input of the stage.
+
+        Examples
+        --------
+        >>> again = pipe.replay(trace, "hift")
+        >>> torch.equal(again.wav, trace.wav)
+        True
         """
         if options is None:
             options = self.checkpoint.options.but(**trace.attrs.get("options", {}))
@@ -158,18 +181,32 @@ class Pipeline(StageRunner):
         mode: str = "zero-shot",
         instruct: str | None = None,
     ) -> Utterance:
-        """Turn a text and a prompt into what the models read.
+        """Turn a text and a prompt into the inputs of the models.
 
         Parameters
         ----------
         text : str
             One segment; `prepare_all` splits longer ones.
         prompt : Prompt, or path
-            A path's transcript is looked for in a `.txt` of the same name beside it.
+            The transcript of a path is read from the `.txt` of the same name beside it.
         mode : {"zero-shot", "cross-lingual", "instruct"}
             See `Frontend.utterance`.
         instruct : str, optional
-            How to speak, for the mode instruct.
+            How to speak, for the mode "instruct".
+
+        Returns
+        -------
+        Utterance
+
+        Raises
+        ------
+        WorkbenchError
+            When the text or the prompt cannot be used; the message says why and what to try.
+
+        Examples
+        --------
+        >>> pipe.prepare("Hello.", wb.data_path("prompts/kumo_0.flac")).text
+        'Hello.'
         """
         return self.frontend.utterance(text, self.prompt(prompt), mode, instruct)
 
@@ -180,7 +217,7 @@ class Pipeline(StageRunner):
         mode: str = "zero-shot",
         instruct: str | None = None,
     ) -> list[Utterance]:
-        """Like `prepare`, for a text of any length: one utterance a segment."""
+        """Prepare a text of any length: it is split into segments, each an utterance; see `prepare`."""
         return self.frontend.utterances(text, self.prompt(prompt), mode, instruct)
 
     def prompt(self, source: Prompt | str | os.PathLike, text: str | None = None) -> Prompt:
@@ -191,7 +228,11 @@ class Pipeline(StageRunner):
         source : Prompt, or path
             A Prompt is returned as it is.
         text : str, optional
-            Its transcript; by default what stands in the `.txt` of the same name, if there is one.
+            Its transcript; by default the content of the `.txt` of the same name, if there is one.
+
+        Returns
+        -------
+        Prompt
         """
         if isinstance(source, Prompt):
             return source

@@ -59,7 +59,23 @@ class StageRunner:
     # ---- text -> speech tokens
 
     def speech_token(self, utt: Utterance, options: Options | None = None) -> Tensor:
-        """Return the speech tokens (L,) of an utterance; of a voice conversion, the recording's own."""
+        """Draw the speech tokens of an utterance; a voice conversion has its recording's own.
+
+        Parameters
+        ----------
+        utt : Utterance
+        options : Options, optional
+
+        Returns
+        -------
+        Tensor (L,)
+            Token ids, 25 a second, with long silences shortened.
+
+        Examples
+        --------
+        >>> pipe.speech_token(utt).ndim
+        1
+        """
         tokens = self.bar(self.tokens(utt, options), "LM", " token")
         return torch.tensor(list(tokens), dtype=torch.long)
 
@@ -95,7 +111,23 @@ class StageRunner:
     def condition(
         self, utt: Utterance, token: Tensor, options: Options | None = None, finalize: bool = True
     ) -> Condition:
-        """Return the inputs of the flow's estimator (mu, spks, cond) for speech tokens (L,)."""
+        """Compute the inputs of the flow's estimator from speech tokens.
+
+        Parameters
+        ----------
+        utt : Utterance
+            Gives the prompt's tokens, its mel and the speaker embedding.
+        token : Tensor (L,)
+            Speech tokens of the target.
+        options : Options, optional
+        finalize : bool
+            False where more tokens will follow: the last ones are then only look-ahead.
+
+        Returns
+        -------
+        Condition
+            mu, spks, cond, and where the target begins.
+        """
         utt, options = utt.to(self.device), self.options(options)
         return self.models.flow(options).condition(
             token.to(self.device), utt.flow_prompt_token, utt.prompt_mel, utt.spk_embedding, finalize
@@ -111,7 +143,21 @@ class StageRunner:
     ) -> Iterator[FlowStep]:
         """Solve the ODE and yield its steps; the last step's `x_next` is the mel, prompt included.
 
-        With `start` the steps before it are left out and `x` (1, M, T) is the state there.
+        Parameters
+        ----------
+        c : Condition
+            From `condition`.
+        options : Options, optional
+        streaming : bool
+            Let a frame see no further than its chunk.
+        start : int
+            The first step to compute.
+        x : Tensor (1, M, T), optional
+            The state at `start`; the noise at step 0.
+
+        Yields
+        ------
+        FlowStep
         """
         states = None if x is None else [x]
         for [step] in self.flow_batch([c], [self.options(options)], streaming, start, states):
@@ -146,7 +192,28 @@ class StageRunner:
         finalize: bool = True,
         streaming: bool = False,
     ) -> Tensor:
-        """Turn speech tokens (L,) into the target's mel (1, M, T), float32."""
+        """Turn speech tokens into the target's mel.
+
+        Parameters
+        ----------
+        utt : Utterance
+        token : Tensor (L,)
+            Anybody's speech tokens; `trace["lm/speech_token"]` are those of a run.
+        options : Options, optional
+        finalize, streaming
+            As in `condition` and `flow_steps`.
+
+        Returns
+        -------
+        Tensor (1, M, T)
+            Natural-log mel without the prompt, float32.
+
+        Examples
+        --------
+        >>> mel = pipe.mel(utt, trace["lm/speech_token"], options=voice.options.but(n_timesteps=1))
+        >>> mel.shape[:2]
+        torch.Size([1, 80])
+        """
         options = self.options(options)
         c = self.condition(utt, token, options, finalize)
         steps = self.flow_steps(c, options, streaming)
@@ -176,7 +243,26 @@ class StageRunner:
     # ---- mel -> waveform
 
     def vocode(self, mel: Tensor, options: Options | None = None, finalize: bool = True) -> Vocoded:
-        """Turn a mel (1, M, T) into sound."""
+        """Turn a mel into sound.
+
+        Parameters
+        ----------
+        mel : Tensor (1, M, T)
+            Natural-log mel.
+        options : Options, optional
+        finalize : bool
+            False where more mel will follow: the last frames are then only look-ahead.
+
+        Returns
+        -------
+        Vocoded
+            f0, source, magnitude, phase and wav.
+
+        Examples
+        --------
+        >>> pipe.vocode(trace["flow/mel"][None]).wav.shape[-1] == 480 * trace["flow/mel"].shape[-1]
+        True
+        """
         [sound] = self.vocode_batch([mel], self.options(options), finalize)
         return sound
 

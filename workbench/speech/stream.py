@@ -1,6 +1,6 @@
-"""The main path in chunks, for speech that starts before the text is decoded to its end.
+"""Streaming: the main path in chunks, so that sound begins while the LM still decodes.
 
-All state is in `StreamState`. Three habits of upstream's driver (`cosyvoice/cli/model.py`) are choices here:
+`StreamState` holds all state. Three habits of upstream's driver (`cosyvoice/cli/model.py`) are choices here:
 
 - The hop grows 25, 50, 100 tokens within an utterance. Upstream keeps the grown hop on the model, so
   that the next utterance is chunked differently from the first. Here every utterance starts afresh;
@@ -28,23 +28,28 @@ from workbench.trace.record import NOTHING, Recorder
 from workbench.trace.trace import Trace
 
 GROWTH = 2  # each hop is this many times the one before
-LONGEST = 4  # and at most this many times the first
+MAX_GROWTH = 4  # and at most this many times the first
 
 
 @dataclass(frozen=True, eq=False)
 class StreamState:
-    """Where a stream stands.
+    """How far a stream has come.
 
     Parameters
     ----------
     hop : int
-        Tokens the next chunk waits for, beside the look-ahead.
+        Tokens that the next chunk waits for, beside the look-ahead.
     token_offset : int
         Tokens already rendered.
     mel : Tensor (1, 80, T) or None
         All mel so far.
     speech_offset : int
         Samples already yielded.
+
+    Examples
+    --------
+    >>> wb.StreamState(hop=50).token_offset
+    0
     """
 
     hop: int
@@ -57,7 +62,7 @@ class Chunk(NamedTuple):
     """One piece of sound."""
 
     wav: Tensor  # (N,) new samples
-    n_token: int  # tokens the flow was given
+    n_token: int  # tokens that went into the flow, the prompt's not counted
     state: StreamState  # after this chunk
     final: bool
 
@@ -80,7 +85,13 @@ def stream(
     Yields
     ------
     Chunk
-        Joined, their `wav` are the whole utterance.
+        Their `wav`, put one after another, are the whole utterance.
+
+    Examples
+    --------
+    >>> chunks = list(wb.stream(pipe, utt, options=voice.options.but(n_timesteps=1)))
+    >>> chunks[-1].final
+    True
     """
     options = pipe.options(options)
     first_hop = pipe.config.chunk_size
@@ -96,7 +107,7 @@ def stream(
         while len(token) - state.token_offset >= this_hop + lookahead:
             n = state.token_offset + this_hop + lookahead
             state, wav = _render(pipe, utt, token[:n], options, state, final=False)
-            grown = min(LONGEST * first_hop, GROWTH * state.hop)
+            grown = min(MAX_GROWTH * first_hop, GROWTH * state.hop)
             state = replace(state, token_offset=state.token_offset + this_hop, hop=grown)
             yield Chunk(wav, n, state, final=False)
             this_hop = state.hop
@@ -107,7 +118,7 @@ def stream(
 def streamed(
     pipe: Pipeline, utt: Utterance, options: Options | None = None, state: StreamState | None = None
 ) -> Trace:
-    """Stream an utterance to its end and keep it as a run.
+    """Stream an utterance to its end and return it as a trace.
 
     Parameters
     ----------
@@ -118,6 +129,12 @@ def streamed(
     -------
     Trace
         `in/*`, `flow/mel`, `hift/wav`; `attrs["seams"]` is the first sample of every chunk but the first.
+
+    Examples
+    --------
+    >>> streamed = wb.streamed(pipe, utt, options=voice.options.but(n_timesteps=1))
+    >>> streamed.attrs["seams"]  # a short utterance is one chunk
+    []
     """
     options = pipe.options(options)
     chunks = list(stream(pipe, utt, options, state))
@@ -132,7 +149,7 @@ def streamed(
 def _render(
     pipe: Pipeline, utt: Utterance, token: list[int], options: Options, state: StreamState, final: bool
 ) -> tuple[StreamState, Tensor]:
-    """Run flow and vocoder over everything so far; return what is new."""
+    """Run flow and vocoder over everything so far; return the new state and the new samples."""
     streaming = not (final and options.stream_final_offline)
     ids = torch.tensor(token, dtype=torch.long)
     mel = pipe.mel(utt, ids, options, finalize=final, streaming=streaming)
