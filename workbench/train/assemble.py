@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workbench.speech.checkpoint.checkpoint import Checkpoint
-from workbench.speech.checkpoint.template import config_to_yaml, qwen_config
+from workbench.speech.checkpoint.config_yaml_write import config_to_yaml, qwen_config
 from workbench.speech.config import Config, Options
 from workbench.train.corpus.corpus import Corpus
 from workbench.train.models import flow, hift, lm

@@ -1,3 +1,5 @@
+"""`cosyvoice3.yaml`: reading HyperPyYAML without executing it, and reading and writing Config and Options."""
+
 import contextlib
 from dataclasses import fields, replace
 
@@ -9,8 +11,8 @@ from hypothesis import strategies as st
 from tests.profiles import examples
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.config_yaml import config_from_yaml, options_from_yaml
+from workbench.speech.checkpoint.config_yaml_write import config_to_yaml, qwen_config
 from workbench.speech.checkpoint.hyperyaml import Tagged, read
-from workbench.speech.checkpoint.template import config_to_yaml, qwen_config
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig, MelConfig, Options
 
 # The structure, tags and references of upstream's file; written for this test.
@@ -175,7 +177,7 @@ def test_references_share_what_they_name(parse):
     [
         ("a: !ref <b>\nb: !ref <a>", "leads back to itself"),
         ("a: {x: !ref <a>}", "leads back to itself"),
-        ("a: 1\nb: !ref <c>", r"line 2: !ref <c>: nothing is called 'c'"),
+        ("a: 1\nb: !ref <c>", r"line 2: !ref <c>: nothing has the name 'c'"),
         ("a: 1\nb: !ref <a> / 0", "line 2.*division by zero"),
         ("a: 9\nb: !ref <a>" + "*<a>" * 30, "63 bits"),
         ("a: 9\nb: !ref <a> ** 2", "cannot be calculated"),
@@ -190,10 +192,10 @@ def test_references_share_what_they_name(parse):
         ("a: !include:other.yaml", "unknown tag"),
         ("a: !new:", "unknown tag|names no Python object"),
         ("a: !new:os;x [1]", "names no Python object"),
-        ("a: !!int x", "no int"),
-        ("a: !!bool x", "no bool"),
+        ("a: !!int x", "not of type int"),
+        ("a: !!bool x", "not of type bool"),
         ("a: 0x" + "f" * 40, "63 bits"),
-        ("a: " + "9" * 5000, "is no int"),
+        ("a: " + "9" * 5000, "not of type int"),
         ("a: [", "not valid YAML"),
         ("a: \x01", "not valid YAML"),
         ("a: 1\n---\nb: 2", "not valid YAML"),

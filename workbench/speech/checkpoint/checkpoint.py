@@ -1,4 +1,4 @@
-"""A checkpoint folder: configuration, weights, noise and where they came from.
+"""`Checkpoint`: configuration, weights and noise of one voice, loaded from a folder and saved to one.
 
 The layout is the released one: `cosyvoice3.yaml`, `llm`, `flow` and `hift` as `.pt` or
 `.safetensors`, `CosyVoice-BlankEN/`, the two ONNX front ends. Nothing in a folder is executed.
@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError, first_line
+from workbench.files import atomic_write, data_path
 from workbench.speech.checkpoint import hyperyaml
 from workbench.speech.checkpoint.config_yaml import YAML, config_from_yaml, options_from_yaml
+from workbench.speech.checkpoint.config_yaml_write import config_to_yaml, qwen_config
 from workbench.speech.checkpoint.files import (
     CAMPPLUS,
     ESTIMATOR,
@@ -33,18 +35,17 @@ from workbench.speech.checkpoint.files import (
     qwen_folder,
     read_json,
     read_speakers,
-    replacing,
+    replace_folder,
 )
-from workbench.speech.checkpoint.template import config_to_yaml, qwen_config
 from workbench.speech.checkpoint.weights import (
     EMBED,
     HEAD,
     count_nonfinite,
-    fitted,
     hash_weights,
-    normalised,
     read_weights,
+    select_weights,
     unshared,
+    with_upstream_names,
 )
 from workbench.speech.config import Config, Options
 from workbench.speech.frontend.frontend import Frontend, SpeakerEncoder, SpeechTokenizer
@@ -55,11 +56,12 @@ from workbench.speech.models.lm import LM
 from workbench.speech.models.noise import Noise
 
 MODELS: dict[str, Callable[[Any], nn.Module]] = {"lm": LM, "flow": Flow, "hift": HiFT}
+BUNDLED_VOICE = "voices/tiny"  # in data/
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
-    """Weights of the three stages with everything they depend on.
+    """The weights of the three stages, with everything that they depend on.
 
     Parameters
     ----------
@@ -68,22 +70,32 @@ class Checkpoint:
     config : Config
         Sizes.
     weights : dict of str to dict of str to Tensor
-        State dicts of "lm", "flow" and "hift" under upstream's names, in the type they were stored in.
+        State dicts of "lm", "flow" and "hift", with upstream's names and the types of the file.
     noise : Noise
-        Start of the flow and excitation noise.
+        The noise that the flow starts from, and that of the vocoder's excitation.
     folder, campplus, speech_tokenizer, tokenizer : Path or None
-        Where it was loaded from; the ONNX front ends; the folder of the text tokenizer.
+        The folder that it was loaded from; the two ONNX models; the folder of the text tokenizer.
     estimator : Path or None
-        The flow's estimator as an ONNX file, see `Options.estimator`; `save` leaves it out, because the
-        weights may have changed since.
+        The flow's estimator as an ONNX file, see `Options.estimator`. `save` does not copy it, because the
+        weights may have changed.
     spk2info : dict or None
         Upstream's ready-made speakers.
     origin : dict
         File name of each part.
     device : str
-        Where `build` puts modules when not told.
+        Default device of `build`.
     options : Options
-        What a run does when it is told nothing else.
+        Default options of a run.
+
+    Examples
+    --------
+    >>> voice = wb.Checkpoint.load()
+    >>> voice
+    Checkpoint('tiny', 15.0 M parameters, float16)
+    >>> voice.weights["flow"]["decoder.estimator.proj_out.bias"].shape
+    torch.Size([80])
+    >>> voice.hift().config.hop_length  # samples per mel frame
+    480
     """
 
     name: str
@@ -101,24 +113,25 @@ class Checkpoint:
     options: Options = Options()
 
     @classmethod
-    def load(cls, folder: str | Path, lm: str = "auto", device: str = "cpu") -> "Checkpoint":
-        """Open a folder in the released layout.
+    def load(cls, folder: str | Path | None = None, lm: str = "auto", device: str = "cpu") -> "Checkpoint":
+        """Load a folder in the released layout.
 
         Parameters
         ----------
-        folder : str or Path
-            Safetensors are preferred where both kinds are there.
+        folder : str or Path, optional
+            Where a weight file is there as .safetensors and as .pt, the first is read. Default: the bundled
+            voice.
         lm : {"auto", "rl"}
-            "rl" takes `llm.rl` instead of `llm`.
+            "rl" reads `llm.rl` in place of `llm`.
         device : str
-            Where the modules go. Weights stay in memory-mapped files until then.
+            Where `build` puts modules. Weights stay in memory-mapped files until then.
 
         Raises
         ------
         WorkbenchError
-            When something is missing, unreadable, or not of the shape that the configuration asks for.
+            When a part is missing or unreadable, or has other shapes than the configuration states.
         """
-        folder = Path(folder)
+        folder = data_path(BUNDLED_VOICE) if folder is None else Path(folder)
         if lm not in ("auto", "rl"):
             raise WorkbenchError(f"lm is {lm!r}; expected 'auto' or 'rl'")
         if not folder.is_dir():
@@ -151,18 +164,16 @@ class Checkpoint:
 
     @classmethod
     def random(cls, config: Config, seed: int = 0) -> "Checkpoint":
-        """Return untrained weights of the true shapes, for speed and numerics without a download."""
+        """Return a checkpoint with untrained weights, to measure speed and numerics without a download."""
         weights = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for stage, model in MODELS.items():
-                weights[stage] = {
-                    k: v.detach() for k, v in model(getattr(config, stage)).state_dict().items()
-                }
+                module = model(getattr(config, stage))
+                weights[stage] = {key: value.detach() for key, value in module.state_dict().items()}
         weights["lm"][HEAD] = weights["lm"][EMBED]
-        return cls(
-            f"random-{seed}", config, weights, Noise(config), origin={"config": f"random, seed {seed}"}
-        )
+        origin = {"config": f"random, seed {seed}"}
+        return cls(f"random-{seed}", config, weights, Noise(config), origin=origin)
 
     def lm(self) -> LM:
         """Build the language model: float32, eval, on `device`."""
@@ -177,22 +188,23 @@ class Checkpoint:
         return self.build("hift")
 
     def frontend(self) -> Frontend:
-        """Build what prepares text and recordings.
+        """Build the front end, which prepares text and recordings.
 
         Raises
         ------
         WorkbenchError
-            When the checkpoint came without the text tokenizer or an ONNX model, as random ones do.
+            When the checkpoint has no text tokenizer or ONNX models, such as a random one.
         """
         parts = {
             f"{QWEN}/vocab.json": self.tokenizer,
             TOKENIZER: self.speech_tokenizer,
             CAMPPLUS: self.campplus,
         }
-        if missing := [name for name, path in parts.items() if path is None]:
+        missing = [name for name, path in parts.items() if path is None]
+        if missing:
             raise WorkbenchError(
                 f"{self.folder or self.name} has no {', '.join(missing)}; expected them for text and "
-                "recordings: copy them from the release this checkpoint belongs to"
+                "recordings: copy them from the release that this checkpoint belongs to"
             )
         return Frontend(
             TextTokenizer.load(self.tokenizer),
@@ -202,16 +214,16 @@ class Checkpoint:
         )
 
     def build(self, stage: str, device: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
-        """Build a module that may be run but not trained.
+        """Build the module of a stage, in eval mode and without gradients.
 
         Parameters
         ----------
         stage : {"lm", "flow", "hift"}
-            Which one.
+            Stage to build.
         device : str, optional
             Default: the checkpoint's.
         dtype : torch.dtype
-            Weights are copied; the checkpoint's own stay as they are.
+            Type of the module's weights. They are copies: the checkpoint stays as it is.
 
         Returns
         -------
@@ -220,38 +232,37 @@ class Checkpoint:
         if stage not in MODELS:
             raise WorkbenchError(f"stage is {stage!r}; expected one of {', '.join(MODELS)}")
         module = _on_meta(stage, self.config)
-        where = torch.device(self.device if device is None else device)
-        ready = {
-            key: value.to(where, dtype, copy=True)
-            for key, value in self.weights[stage].items()
-            if key != HEAD
-        }
+        target = torch.device(self.device if device is None else device)
+        copies = {}
+        for key, value in self.weights[stage].items():
+            if key != HEAD:
+                copies[key] = value.to(target, dtype, copy=True)
         if stage == "lm":
-            ready[HEAD] = ready[EMBED]
-        module.load_state_dict(ready, strict=True, assign=True)
-        if stage == "lm":
+            copies[HEAD] = copies[EMBED]
+        module.load_state_dict(copies, strict=True, assign=True)
+        if stage == "lm":  # assigning made two parameters of one tensor; tie them again
             module.llm.model.lm_head.weight = module.qwen.embed_tokens.weight
         return module.eval().requires_grad_(False)
 
     def save(self, folder: str | Path, overwrite: bool = False, noise_seconds: float = 30.0) -> Path:
-        """Write the released layout, all of it or nothing.
+        """Write a folder in the released layout; after an error the old folder is unchanged.
 
         Parameters
         ----------
         folder : str or Path
-            Made if need be.
+            Made if it does not exist.
         overwrite : bool
-            True replaces a checkpoint that is there, with all else in its folder.
+            True replaces a checkpoint in `folder`, with all other files there.
         noise_seconds : float
-            Length of the excitation noise in `noise.safetensors`; 0 leaves the file out.
+            Length of the excitation noise in `noise.safetensors`; 0 writes no such file.
 
         Raises
         ------
         WorkbenchError
-            When the folder holds something, or cannot be written.
+            When the folder is not empty, or cannot be written.
         """
         folder = Path(folder).resolve()
-        with replacing(folder, overwrite) as draft:
+        with replace_folder(folder, overwrite) as draft:
             self._write(draft, noise_seconds)
         return folder
 
@@ -270,31 +281,31 @@ class Checkpoint:
         for stage, stem in STEMS.items():
             tensors = dict(self.weights[stage])
             if tensors.get(HEAD) is tensors.get(EMBED):
-                tensors.pop(HEAD, None)  # `load` puts it back
-            save_file(unshared(tensors), draft / f"{stem}.safetensors")
+                tensors.pop(HEAD, None)  # `load` adds it again
+            _write_tensors(unshared(tensors), draft / f"{stem}.safetensors")
         if noise_seconds > 0:
-            n = min(int(noise_seconds * self.config.hift.sampling_rate), self.config.hift.noise_samples)
-            noise = self.noise
+            n_samples = int(noise_seconds * self.config.hift.sampling_rate)
+            n_samples = min(n_samples, self.config.hift.noise_samples)
             tensors = {
-                "ode": noise.ode(),
-                "initial_phase": noise.initial_phase(),
-                "excitation": noise.excitation(n),
+                "ode": self.noise.ode(),
+                "initial_phase": self.noise.initial_phase(),
+                "excitation": self.noise.excitation(n_samples),
             }
-            save_file(tensors, draft / NOISE)
+            _write_tensors(tensors, draft / NOISE)
 
     @cached_property
     def content_hash(self) -> str:
-        """Hash of the weights, the same whatever kind of file they came from."""
+        """sha256 of the weights; it does not depend on the kind of file that they came from."""
         return hash_weights(self.weights)
 
     @cached_property
     def nonfinite(self) -> dict[str, int]:
-        """How many values of each stage are NaN or Inf."""
+        """Number of NaN and Inf in the weights of each stage."""
         return count_nonfinite(self.weights)
 
     def _size(self, stage: str) -> tuple[int, str, float]:
-        """Elements, types and megabytes, the tied embedding counted once."""
-        values = {id(v): v for v in self.weights[stage].values()}.values()
+        """Return number of weights, types and megabytes; the tied embedding counts once."""
+        values = {id(v): v for v in self.weights[stage].values()}.values()  # by id: each tensor once
         types = ", ".join(sorted({str(v.dtype).removeprefix("torch.") for v in values}))
         return sum(v.numel() for v in values), types, sum(v.nbytes for v in values) / 1e6
 
@@ -306,7 +317,8 @@ class Checkpoint:
     def _repr_html_(self) -> str:
         from html import escape
 
-        heads = "".join(f"<th>{h}</th>" for h in ("stage", "file", "parameters", "type", "MB", "NaN or Inf"))
+        titles = ("stage", "file", "parameters", "type", "MB", "NaN or Inf")
+        heads = "".join(f"<th>{title}</th>" for title in titles)
         rows = ""
         for stage in self.weights:
             n, types, mb = self._size(stage)
@@ -318,15 +330,29 @@ class Checkpoint:
         return f"<div>{title}<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
 
 
+def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    with atomic_write(path) as draft:
+        save_file(tensors, draft)
+
+
 def _on_meta(stage: str, config: Config) -> Any:
+    """Build the module of a stage without memory for its weights."""
     try:
         with torch.device("meta"):
             return MODELS[stage](getattr(config, stage))
     except (ValueError, RuntimeError, IndexError, ZeroDivisionError, OverflowError) as error:
-        raise WorkbenchError(f"{YAML}: the sizes of {stage} make no model ({first_line(error)})") from error
+        raise WorkbenchError(
+            f"{YAML}: no model of {stage} has these sizes ({first_line(error)}); is the file as released?"
+        ) from error
 
 
 def _load_stage(stage: str, config: Config, path: Path) -> dict[str, Tensor]:
-    found = normalised(stage, read_weights(path), path)
-    expected = {key: tuple(value.shape) for key, value in _on_meta(stage, config).state_dict().items()}
-    return fitted(found, expected, path)
+    found = with_upstream_names(stage, read_weights(path), path)
+    return select_weights(found, _shapes(stage, config), path)
+
+
+@lru_cache(maxsize=16)  # to build a module takes longer than to read its weights
+def _shapes(stage: str, config: Config) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight of a stage; callers do not change the dict."""
+    state_dict = _on_meta(stage, config).state_dict()
+    return {key: tuple(value.shape) for key, value in state_dict.items()}

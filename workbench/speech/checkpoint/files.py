@@ -1,4 +1,4 @@
-"""Which file is what in a checkpoint folder, and how such a folder is written whole."""
+"""The files of a checkpoint folder: their names, how to find them, and how to replace a whole folder."""
 
 import json
 import os
@@ -13,24 +13,28 @@ from workbench.errors import WorkbenchError, first_line
 from workbench.speech.checkpoint.config_yaml import YAML
 from workbench.speech.checkpoint.weights import read_weights
 
-STEMS = {"lm": "llm", "flow": "flow", "hift": "hift"}
-QWEN, CAMPPLUS, TOKENIZER = "CosyVoice-BlankEN", "campplus.onnx", "speech_tokenizer_v3.onnx"
-NOISE, SPK2INFO = "noise.safetensors", "spk2info.pt"
+STEMS = {"lm": "llm", "flow": "flow", "hift": "hift"}  # file names of the weights, without suffix
+QWEN = "CosyVoice-BlankEN"  # folder of the LM's sizes and of the text tokenizer
+CAMPPLUS = "campplus.onnx"  # speaker encoder
+TOKENIZER = "speech_tokenizer_v3.onnx"
+NOISE = "noise.safetensors"
+SPK2INFO = "spk2info.pt"  # ready-made speakers
 ESTIMATOR = "flow.decoder.estimator.fp32.onnx"
 LAYOUT = f"{YAML}, llm.pt, flow.pt, hift.pt (or .safetensors), {QWEN}/config.json"
-MAX_JSON = 1_000_000
+MAX_JSON = 1_000_000  # bytes of a config.json
 
 
 def find_weights(folder: Path, stem: str) -> Path:
-    """Return the weight file of a stem; safetensors before pt."""
+    """Return the weight file of a stage; .safetensors goes before .pt."""
     for suffix in (".safetensors", ".pt"):
-        if (path := folder / f"{stem}{suffix}").is_file():
+        path = folder / f"{stem}{suffix}"
+        if path.is_file():
             return path
     raise WorkbenchError(f"{folder} has neither {stem}.safetensors nor {stem}.pt; expected {LAYOUT}")
 
 
 def qwen_folder(folder: Path) -> Path:
-    """Return the folder of the LM's configuration and of the text tokenizer."""
+    """Return the folder with the LM's config.json and the text tokenizer, also under another name."""
     if (folder / QWEN / "config.json").is_file():
         return folder / QWEN
     for path in sorted(folder.iterdir()):
@@ -40,7 +44,7 @@ def qwen_folder(folder: Path) -> Path:
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a text tokenizer, in either of the two forms."""
+    """Whether a folder holds a text tokenizer, in one of the two forms."""
     return any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
 
 
@@ -54,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise WorkbenchError(
-            f"{path} is no readable JSON ({first_line(error)}); expected Qwen2's config"
+            f"{path} cannot be read as JSON ({first_line(error)}); expected Qwen2's config"
         ) from error
     if not isinstance(found, dict):
         raise WorkbenchError(f"{path} holds a {type(found).__name__}; expected Qwen2's config, an object")
@@ -66,30 +70,35 @@ def read_speakers(path: Path) -> dict[str, Any]:
     found = read_weights(path)
     bad = [name for name, parts in found.items() if not isinstance(name, str) or not isinstance(parts, dict)]
     if bad:
-        raise WorkbenchError(f"{path}: speaker {bad[0]!r} is no set of tensors; expected names with dicts")
+        raise WorkbenchError(
+            f"{path}: speaker {bad[0]!r} is not a dict of tensors; expected names with dicts"
+        )
     return found
 
 
 @contextmanager
-def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a draft folder that takes the place of `folder` in the end, or goes after an error.
+def replace_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """Yield a draft folder, which replaces `folder` when the block ends and is removed after an error.
 
     Raises
     ------
     WorkbenchError
-        When `folder` holds something that may not be overwritten, or cannot be written.
+        When `folder` is not empty and may not be overwritten, or cannot be written.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         if not overwrite:
             raise WorkbenchError(f"{folder} is not empty; pass overwrite=True or choose another folder")
         if not (folder / YAML).is_file():
             raise WorkbenchError(
-                f"{folder} holds no {YAML}, so it is no checkpoint to overwrite; choose another"
+                f"{folder} has no {YAML}, so it is no checkpoint to overwrite; choose another folder"
             )
-    draft, old = (folder.with_name(f".{folder.name}.{kind}-{uuid.uuid4().hex}") for kind in ("draft", "old"))
+    unique = uuid.uuid4().hex
+    draft = folder.with_name(f".{folder.name}.draft-{unique}")
+    old = folder.with_name(f".{folder.name}.old-{unique}")
     try:
         draft.mkdir(parents=True)
         yield draft
+        # A folder that is not empty cannot be replaced in one step: move the old one away first.
         if folder.is_dir():
             os.replace(folder, old)
         os.replace(draft, folder)

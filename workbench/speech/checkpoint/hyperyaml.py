@@ -1,7 +1,8 @@
-"""Reads HyperPyYAML, the language of `cosyvoice3.yaml`, as data.
+"""Read HyperPyYAML, the language of `cosyvoice3.yaml`, as plain data.
 
-Upstream imports and calls whatever a file's tags name. Here a tag becomes a `Tagged` value that
-nothing calls, so a file from a stranger can be opened. Facts: the HyperPyYAML package.
+The HyperPyYAML package imports and calls the Python object that a tag names. Here a tag becomes a `Tagged`
+value and nothing is called, so that a file from an unknown source is safe to open. Reading has two steps:
+`_Builder` turns YAML nodes into values, `_Resolver` replaces each `!ref` by the value that it names.
 """
 
 import ast
@@ -16,10 +17,12 @@ import yaml
 
 from workbench.errors import WorkbenchError
 
+# Bounds for damaged or hostile files; the released file has about 500 nodes in 10 kB.
 MAX_BYTES = 1_000_000
-MAX_NODES = 20_000  # the released file has about 500; an alias counts as often as it is used
+MAX_NODES = 20_000  # an alias counts each time it is used
 MAX_DEPTH = 50
-MAX_TEXT = 10_000  # characters that a !ref may join together
+MAX_TEXT = 10_000  # characters of the text that a !ref makes
+MAX_EXPRESSION = 200  # characters of the arithmetic in a !ref
 MAX_NUMBER = 2**63
 OPERATORS = {
     ast.Add: operator.add,
@@ -37,7 +40,7 @@ _YAML = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True)
 class Tagged:
-    """A node that upstream would execute: `!new:a.b.C {x: 1}` is `Tagged("new", "a.b.C", {"x": 1})`."""
+    """A node that HyperPyYAML would execute: `!new:a.b.C {x: 1}` is `Tagged("new", "a.b.C", {"x": 1})`."""
 
     tag_kind: str  # new, name, apply or module
     target: str
@@ -45,18 +48,20 @@ class Tagged:
 
     @property
     def name(self) -> str:
-        """Last part of the target: a class's or function's own name."""
+        """The last part of the target, which is the name of a class or function."""
         return self.target.rpartition(".")[2]
 
 
 @dataclass(frozen=True, eq=False)
 class _Ref:
+    """A `!ref` that is not resolved yet."""
+
     text: str
     line: int
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that also knows YAML 1.2 floats such as 1e-06, and stops early on a huge file."""
+    """SafeLoader that also reads YAML 1.2 floats such as 1e-06, and stops early on a huge file."""
 
     composed = 0
 
@@ -81,7 +86,7 @@ def read(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        Plain values and `Tagged`; every `!ref` is resolved.
+        Plain values and `Tagged` ones; every `!ref` is resolved.
 
     Raises
     ------
@@ -114,7 +119,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise WorkbenchError(f"{path}{where}: not valid YAML: {problem}") from error
     except RecursionError as error:
         raise WorkbenchError(
-            f"{path} is nested, or refers on, too deeply; expected a flat configuration"
+            f"{path} has too deeply nested values or references; expected a flat configuration"
         ) from error
 
 
@@ -129,14 +134,14 @@ def show(value: Any) -> str:
 
 
 class _Builder:
-    """YAML nodes to values, bounded in number and depth."""
+    """Turn YAML nodes into values, bounded in number and depth."""
 
     def __init__(self, path: Path, loader: _Loader) -> None:
         self.path = path
         self.loader = loader
         self.count = 0
 
-    def fail(self, node: yaml.Node, message: str) -> WorkbenchError:
+    def error(self, node: yaml.Node, message: str) -> WorkbenchError:
         return WorkbenchError(f"{self.path}, line {node.start_mark.line + 1}: {message}")
 
     def build_root(self, node: yaml.Node | None) -> dict[str, Any]:
@@ -150,14 +155,14 @@ class _Builder:
     def build(self, node: yaml.Node, depth: int) -> Any:
         self.count += 1
         if self.count > MAX_NODES or depth > MAX_DEPTH:
-            raise self.fail(node, f"more than {MAX_NODES} values or {MAX_DEPTH} levels; are aliases nested?")
+            raise self.error(node, f"more than {MAX_NODES} values or {MAX_DEPTH} levels; are aliases nested?")
         tag = node.tag
         if tag in ("!ref", "!copy") and isinstance(node, yaml.ScalarNode):
             return _Ref(node.value, node.start_mark.line + 1)
         kind, colon, target = tag.partition(":")
         if colon and kind in ("!new", "!name", "!apply", "!module"):
             if not _TARGET.fullmatch(target):
-                raise self.fail(node, f"{tag[:80]!r} names no Python object; expected {kind}:package.name")
+                raise self.error(node, f"{tag[:80]!r} names no Python object; expected {kind}:package.name")
             if isinstance(node, yaml.ScalarNode):
                 args = [node.value] if node.value else {}
             else:
@@ -170,7 +175,7 @@ class _Builder:
         raise self.unknown(node)
 
     def unknown(self, node: yaml.Node) -> WorkbenchError:
-        return self.fail(
+        return self.error(
             node, f"unknown tag {node.tag[:80]!r}; expected !new, !name, !apply, !module or !ref"
         )
 
@@ -181,9 +186,9 @@ class _Builder:
         for key_node, value_node in node.value:
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{_YAML}str":
-                raise self.fail(key_node, f"key {show(key)} is not plain text")
+                raise self.error(key_node, f"key {show(key)} is not plain text")
             if key in built:
-                raise self.fail(key_node, f"key {show(key)} is there twice; delete one")
+                raise self.error(key_node, f"key {show(key)} is there twice; delete one")
             built[key] = self.build(value_node, depth + 1)
         return built
 
@@ -195,34 +200,34 @@ class _Builder:
             raise self.unknown(node)
         try:
             value = self.loader.construct_object(node)
-        except (ValueError, KeyError, IndexError) as error:  # a tag that its text does not fit
-            raise self.fail(node, f"{show(node.value)} is no {kind}") from error
+        except (ValueError, KeyError, IndexError) as error:  # such as "!!int x"
+            raise self.error(node, f"{show(node.value)} is not of type {kind}") from error
         if isinstance(value, int) and abs(value) > MAX_NUMBER:
-            raise self.fail(node, "a number of more than 63 bits")
+            raise self.error(node, "the number has more than 63 bits")
         return value
 
 
 class _Resolver:
-    """Replaces every `_Ref` by what it means."""
+    """Replace each `_Ref` by the value that it names."""
 
     def __init__(self, path: Path, tree: dict[str, Any]) -> None:
         self.path = path
         self.tree = tree
-        self.done: dict[int, Any] = {}  # by id; the tree and these values stay alive, so no id returns
-        self.busy: set[int] = set()
+        self.resolved: dict[int, Any] = {}  # by id of the raw value; all values stay alive, so ids are unique
+        self.in_progress: set[int] = set()  # ids of the values that contain the current one
 
-    def fail(self, ref: _Ref, message: str) -> WorkbenchError:
+    def error(self, ref: _Ref, message: str) -> WorkbenchError:
         return WorkbenchError(f"{self.path}, line {ref.line}: !ref {ref.text[:80]}: {message}")
 
     def resolve(self, raw: Any) -> Any:
         if not isinstance(raw, dict | list | Tagged | _Ref):
             return raw
-        if id(raw) in self.done:
-            return self.done[id(raw)]
-        if id(raw) in self.busy:
+        if id(raw) in self.resolved:
+            return self.resolved[id(raw)]
+        if id(raw) in self.in_progress:
             where = f", line {raw.line}" if isinstance(raw, _Ref) else ""
             raise WorkbenchError(f"{self.path}{where}: a !ref leads back to itself; expected no cycle")
-        self.busy.add(id(raw))
+        self.in_progress.add(id(raw))
         if isinstance(raw, dict):
             value: Any = {key: self.resolve(child) for key, child in raw.items()}
         elif isinstance(raw, list):
@@ -231,12 +236,15 @@ class _Resolver:
             value = Tagged(raw.tag_kind, raw.target, self.resolve(raw.args))
         else:
             value = self.evaluate(raw)
-        self.busy.discard(id(raw))
-        self.done[id(raw)] = self.done[id(value)] = value  # what is resolved is not copied again
+        self.in_progress.discard(id(raw))
+        self.resolved[id(raw)] = value
+        self.resolved[id(value)] = (
+            value  # so that a value that was resolved is not copied when it is met again
+        )
         return value
 
     def lookup(self, ref: _Ref, name: str) -> Any:
-        """Follow `a`, `a.b` or `a[b]`."""
+        """Return the value of `a`, `a.b` or `a[b]`."""
         value: Any = self.tree
         for part in re.findall(r"[^.\[\]]+", name) or [""]:
             value = self.resolve(value) if isinstance(value, _Ref) else value
@@ -246,29 +254,33 @@ class _Resolver:
             elif isinstance(inside, list) and part.isdecimal() and len(part) < 6 and int(part) < len(inside):
                 value = inside[int(part)]
             else:
-                raise self.fail(ref, f"nothing is called {show(part)} there")
+                raise self.error(ref, f"nothing has the name {show(part)} there")
         return self.resolve(value)
 
     def evaluate(self, ref: _Ref) -> Any:
+        """Return the value of a reference: `<a>` is what a is, `<a> * 2` a number, `<a>/x` a text."""
         text = ref.text.strip()
         values = [self.lookup(ref, name) for name in _REF.findall(text)]
         if not values:
-            raise self.fail(ref, "names nothing; expected <name>")
+            raise self.error(ref, "names nothing; expected <name>")
         if _REF.fullmatch(text):
             return values[0]
         if not all(isinstance(v, int | float | str) for v in values):
-            raise self.fail(ref, f"mixes {', '.join(show(v) for v in values[:3])}; expected numbers or text")
+            raise self.error(ref, f"mixes {', '.join(show(v) for v in values[:3])}; expected numbers or text")
+        # "<a> * <b> + 1" -> "_0 * _1 + 1": names without values, which are put in when it is calculated.
         counter = iter(range(len(values)))
         expression = _REF.sub(lambda _: f"_{next(counter)}", text)
         numeric = not any(isinstance(v, bool | str) for v in values)
-        if numeric and len(expression) <= 200 and _ARITHMETIC.fullmatch(expression):
+        if numeric and len(expression) <= MAX_EXPRESSION and _ARITHMETIC.fullmatch(expression):
             return self.calculate(ref, expression, values)
-        pieces = iter(values)
         if len(text) + sum(len(str(v)) for v in values) > MAX_TEXT:
-            raise self.fail(ref, f"makes more than {MAX_TEXT} characters")
-        return _REF.sub(lambda _: str(next(pieces)), text)
+            raise self.error(ref, f"makes more than {MAX_TEXT} characters")
+        remaining = iter(values)
+        return _REF.sub(lambda _: str(next(remaining)), text)
 
     def calculate(self, ref: _Ref, expression: str, values: list[float]) -> float:
+        """Return the result of an arithmetic expression, by its syntax tree: nothing is evaluated as code."""
+
         def value(node: ast.AST) -> float:
             match node:
                 case ast.Constant(value=int() | float() as number):
@@ -286,4 +298,4 @@ class _Resolver:
         try:
             return value(ast.parse(expression.strip(), mode="eval").body)
         except (SyntaxError, ValueError, ArithmeticError) as error:
-            raise self.fail(ref, f"cannot be calculated ({error})") from error
+            raise self.error(ref, f"cannot be calculated ({error})") from error

@@ -1,4 +1,4 @@
-"""What lies in a folder of weights, also in a broken or foreign one."""
+"""List the tensors in a folder of weights, which may be broken or not CosyVoice3 at all."""
 
 import math
 from collections.abc import Iterator
@@ -11,27 +11,27 @@ from torch import Tensor
 from workbench.errors import WorkbenchError, first_line
 from workbench.speech.checkpoint.files import STEMS
 from workbench.speech.checkpoint.hyperyaml import show
-from workbench.speech.checkpoint.weights import hash_file, plain, read_weights
+from workbench.speech.checkpoint.weights import hash_file, is_dense, read_weights
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def inspect_folder(folder: str | Path, prefix: str = "") -> "pd.DataFrame":
-    """List every tensor of every weight file, also of broken or foreign folders.
+    """List every tensor of every weight file in a folder.
 
     Parameters
     ----------
     folder : str or Path
-        Any folder; no configuration is needed.
+        Any folder; it needs no configuration.
     prefix : str
-        Keep rows whose `stage.key` starts so, such as "flow.decoder".
+        Keep rows whose `stage.key` starts with this, such as "flow.decoder".
 
     Returns
     -------
     pandas.DataFrame
-        file, stage, key, shape, dtype, MB, nan, inf, note: a row a tensor. A file that cannot be
-        read has one row with the reason as its note. `attrs["sha256"]` has each file's own hash.
+        One row per tensor: file, stage, key, shape, dtype, MB, nan, inf, note. A file that cannot be read has
+        one row, whose note is the reason. `attrs["sha256"]` has the hash of each file.
     """
     import pandas as pd
 
@@ -83,7 +83,7 @@ def _describe(key: str, value: Any) -> dict[str, Any]:
         "dtype": str(value.dtype).removeprefix("torch."),
         "MB": value.numel() * value.element_size() / 1e6,
     }
-    if not plain(value):
+    if not is_dense(value):
         return row | {"note": "not dense: values not counted"}
     if value.is_floating_point():
         row |= {"nan": int(value.isnan().sum()), "inf": int(value.isinf().sum())}
@@ -97,7 +97,7 @@ def _onnx_entries(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except DecodeError as error:
-        raise WorkbenchError(f"{path} is no ONNX model ({first_line(error)}); copy it again") from error
+        raise WorkbenchError(f"{path} is not an ONNX model ({first_line(error)}); copy it again") from error
     for tensor in graph.initializer:
         try:
             yield tensor.name, torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())

@@ -1,4 +1,4 @@
-"""Weight files: read without running anything in them, names made one, shapes checked, hashed."""
+"""Weight files: read without running code in them, renamed to upstream's names, checked and hashed."""
 
 import hashlib
 import zipfile
@@ -15,16 +15,19 @@ from torch import Tensor
 from workbench.errors import WorkbenchError, first_line
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-EMBED, HEAD = "llm.model.model.embed_tokens.weight", "llm.model.lm_head.weight"  # one tensor, two names
+EMBED = "llm.model.model.embed_tokens.weight"
+HEAD = "llm.model.lm_head.weight"  # the same tensor as the embedding
+TRAINER_KEYS = ("epoch", "step")  # numbers that the trainer adds to a state dict
+MAX_PROBLEMS = 5  # listed in an error message
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a `.pt` or `.safetensors` file, memory-mapped, without running anything in it.
+    """Read a `.pt` or `.safetensors` file, memory-mapped, without running code in it.
 
     Raises
     ------
     WorkbenchError
-        When it cannot be read, is cut short, or holds more than its size.
+        When it cannot be read, is cut short, or claims more bytes than it has.
     """
     try:
         if path.suffix == ".safetensors":
@@ -37,10 +40,10 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise WorkbenchError(
             f"{path} cannot be read ({first_line(error)}); is it complete? Copy it again"
         ) from error
-    except Exception as error:  # torch's unpickler answers damaged bytes with any kind of exception
+    except Exception as error:  # torch's unpickler raises any kind of exception for damaged bytes
         raise WorkbenchError(
             f"{path} holds no plain weights ({first_line(error)}); expected names with tensors, as "
-            "torch.save writes a state_dict. Copy the file again, or save its state_dict alone"
+            "torch.save writes a state_dict. Copy the file again, or save the state_dict without objects"
         ) from error
     if not isinstance(found, dict):
         raise WorkbenchError(
@@ -50,37 +53,37 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse what torch.save never writes and what would unpack to more than the file."""
+    """Refuse archives that torch.save never writes, or that would unpack to more bytes than the file has."""
     if not zipfile.is_zipfile(path):
         raise WorkbenchError(
-            f"{path} is no zip archive, or is cut short; expected a file of torch.save (1.6 or later)"
+            f"{path} is no zip archive, or is cut short; expected a file that torch.save wrote (1.6 or later)"
         )
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    packed = [
-        e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size
+    compressed = [
+        e for e in entries if e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size
     ]
-    if packed or sum(e.file_size for e in entries) > path.stat().st_size:
+    if compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise WorkbenchError(
             f"{path} holds compressed or overlapping entries; expected them stored, as torch.save does"
         )
 
 
-def normalised(stage: str, found: dict[Any, Any], path: Path) -> dict[str, Any]:
-    """Rename what a file of a stage may hold to upstream's names at inference."""
+def with_upstream_names(stage: str, found: dict[Any, Any], path: Path) -> dict[str, Any]:
+    """Return the content of a stage's file under the names that upstream uses at inference."""
     found = {str(key): value for key, value in found.items()}
-    for name in ("epoch", "step"):  # what the trainer adds
+    for name in TRAINER_KEYS:
         if isinstance(found.get(name), int):
             del found[name]
     if stage == "hift":
         found = _rename_hift(found, path)
     if stage == "lm":
-        _tie(found)
+        _tie_embedding(found)
     return found
 
 
 def _rename_hift(found: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Drop the GAN trainer's prefix, and name weight norm as torch 2 does."""
+    """Drop the prefix of the GAN trainer, and name the parts of weight norm as torch 2 does."""
     renamed: dict[str, Any] = {}
     for key, value in found.items():
         name = key.replace("generator.", "")
@@ -93,44 +96,56 @@ def _rename_hift(found: dict[str, Any], path: Path) -> dict[str, Any]:
     return renamed
 
 
-def _tie(found: dict[str, Any]) -> None:
-    """Make head and embedding one tensor where the file has one of them, or two equal ones."""
+def _tie_embedding(found: dict[str, Any]) -> None:
+    """Make head and embedding one tensor if the file has one of them or two equal ones."""
     embed, head = found.get(EMBED), found.get(HEAD)
     if embed is None and head is None:
         return
     if embed is None or head is None:
         found[EMBED] = found[HEAD] = head if embed is None else embed
-    elif plain(embed) and plain(head) and embed.dtype == head.dtype and torch.equal(embed, head):
+    elif is_dense(embed) and is_dense(head) and embed.dtype == head.dtype and torch.equal(embed, head):
         found[HEAD] = embed
 
 
-def fitted(found: dict[str, Any], expected: dict[str, tuple[int, ...]], path: Path) -> dict[str, Tensor]:
-    """Return the tensors in the order of `expected`, or say which do not have its names and shapes."""
-    wrong = [
-        f"{key}: expected {shape} float16, bfloat16 or float32, found {_kind(found[key])}"
-        for key, shape in expected.items()
-        if key in found and not _fits(found[key], shape)
-    ]
+def select_weights(
+    found: dict[str, Any], expected: dict[str, tuple[int, ...]], path: Path
+) -> dict[str, Tensor]:
+    """Return the tensors in the order of `expected`.
+
+    Raises
+    ------
+    WorkbenchError
+        When names, shapes or types are not those of `expected`; it lists the first differences.
+    """
+    wrong = []
+    missing = []
+    for key, shape in expected.items():
+        if key not in found:
+            missing.append(f"{key}: expected {shape}, found nothing")
+        elif not _fits(found[key], shape):
+            wrong.append(f"{key}: expected {shape} float16, bfloat16 or float32, found {_kind(found[key])}")
     extra = [
         f"{key[:120]}: expected nothing, found {_kind(found[key])}" for key in found if key not in expected
     ]
-    missing = [
-        f"{key}: expected {shape}, found nothing" for key, shape in expected.items() if key not in found
-    ]
-    if problems := [p for row in zip_longest(wrong, extra, missing) for p in row if p]:
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-        listed = "\n  ".join(problems[:5])
+
+    # List problems of all three kinds, taking turns.
+    turns = zip_longest(wrong, extra, missing)
+    problems = [problem for turn in turns for problem in turn if problem]
+    if problems:
+        more = f"\n  and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else ""
+        listed = "\n  ".join(problems[:MAX_PROBLEMS])
         raise WorkbenchError(
             f"{path} does not fit cosyvoice3.yaml: {len(wrong)} of another shape or type, "
             f"{len(extra)} unexpected, {len(missing)} missing:\n  {listed}{more}\n"
             f"Is it from the same checkpoint? `workbench inspect {path.parent}` lists what is there"
         )
-    apart = {id(value): value.detach() for value in found.values()}  # tied ones stay one
-    return {key: apart[id(found[key])] for key in expected}
+    # Detach each tensor once, so that two names of one tensor stay two names of one tensor.
+    detached = {id(value): value.detach() for value in found.values()}
+    return {key: detached[id(found[key])] for key in expected}
 
 
-def plain(value: Any) -> bool:
-    """Whether it is a dense tensor with memory of its own for every value."""
+def is_dense(value: Any) -> bool:
+    """Whether a value is a dense tensor with memory of its own for each element."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -141,31 +156,31 @@ def plain(value: Any) -> bool:
 
 
 def _fits(value: Any, shape: tuple[int, ...]) -> bool:
-    return plain(value) and tuple(value.shape) == shape and value.dtype in DTYPES
+    return is_dense(value) and tuple(value.shape) == shape and value.dtype in DTYPES
 
 
 def _kind(value: Any) -> str:
+    """Return shape and type for an error message."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
-    dense = "" if plain(value) else ", not dense"
+    dense = "" if is_dense(value) else ", not dense"
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}{dense}"
 
 
 def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors of which no two share memory, as safetensors wants them."""
-    seen: set[int] = set()
+    """Return contiguous tensors of which no two share memory, as safetensors requires."""
+    addresses: set[int] = set()
     result = {}
     for key, value in tensors.items():
-        place = value.untyped_storage().data_ptr()
-        result[key] = (
-            value.clone(memory_format=torch.contiguous_format) if place in seen else value.contiguous()
-        )
-        seen.add(place)
+        address = value.untyped_storage().data_ptr()
+        is_shared = address in addresses
+        result[key] = value.clone(memory_format=torch.contiguous_format) if is_shared else value.contiguous()
+        addresses.add(address)
     return result
 
 
 def hash_weights(weights: dict[str, dict[str, Tensor]]) -> str:
-    """Hash names, types, shapes and values of every stage, whatever kind of file they came from."""
+    """Return the sha256 of names, types, shapes and values of all stages."""
     digest = hashlib.sha256()
     for stage, key, value in _ordered(weights):
         digest.update(f"{stage}.{key} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -174,7 +189,7 @@ def hash_weights(weights: dict[str, dict[str, Tensor]]) -> str:
 
 
 def count_nonfinite(weights: dict[str, dict[str, Tensor]]) -> dict[str, int]:
-    """Count the NaN and Inf of each stage."""
+    """Return the number of NaN and Inf of each stage."""
     counts = dict.fromkeys(weights, 0)
     for stage, _, value in _ordered(weights):
         counts[stage] += value.numel() - int(value.isfinite().sum())
@@ -188,6 +203,6 @@ def _ordered(weights: dict[str, dict[str, Tensor]]) -> Iterator[tuple[str, str, 
 
 
 def hash_file(path: Path) -> str:
-    """Hash a file's bytes."""
+    """Return the sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Writes `Config` and `Options` as files that upstream can load; `layout.py` reads them back.
+"""Write `Config` and `Options` as files that upstream can load; `config_yaml` reads them back.
 
 They are `cosyvoice3.yaml` and the `config.json` of the Qwen2 folder.
 """
@@ -8,25 +8,22 @@ from typing import Any
 
 import yaml
 
-from workbench.speech.checkpoint.config_yaml import CFM, OWN, SAMPLING
-from workbench.speech.config import Config, Options
+from workbench.speech.checkpoint.config_yaml import CFM, OPTION_TYPES, OWN, SAMPLING
+from workbench.speech.config import RELEASED, Config, Options
+
+QWEN_SIZES = (  # fields of `LMConfig` that stand in Qwen2's config.json, not in cosyvoice3.yaml
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("intermediate_size", "vocab_size", "rope_theta", "rms_norm_eps"),
+)
 
 
 def qwen_config(config: Config) -> dict[str, Any]:
     """Return the `config.json` of the Qwen2 folder that belongs to a configuration."""
-    lm = config.lm
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "hidden_act": "silu",
-        "hidden_size": lm.hidden_size,
-        "num_hidden_layers": lm.num_hidden_layers,
-        "num_attention_heads": lm.num_attention_heads,
-        "num_key_value_heads": lm.num_key_value_heads,
-        "intermediate_size": lm.intermediate_size,
-        "vocab_size": lm.vocab_size,
-        "rope_theta": lm.rope_theta,
-        "rms_norm_eps": lm.rms_norm_eps,
+        **{name: getattr(config.lm, name) for name in QWEN_SIZES},
         "max_position_embeddings": 32_768,
         "tie_word_embeddings": True,
         "use_sliding_window": False,
@@ -34,26 +31,29 @@ def qwen_config(config: Config) -> dict[str, Any]:
 
 
 def config_to_yaml(config: Config, options: Options = Options()) -> str:
-    """Write a `cosyvoice3.yaml` that upstream can load for inference.
+    """Return the text of a `cosyvoice3.yaml` that upstream can load for inference.
 
     The order llm, flow, hift is upstream's: its noise depends on it.
     """
-    mel, lm, flow, hift, dit = config.mel, config.lm, config.flow, config.hift, config.flow.dit
-    numbers = {name: (getattr(config, part), getattr(Config(), part)) for name, part in OWN.items()}
-    own: dict[str, Any] = {
-        name: getattr(ours, name)
-        for name, (ours, default) in numbers.items()
-        if getattr(ours, name) != getattr(default, name)
+    mel = config.mel
+    lm = config.lm
+    flow = config.flow
+    dit = flow.dit
+    hift = config.hift
+    top = {"silent_tokens": config.silent_tokens}
+    if config.scripts:
+        top["scripts"] = config.scripts
+    own = _own_values(config, options)
+    if own:
+        top["workbench"] = own
+    sampling = {name: getattr(options, name) for name in SAMPLING}
+    cfm = {key: getattr(options, option) for key, option in CFM.items()}
+    hift_values = {
+        f.name: getattr(hift, f.name)
+        for f in fields(hift)
+        if f.name not in ("f0_cond_channels", "noise_samples", "istft_n_fft", "istft_hop_len")
     }
-    elsewhere = {*SAMPLING, *CFM.values()}
-    chosen = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in elsewhere}
-    if chosen := {name: value for name, value in chosen.items() if value != getattr(Options(), name)}:
-        own["options"] = chosen
-    extra = {"silent_tokens": config.silent_tokens}
-    extra |= {name: value for name, value in (("scripts", config.scripts), ("workbench", own)) if value}
     f0 = {"num_class": 1, "in_channels": hift.in_channels, "cond_channels": hift.f0_cond_channels}
-    hift_names = [f.name for f in fields(hift) if f.name not in ("f0_cond_channels", "noise_samples")]
-    hift_names = [name for name in hift_names if not name.startswith("istft_")]
     return f"""\
 # Written by workbench. Upstream's structure; only what inference reads.
 sample_rate: {mel.sample_rate}
@@ -61,7 +61,7 @@ token_frame_rate: {flow.input_frame_rate}
 token_mel_ratio: {flow.token_mel_ratio}
 chunk_size: {config.chunk_size}  # tokens
 qwen_pretrain_path: ''
-{_block(0, extra)}
+{_block(0, top)}
 
 llm: !new:cosyvoice.llm.llm.CosyVoice3LM
     llm_input_size: {lm.hidden_size}
@@ -73,7 +73,7 @@ llm: !new:cosyvoice.llm.llm.CosyVoice3LM
     llm: !new:cosyvoice.llm.llm.Qwen2Encoder
         pretrain_path: !ref <qwen_pretrain_path>
     sampling: !name:cosyvoice.utils.common.ras_sampling
-{_block(8, {name: getattr(options, name) for name in SAMPLING})}
+{_block(8, sampling)}
 
 flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithDiT
     input_size: {flow.output_size}
@@ -97,13 +97,13 @@ flow: !new:cosyvoice.flow.flow.CausalMaskedDiffWithDiT
             content:
                 sigma_min: 1.0e-06
                 training_cfg_rate: 0.2
-{_block(16, {key: getattr(options, option) for key, option in CFM.items()})}
+{_block(16, cfm)}
                 reg_loss_type: 'l1'
         estimator: !new:cosyvoice.flow.DiT.dit.DiT
 {_block(12, {f.name: getattr(dit, f.name) for f in fields(dit)})}
 
 hift: !new:cosyvoice.hifigan.generator.CausalHiFTGenerator
-{_block(4, {name: getattr(hift, name) for name in hift_names})}
+{_block(4, hift_values)}
     istft_params:
         n_fft: {hift.istft_n_fft}
         hop_len: {hift.istft_hop_len}
@@ -128,17 +128,37 @@ allowed_special: 'all'
 """
 
 
+def _own_values(config: Config, options: Options) -> dict[str, Any]:
+    """Return what stands below the key `workbench`: values that differ from the released model's."""
+    own: dict[str, Any] = {}
+    for name, part in OWN.items():
+        value = getattr(getattr(config, part), name)
+        if value != getattr(getattr(RELEASED, part), name):
+            own[name] = value
+    changed = {}
+    for name in OPTION_TYPES:
+        value = getattr(options, name)
+        has_upstream_key = name in SAMPLING or name in CFM.values()
+        if not has_upstream_key and value != getattr(Options(), name):
+            changed[name] = value
+    if changed:
+        own["options"] = changed
+    return own
+
+
 def _block(indent: int, values: dict[str, Any]) -> str:
+    """Return a YAML mapping, one line per name."""
     return "\n".join(f"{' ' * indent}{name}: {_text(value)}" for name, value in values.items())
 
 
 def _text(value: Any) -> str:
-    """One YAML value on one line."""
+    """Return a YAML value on one line."""
     if isinstance(value, float):
+        # YAML 1.1 reads "1e-07" as text: it wants "1.0e-07".
         mantissa, e, exponent = repr(float(value)).partition("e")
         if not e:
             return mantissa
-        return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+03d}"  # as YAML 1.1 wants
+        return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+03d}"
     if isinstance(value, tuple):
         return f"[{', '.join(_text(item) for item in value)}]"
     if isinstance(value, dict):
