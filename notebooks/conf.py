@@ -5,6 +5,7 @@ file://, with the sound and the static twins of the widgets.
 """
 
 import re
+import shutil
 import sys
 from operator import attrgetter
 from pathlib import Path
@@ -23,8 +24,9 @@ project = "Workbench"
 author = "The Workbench authors"
 release = version = wb.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+smartquotes = False  # quotes in the docs are often code
 default_role = "py:obj"  # `name` in a docstring is code, and a link where the book knows it
-exclude_patterns = ["**.ipynb_checkpoints"]
+exclude_patterns = ["**.ipynb_checkpoints", "output"]
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"Workbench {release}"
@@ -70,13 +72,11 @@ def add_details(app: Sphinx, page: str, source: list[str]) -> None:
     for name in NAMES.findall(source[0]):
         thing = attrgetter(name)(wb)
         module, _, last = f"workbench.{name}".rpartition(".")
-        kind = "class" if isinstance(thing, type) else "function" if callable(thing) else "data"
+        kind = "class" if isinstance(thing, type) else "function"
         entries.append(f".. auto{kind}:: {module}::{last}")
         if kind == "class":
-            of_tuples = ", ".join(getattr(thing, "_fields", ()))  # "Alias for field number 0"
-            entries += ["   :members:", f"   :exclude-members: {of_tuples}" if of_tuples else ""]
-        if kind == "data":
-            entries.append("   :no-value:")
+            fields = ", ".join(getattr(thing, "_fields", ()))  # of a tuple: "Alias for field number 0"
+            entries += ["   :members:", f"   :exclude-members: {fields}" if fields else ""]
         entries.append("")
     source[0] += "\n".join(entries)
 
@@ -91,7 +91,16 @@ def drop_live_widgets(app: Sphinx, doctree: nodes.document) -> None:
     by_page.get(app.env.docname, {}).get("js_files", {}).pop("ipywidgets_state", None)
 
 
+def copy_report(app: Sphinx, error: Exception | None) -> None:
+    """Copy the report that notebook 08 writes and links to."""
+    report = Path(app.srcdir) / "output" / "report.html"
+    if error is None and report.is_file():
+        (Path(app.outdir) / "output").mkdir(exist_ok=True)
+        shutil.copyfile(report, Path(app.outdir) / "output" / report.name)
+
+
 def setup(app: Sphinx) -> None:
     """Register the handlers above; Sphinx calls this."""
     app.connect("source-read", add_details)
     app.connect("doctree-read", drop_live_widgets)
+    app.connect("build-finished", copy_report)

@@ -36,7 +36,7 @@ class Book:
         if name not in self.done:
             notebook = nbformat.read(path, as_version=4)
             client = nbclient.NotebookClient(
-                notebook, timeout=300, resources={"metadata": {"path": self.pages}}
+                notebook, timeout=600, resources={"metadata": {"path": self.pages}}
             )
             client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})  # this checkout, whatever is installed
             nbformat.write(notebook, path)
