@@ -88,6 +88,8 @@ def test_the_wheel_holds_the_package_and_its_data(names):
     for name in (
         "py.typed",
         "show/player/player.js",
+        "show/player/player.css",
+        "show/player/player.html",
         "trace/importers/logs.toml",
         "data/voices/tiny/llm.safetensors",
         "data/prompts/kumo_0.flac",

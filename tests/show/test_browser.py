@@ -16,7 +16,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 import workbench as wb
-from workbench.show.player.payload import MODULE
+from workbench.show.player.page import MODULE
 from workbench.trace.trace import Trace
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -85,7 +85,7 @@ def position(page):
 
 def at(page, seconds, length=4.0):
     """Where a time lies on the screen."""
-    box = page.locator("canvas.over").first.bounding_box()
+    box = page.locator("canvas.overlay").first.bounding_box()
     span = box["width"] - LEFT - RIGHT
     return box["x"] + LEFT + seconds / length * span, box["y"] + 60
 
@@ -103,7 +103,7 @@ def drag(page, start, end):
 
 def loop(page):
     """Ends of the loop that is on, as the button says."""
-    button = page.locator("[data-do=loop]")
+    button = page.locator("[data-action=loop]")
     if button.get_attribute("aria-pressed") != "true":
         return None
     return [float(word) for word in button.inner_text().removeprefix("loop ").removesuffix(" s").split("–")]
@@ -115,7 +115,7 @@ def play(page):
 
 
 def is_playing(page):
-    return page.locator("[data-do=play]").first.get_attribute("aria-label") == "Pause"
+    return page.locator("[data-action=play]").first.get_attribute("aria-label") == "Pause"
 
 
 def test_opens_with_the_right_length(opened):
@@ -162,7 +162,7 @@ def test_plays_to_the_end_and_again_from_the_start(opened):
 
 def test_a_change_of_trace_has_no_gap(opened):
     page = opened(two())
-    page.locator("canvas.over").focus()
+    page.locator("canvas.overlay").focus()
     play(page)
     page.wait_for_timeout(900)
     starts, before = page.evaluate("window.starts"), position(page)
@@ -207,12 +207,12 @@ def test_drag_loops_and_repeats(opened):
     page.keyboard.press("l")
     assert loop(page) == pytest.approx([1.0, 1.4], abs=0.02)
     page.keyboard.press("Escape")
-    assert page.locator("[data-do=loop]").inner_text() == "loop"
+    assert page.locator("[data-action=loop]").inner_text() == "loop"
 
 
 def test_keys(opened):
     page = opened(two())
-    page.locator("canvas.over").focus()
+    page.locator("canvas.overlay").focus()
     for key, expected in (
         ("ArrowRight", 0.04),
         ("Shift+ArrowRight", 0.54),
@@ -247,7 +247,7 @@ def test_blind_hides_which_one_until_it_is_revealed(opened):
     page = opened(two(findings=[found(1.0), found(2.0)]))
     seen = set()
     for _ in range(20):
-        page.locator("canvas.over").focus()
+        page.locator("canvas.overlay").focus()
         page.keyboard.press("x")
         assert page.locator("[data-trace][aria-pressed=true]").count() == 0
         assert page.locator(".levels").inner_text() == "X: levels are hidden"
@@ -260,7 +260,7 @@ def test_blind_hides_which_one_until_it_is_revealed(opened):
 def test_findings_jump_with_a_loop_around(opened):
     page = opened(two(findings=[None, found(1.0, 2.0, 3.9)]))
     assert not page.locator(".findings").is_visible()
-    page.locator("canvas.over").focus()
+    page.locator("canvas.overlay").focus()
     page.keyboard.press("2")
     for key, ends in (("n", [0.7, 1.31]), ("n", [1.7, 2.31]), ("p", [0.7, 1.31]), ("p", [3.6, 4.0])):
         page.keyboard.press(key)
@@ -286,11 +286,11 @@ def test_players_on_one_page_keep_to_themselves(opened):
     page = opened(two(), wb.player(tone(2.0)), wb.player(tone(2.0)))
     plays = page.get_by_role("button", name="Play")
     assert plays.count() == 3
-    page.locator("[data-do=play]").nth(0).click()
+    page.locator("[data-action=play]").nth(0).click()
     page.wait_for_timeout(200)
-    page.locator("[data-do=play]").nth(2).click()
+    page.locator("[data-action=play]").nth(2).click()
     page.wait_for_timeout(200)
-    labels = [page.locator("[data-do=play]").nth(i).get_attribute("aria-label") for i in range(3)]
+    labels = [page.locator("[data-action=play]").nth(i).get_attribute("aria-label") for i in range(3)]
     assert labels == ["Play", "Play", "Pause"]
 
 
@@ -299,7 +299,7 @@ def test_names_stay_names(opened):
     trace.wav[0] = 3.0
     page = opened(wb.player(trace, tone(), names=[HOSTILE, "b"], findings=found(1.0).assign(kind=HOSTILE)))
     assert page.locator("[data-trace='0']").inner_text() == f"A · {HOSTILE}"
-    assert HOSTILE in page.locator(".warn").inner_text()
+    assert HOSTILE in page.locator(".warnings").inner_text()
     assert page.locator("img").count() == 2  # the fallback's own
 
 
@@ -372,7 +372,7 @@ MODEL = """async ([code, data]) => {
 def test_the_kernel_follows_and_leads(page, tmp_path):
     (tmp_path / "a.html").write_text("<!doctype html><title>widget</title>")
     page.goto((tmp_path / "a.html").as_uri())
-    page.evaluate(MODEL, [MODULE.read_text(), two().data])
+    page.evaluate(MODEL, [MODULE, two().data])
     ready(page)
     assert position(page) == 1.25
     assert page.locator("[data-trace='1']").get_attribute("aria-pressed") == "true"

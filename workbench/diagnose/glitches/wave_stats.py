@@ -97,10 +97,10 @@ def wave_report(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dic
     level = decibel(np.square(_frames(x, round(FRAME_S * sample_rate))).mean(1)) if len(x) else [math.nan]
     return found | {
         "true_peak": _true_peak(x),
-        "lufs": _loudness(x, sample_rate),
+        "lufs": loudness(x, sample_rate),
         "lufs_momentary": max(
             (
-                _loudness(x[i : i + round(BLOCK_S * sample_rate) + 1], sample_rate)
+                loudness(x[i : i + round(BLOCK_S * sample_rate) + 1], sample_rate)
                 for i in _blocks(x, sample_rate)
             ),
             default=math.nan,
@@ -124,7 +124,7 @@ def _blocks(x: np.ndarray, sample_rate: int) -> range:
     return range(0, len(x) - round(BLOCK_S * sample_rate), max(1, round(BLOCK_S * sample_rate / 4)))
 
 
-def _loudness(x: np.ndarray, sample_rate: int) -> float:
+def loudness(x: np.ndarray, sample_rate: int) -> float:
     """Gated loudness, LUFS; NaN for what is too short, silent or sampled too slowly."""
     if len(x) <= BLOCK_S * sample_rate or sample_rate < LEAST_RATE:
         return math.nan

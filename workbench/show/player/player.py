@@ -1,4 +1,4 @@
-"""Listen and look: waveform, mel and f0 on one time axis, traces changed without a gap."""
+"""Hear and see traces: waveform, mel and f0 on one time axis, and a change of trace without a gap."""
 
 from collections.abc import Sequence
 
@@ -6,16 +6,17 @@ import anywidget
 import traitlets
 
 from workbench.errors import WorkbenchError
-from workbench.show.player.payload import MODULE, Findings, player_data, static_player
+from workbench.show.player.page import MODULE, static_player
+from workbench.show.player.payload import Findings, player_data
 from workbench.trace.trace import Trace
 
 
 class Player(anywidget.AnyWidget):
-    """What `player` returns: a widget that shows itself as HTML.
+    """The widget that `player` returns.
 
-    A cell shows `static()`: it plays in a notebook that is opened again or exported, where the view of a
-    widget is an empty place, because its state is gone or its code would have to be fetched from a server.
-    In a container, `ipywidgets.VBox([player])`, it is live: the attributes follow it and move it.
+    A cell shows `static()`, which also plays in a notebook that is opened again or exported. The view of a
+    live widget would be empty there: its state is gone, or its code would have to come from a server. Inside a
+    container, `ipywidgets.VBox([player])`, the player is live: the attributes follow it and control it.
 
     Attributes
     ----------
@@ -24,9 +25,18 @@ class Player(anywidget.AnyWidget):
     loop : list of float
         Start and end in seconds while a region is repeated, else empty.
     choice : int
-        Index of the trace that is heard; -1 while that is hidden (X).
+        Index of the trace that is heard; -1 during a blind comparison, while the trace is hidden.
     data : dict
         What the page draws and plays, see `workbench.show.player.payload.player_data`.
+
+    Examples
+    --------
+    >>> widget = wb.player(trace, names=["ten steps"])
+    >>> widget
+    Player('ten steps')
+    >>> widget.loop = [0.2, 0.4]  # seconds
+    >>> "<audio" in widget.static()
+    True
     """
 
     _esm = MODULE
@@ -36,29 +46,40 @@ class Player(anywidget.AnyWidget):
     choice = traitlets.Int(0).tag(sync=True)
 
     @traitlets.validate("loop")
-    def _two_ends(self, proposal: traitlets.Bunch) -> list[float]:
+    def _validate_loop(self, proposal: traitlets.Bunch) -> list[float]:
         ends = proposal["value"]
         if ends and not (len(ends) == 2 and 0 <= ends[0] < ends[1]):
             raise WorkbenchError(f"loop is {ends}; expected [start, end] in seconds, or [] for none")
         return ends
 
     @traitlets.validate("choice")
-    def _one_of_them(self, proposal: traitlets.Bunch) -> int:
-        choice, most = proposal["value"], len(self.data.get("traces", ())) - 1
-        if self.data and not -1 <= choice <= most:
-            raise WorkbenchError(f"choice is {choice}; expected 0 to {most}, or -1 for a hidden one")
+    def _validate_choice(self, proposal: traitlets.Bunch) -> int:
+        choice = proposal["value"]
+        last = len(self.data.get("traces", ())) - 1
+        if self.data and not -1 <= choice <= last:
+            raise WorkbenchError(f"choice is {choice}; expected 0 to {last}, or -1 for a hidden one")
         return choice
 
     def static(self) -> str:
-        """Return the player as HTML that needs no kernel and nothing outside it, for reports and exports."""
+        """Return the player as HTML that needs no kernel and no other file, for reports and exports.
+
+        Examples
+        --------
+        >>> wb.player(trace).static().startswith('<div class="workbench-player"')
+        True
+        """
         return static_player(self.data)
 
     def open(self) -> None:
-        """Wait until a container asks for the model: the page that shows the HTML has the sound already."""
+        """Do nothing: the model goes to the page once a container asks for it.
+
+        `ipywidgets` calls this when a widget is made. A cell shows `static()`, so sending the model as well
+        would send the sound twice.
+        """
 
     @property
     def model_id(self) -> str:
-        """Name of the model, which is sent to the page with the first question for it."""
+        """Identifier of the model; the first access sends the model to the page."""
         if self.comm is None:
             super().open()
         return super().model_id
@@ -77,32 +98,38 @@ def player(
     match_levels: bool = False,
     seconds: float = 60.0,
 ) -> Player:
-    """Play traces and see them: one time axis, and a change of trace at the same position without a gap.
+    """Return a player of traces on one time axis; a change of trace keeps the position and has no gap.
 
-    The sound is PCM16 at its own level. Samples that PCM16 cannot hold are clipped, NaN is set to 0, and the
-    player says so.
+    The sound is PCM16 at its own level. Samples beyond full scale are clipped and NaN is set to 0; the player
+    shows a warning then.
 
     Parameters
     ----------
     *traces : Trace
-        With a waveform; where `flow/mel` was not recorded the waveform's own is shown.
+        1 to 26 traces with a waveform. Without a recorded `flow/mel` the mel of the waveform is shown.
     names : sequence of str, optional
-        Default: what they say.
-    findings : DataFrame, object with `to_frame()`, or a sequence of them with one (or None) a trace, optional
-        Places to jump to: columns kind, start, end (seconds) and score. A single one is the first trace's.
+        One per trace. Default: each trace's tag, text or source.
+    findings : DataFrame, object with `to_frame()`, or a sequence of them with one (or None) per trace, optional
+        Places to jump to: columns kind, start, end (seconds) and score. A single one belongs to the first trace.
     match_levels : bool
-        Turn every trace down to the least loud one (LUFS, ITU-R BS.1770); the gain is shown in dB.
+        Turn every trace down to the least loud one (LUFS, ITU-R BS.1770); the player shows the gains in dB.
     seconds : float
-        Most sound that is embedded of a trace, with a note where it was longer.
+        Sound of each trace that is included, from its start; a longer trace gets a warning.
 
     Returns
     -------
     Player
-        `static()` is the same without a kernel.
+        A widget; `static()` gives the same as HTML without a kernel.
 
     Raises
     ------
     WorkbenchError
-        Where a trace has no waveform, or names or findings do not fit the traces.
+        When a trace has no waveform, or names or findings do not fit the traces.
+
+    Examples
+    --------
+    >>> louder = wb.Trace({"hift/wav": 1.5 * trace.wav}, trace.attrs)
+    >>> wb.player(trace, louder, names=["as it is", "louder"], findings=wb.find_glitches(trace))
+    Player('as it is', 'louder')
     """
     return Player(data=player_data(traces, names, findings, match_levels, seconds))

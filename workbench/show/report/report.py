@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from workbench.diagnose.compare.compare import NOT_BAD, Comparison
 from workbench.diagnose.glitches.glitches import Finding, Findings
 from workbench.files import atomic_write
-from workbench.show.player.payload import player_data, static_player
+from workbench.show.player.page import static_player
+from workbench.show.player.payload import player_data
 from workbench.trace.trace import Trace
 
 TEMPLATE = Path(__file__).with_name("report.html")

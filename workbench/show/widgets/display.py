@@ -18,6 +18,7 @@ def trace_html(trace: Trace) -> str:
     """Return the trace's table, under a player where it has sound."""
     if "hift/wav" not in trace or not len(trace.wav):
         return trace._repr_html_()
-    from workbench.show.player.payload import player_data, static_player  # slow to import
+    from workbench.show.player.page import static_player  # slow to import
+    from workbench.show.player.payload import player_data
 
     return static_player(player_data([trace])) + trace._repr_html_()
