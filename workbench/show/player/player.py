@@ -15,8 +15,8 @@ class Player(anywidget.AnyWidget):
     """The widget that `player` returns.
 
     A cell shows `static()`, which also plays in a notebook that is opened again or exported. The view of a
-    live widget would be empty there: its state is gone, or its code would have to come from a server. Inside a
-    container, `ipywidgets.VBox([player])`, the player is live: the attributes follow it and control it.
+    live widget would be empty there: its state is gone, or its code would have to come from a server. Inside
+    a container, `ipywidgets.VBox([player])`, the player is live: the attributes follow it and control it.
 
     Attributes
     ----------
@@ -109,8 +109,9 @@ def player(
         1 to 26 traces with a waveform. Without a recorded `flow/mel` the mel of the waveform is shown.
     names : sequence of str, optional
         One per trace. Default: each trace's tag, text or source.
-    findings : DataFrame, object with `to_frame()`, or a sequence of them with one (or None) per trace, optional
-        Places to jump to: columns kind, start, end (seconds) and score. A single one belongs to the first trace.
+    findings : DataFrame, object with `to_frame()`, or a sequence of them, optional
+        Places to jump to: columns kind, start, end (seconds) and score. A sequence holds one (or None) per
+        trace; a single one belongs to the first trace.
     match_levels : bool
         Turn every trace down to the least loud one (LUFS, ITU-R BS.1770); the player shows the gains in dB.
     seconds : float
