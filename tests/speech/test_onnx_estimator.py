@@ -1,4 +1,4 @@
-"""The estimator in ONNX Runtime: as written, as called, and inside a run."""
+"""The ONNX estimator: the exported file, calling it, and runs that use it."""
 
 import contextlib
 import io
@@ -97,7 +97,7 @@ def graph(path, inputs=INPUTS, kind=TensorProto.FLOAT, output="estimator_out"):
 # ---- the file
 
 
-def test_names_and_shapes_are_upstreams(exported):
+def test_names_and_shapes_equal_upstreams(exported):
     model = onnx.load(exported[0])
     onnx.checker.check_model(model)
     shape = lambda v: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]  # noqa: E731
@@ -109,7 +109,7 @@ def test_names_and_shapes_are_upstreams(exported):
         assert line in exported[1]
 
 
-def test_it_keeps_names_of_weights_but_no_paths(exported, voice):
+def test_the_file_keeps_names_of_weights_but_no_paths(exported, voice):
     content = exported[0].read_bytes()
     assert str(Path.cwd()).encode() not in content and b"site-packages" not in content
     stored = {w.name: numpy_helper.to_array(w) for w in onnx.load(exported[0]).graph.initializer}
@@ -117,7 +117,7 @@ def test_it_keeps_names_of_weights_but_no_paths(exported, voice):
     assert torch.equal(torch.from_numpy(stored["proj_out.bias"].copy()), own)
 
 
-def test_it_is_whole_or_not_there(tmp_path, monkeypatch, voice):
+def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch, voice):
     class Program:
         def save(self, path, external_data):
             Path(path).write_bytes(b"half")
@@ -137,7 +137,7 @@ def test_it_is_whole_or_not_there(tmp_path, monkeypatch, voice):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_it_equals_torch(pipe, voice, length):
+def test_the_onnx_estimator_equals_torch(pipe, voice, length):
     ours, theirs = pipe.stage("flow", "float32").decoder.estimator, pipe.estimator(Options(estimator="onnx"))
     x, mask, mu, t, spks, cond = draw(length, seed=length)
     expected = ours(x, None, mu, t, spks, cond)
@@ -150,7 +150,7 @@ def test_it_equals_torch(pipe, voice, length):
     assert (found - expected).norm() < 3e-6 * expected.norm()
 
 
-def test_it_gives_the_same_bytes_again(pipe):
+def test_two_calls_return_the_same_bytes(pipe):
     theirs = pipe.estimator(Options(estimator="onnx"))
     assert torch.equal(theirs(*draw(40)), theirs(*draw(40)))
     settings = theirs._session.get_session_options()
@@ -158,7 +158,7 @@ def test_it_gives_the_same_bytes_again(pipe):
     assert theirs is pipe.estimator(Options(estimator="onnx"))
 
 
-def test_weights_are_exported_where_no_file_is():
+def test_weights_are_exported_if_there_is_no_file():
     voice = Checkpoint.random(small())
     assert voice.estimator is None
     theirs = open_estimator(voice, "onnx", CPU)
@@ -167,7 +167,7 @@ def test_weights_are_exported_where_no_file_is():
     assert (found - expected).norm() < 3e-6 * expected.norm()
 
 
-def test_a_released_file_is_found(tmp_path, exported):
+def test_a_file_in_the_checkpoints_folder_is_found(tmp_path, exported):
     for path in VOICE.iterdir():
         (tmp_path / path.name).symlink_to(path.resolve())
     assert Checkpoint.load(tmp_path).estimator is None
@@ -208,7 +208,7 @@ def test_another_model_is_refused(tmp_path, voice, changes, said):
         OnnxEstimator(path, voice.config.flow.dit, CPU)
 
 
-def test_what_is_no_model_is_refused(tmp_path, voice, exported):
+def test_damaged_and_missing_files_are_refused(tmp_path, voice, exported):
     (tmp_path / "cut.onnx").write_bytes(exported[0].read_bytes()[:100_000])
     with pytest.raises(WorkbenchError, match=r"cut\.onnx is not a readable"):
         open_estimator(voice, str(tmp_path / "cut.onnx"), CPU)
@@ -228,7 +228,7 @@ def test_a_gpu_that_onnxruntime_cannot_use_is_an_error(voice):
 # ---- inside a run
 
 
-def test_options_say_what_cannot_be(pipe, runs, monkeypatch):
+def test_impossible_options_are_refused_before_the_run(pipe, runs, monkeypatch):
     for wrong in ("tensorrt", "", 3, None, Path("a.onnx")):
         with pytest.raises(WorkbenchError, match="estimator is"):
             Options(estimator=wrong)
@@ -242,7 +242,7 @@ def test_options_say_what_cannot_be(pipe, runs, monkeypatch):
         pipe.synthesise(utterance_of(runs[0]), options=wrong.but(max_tokens=2), stop_after="lm")
 
 
-def test_a_run_differs_by_rounding_alone(pipe, runs):
+def test_a_run_differs_from_torch_by_rounding_alone(pipe, runs):
     ours, theirs = runs
     assert not torch.equal(ours["flow/velocity"], theirs["flow/velocity"])
     found = wb.compare(ours, theirs, pipe)
@@ -251,7 +251,7 @@ def test_a_run_differs_by_rounding_alone(pipe, runs):
     assert found.causes == [] and found.guards == [] and found.ok
 
 
-def test_a_trace_says_what_ran(runs):
+def test_a_trace_names_the_estimator(runs):
     ours, theirs = runs
     assert ours.attrs["estimator"] == "torch" and theirs.attrs["options"]["estimator"] == "onnx"
     for word in ("tiny.onnx, sha256 ", "onnxruntime 1.", "CPUExecutionProvider"):
@@ -261,7 +261,7 @@ def test_a_trace_says_what_ran(runs):
     assert ours.attrs["checkpoint"] == theirs.attrs["checkpoint"]
 
 
-def test_replay_and_parts_of_a_run(pipe, runs):
+def test_replays_use_the_estimator_of_the_trace(pipe, runs):
     _, theirs = runs
     again = pipe.replay(theirs, "flow", save=wb.EVERYTHING)
     assert torch.equal(again["flow/velocity"], theirs["flow/velocity"])
@@ -271,7 +271,7 @@ def test_replay_and_parts_of_a_run(pipe, runs):
 
 
 @pytest.mark.parametrize("solver", ["midpoint", "heun"])
-def test_every_solver_asks_it(pipe, runs, solver):
+def test_every_solver_uses_the_estimator(pipe, runs, solver):
     options = Options(**runs[0].attrs["options"]).but(solver=solver, n_timesteps=2)
     ours, theirs = (
         pipe.replay(runs[0], "flow", options.but(estimator=name), stop_after="flow")["flow/mel"]
@@ -292,13 +292,13 @@ def test_a_faulty_file_is_named_as_the_cause(tmp_path, exported, pipe, runs):
     assert {c.name.split("[")[0] for c in found.causes} == {"flow/velocity_cond", "flow/velocity_uncond"}
 
 
-def test_it_does_not_stream(pipe, runs):
+def test_streaming_is_refused(pipe, runs):
     options = Options(**runs[1].attrs["options"])
     with pytest.raises(WorkbenchError, match="no chunk mask"):
         pipe.mel(utterance_of(runs[1]), runs[1]["lm/speech_token"], options, finalize=False, streaming=True)
 
 
-def test_the_shell_runs_it(tmp_path, exported):
+def test_the_shell_uses_an_onnx_estimator(tmp_path, exported):
     quick = ["--option", "max_tokens=8", "--option", "n_timesteps=1"]
     speak = ["speak", "It is late.", "-o", str(tmp_path), "--trace", "summary", *quick]
     assert main([*speak, "--option", f"estimator={exported[0]}"]) == 0

@@ -1,4 +1,4 @@
-"""The bundled voice is what its card says."""
+"""The bundled voice: its card, its weights, its tokenizers, and that it loads from any folder."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def voice():
     return Checkpoint.load(VOICE)
 
 
-def test_figures_are_of_these_weights(voice):
+def test_the_figures_of_the_card_belong_to_these_weights(voice):
     figures = json.loads((VOICE / "figures.json").read_text())
     assert figures["content_hash"] == voice.content_hash
     assert {"text", "copy", "vocoder"} <= set(figures)
@@ -28,12 +28,18 @@ def test_figures_are_of_these_weights(voice):
     assert f"{figures['text']['dnsmos_ovrl']:.2f}" in card
 
 
+def test_it_is_loaded_by_default_from_any_working_directory(voice, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Checkpoint.load().content_hash == voice.content_hash
+    assert Checkpoint.load(None, device="cpu").name == "tiny"
+
+
 def test_weights_are_finite_and_small(voice):
     assert not any(voice.nonfinite.values())
     assert sum(t.numel() for stage in voice.weights.values() for t in stage.values()) < 16_000_000
 
 
-def test_tokenizer_is_in_the_released_order(voice):
+def test_special_tokens_have_the_released_order(voice):
     tokenizer = voice.frontend().tokenizer
     first = tokenizer.end_of_prompt
     names = special_tokens()

@@ -1,9 +1,10 @@
-"""The estimator of the flow as an ONNX file: written, and run by ONNX Runtime.
+"""The flow's velocity estimator as an ONNX file: export it, and run it in ONNX Runtime.
 
-A second implementation of `dit.py`: the graph is torch's, every kernel is somebody else's. The file is
-what upstream calls `flow.decoder.estimator.fp32.onnx` and builds its TensorRT engine from
-(`cosyvoice/bin/export_onnx.py`): a batch of two, any length, full attention. It has no input that could
-ask for the chunk mask, so it cannot stream; upstream's engine streams all the same, without the mask.
+This is a second implementation of `models/dit.py`: torch exports the graph, ONNX Runtime has its own kernels.
+Upstream calls the file `flow.decoder.estimator.fp32.onnx` and builds its TensorRT engine from it
+(`cosyvoice/bin/export_onnx.py`). It takes a batch of two, any length, and has full attention. There is no
+input for the chunk mask, so it cannot stream. Upstream's engine is used in streaming all the same, without
+the mask.
 """
 
 import logging
@@ -24,13 +25,14 @@ from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.files import ESTIMATOR
 from workbench.speech.checkpoint.weights import hash_file
 from workbench.speech.config import DiTConfig
-from workbench.speech.frontend.onnx_session import ask, open_session
+from workbench.speech.frontend.onnx_session import open_session, run_session
 
 if TYPE_CHECKING:
     import onnxruntime
 
 OUTPUT = "estimator_out"
-FRAMES = "seq_len"  # the free dimension, under upstream's name
+FRAMES = "seq_len"  # upstream's name of the dimension that may have any length
+EXAMPLE_FRAMES = 64  # length of the input that the exporter traces; any other would do
 OPSET = 18  # upstream's
 STACK_TRACE = "pkg.torch.onnx.stack_trace"
 
@@ -51,28 +53,28 @@ def shapes(config: DiTConfig) -> dict[str, Shape]:
 
 
 class OnnxEstimator:
-    """An ONNX file that is called as `DiT` is.
+    """An ONNX file, called like a `DiT`.
 
     Parameters
     ----------
     path : Path
-        Such as `export_onnx` writes or the release has.
+        A file from `export_onnx` or from the release.
     config : DiTConfig
         Sizes that the file must have.
     device : torch.device
-        Where it computes.
+        Device to compute on.
     origin : str, optional
-        What `about` calls the file; its name by default.
+        Name of the file in `about`; default: its own name.
 
     Attributes
     ----------
     about : str
-        What a trace says of it: the file with its sha256, version and provider of onnxruntime.
+        Provenance for traces: file, sha256, version and provider of onnxruntime.
 
     Raises
     ------
     WorkbenchError
-        When the file is missing, no model or another model, or onnxruntime cannot use the device.
+        When the file is missing, is no model or another model, or onnxruntime cannot use the device.
     """
 
     def __init__(
@@ -106,30 +108,31 @@ class OnnxEstimator:
         Raises
         ------
         WorkbenchError
-            When asked for chunked attention, or for what does not fit.
+            When `streaming` is True, or the inputs have wrong shapes.
         """
         if streaming:
             raise WorkbenchError(
-                "the ONNX estimator has full attention alone and no chunk mask; stream with "
-                "estimator='torch', or run offline"
+                "the ONNX estimator has full attention and no chunk mask; stream with estimator='torch', "
+                "or synthesise offline"
             )
         mask = torch.ones_like(x[:, :1]) if mask is None else mask
-        given = dict(zip(self._inputs, (x, mask, mu, t.expand(len(x)), spks, cond), strict=True))
-        return ask(self._session, self.path, given, OUTPUT).to(x.device)
+        values = (x, mask, mu, t.expand(len(x)), spks, cond)
+        inputs = dict(zip(self._inputs, values, strict=True))
+        return run_session(self._session, self.path, inputs, OUTPUT).to(x.device)
 
 
 def open_estimator(checkpoint: Checkpoint, which: str, device: torch.device) -> OnnxEstimator:
-    """Open the file that `Options.estimator` means.
+    """Open the ONNX file that `Options.estimator` names.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        Whose sizes the file must have.
+        The file must have its sizes.
     which : str
-        A path, or "onnx": the file in the checkpoint's folder; where there is none, the weights are
-        exported to a file that goes once it is open.
+        A path, or "onnx" for the file in the checkpoint's folder. Where the folder has none, the weights are
+        exported to a temporary file.
     device : torch.device
-        Where it computes.
+        Device to compute on.
     """
     config = checkpoint.config.flow.dit
     path = checkpoint.estimator if which == "onnx" else Path(which)
@@ -141,26 +144,39 @@ def open_estimator(checkpoint: Checkpoint, which: str, device: torch.device) -> 
 
 
 def export_onnx(checkpoint: Checkpoint, path: str | os.PathLike) -> Path:
-    """Write the estimator of a checkpoint's flow, in float32, with upstream's names.
+    """Export the estimator of a checkpoint's flow to ONNX, in float32 and with upstream's names.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        Its `flow` is exported.
+        The estimator of its `flow` is exported.
     path : path
-        The file; it appears whole or not at all. In a checkpoint's folder under upstream's name,
-        `flow.decoder.estimator.fp32.onnx`, it is found by `Options(estimator="onnx")`.
+        The file, written atomically. In a checkpoint's folder and with upstream's name,
+        `flow.decoder.estimator.fp32.onnx`, `Options(estimator="onnx")` finds it.
 
     Returns
     -------
     Path
         The file. Inputs `x`, `mu`, `cond` (2, 80, T), `mask` (2, 1, T), `t` (2,), `spks` (2, 80); output
-        `estimator_out` (2, 80, T); T is free. Weights keep their names where the graph has them as they are.
+        `estimator_out` (2, 80, T), with any T. Weights that the exporter does not transform keep their names.
 
     Raises
     ------
     WorkbenchError
         When the file cannot be written.
+
+    Examples
+    --------
+    The smallest estimator, because exporting takes time with its depth:
+
+    >>> import pathlib, tempfile
+    >>> from dataclasses import replace
+    >>> dit = replace(voice.config.flow.dit, dim=16, depth=1, heads=1, dim_head=4)
+    >>> config = replace(voice.config, flow=replace(voice.config.flow, dit=dit))
+    >>> small_voice = wb.Checkpoint.random(config)
+    >>> path = wb.export_onnx(small_voice, pathlib.Path(tempfile.mkdtemp()) / "estimator.onnx")
+    >>> path.stat().st_size > 10_000  # bytes
+    True
     """
     path = Path(path)
     with atomic_write(path) as draft:
@@ -172,27 +188,31 @@ def _program(checkpoint: Checkpoint) -> torch.onnx.ONNXProgram:
     dit = checkpoint.build("flow", "cpu").decoder.estimator
     expected = shapes(dit.config)
     names = [name for name in expected if name != OUTPUT]
-    example = tuple(torch.ones([64 if n == FRAMES else n for n in expected[name]]) for name in names)
-    free = {name: {i: n for i, n in enumerate(expected[name]) if n == FRAMES} for name in names}
+    example = []
+    free_dims: dict[str, dict[int, str]] = {}  # by input: the dimensions of any length
+    for name in names:
+        shape = expected[name]
+        example.append(torch.ones([EXAMPLE_FRAMES if n == FRAMES else n for n in shape]))
+        free_dims[name] = {i: n for i, n in enumerate(shape) if n == FRAMES}
     with _quiet():
         program = torch.onnx.export(
             dit,
-            example,
+            tuple(example),
             input_names=names,
             output_names=[OUTPUT],
-            dynamic_shapes=free,
+            dynamic_shapes=free_dims,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
         )
     for node in program.model.graph.all_nodes():
-        node.metadata_props.pop(STACK_TRACE, None)  # the exporting machine's own paths
+        node.metadata_props.pop(STACK_TRACE, None)  # it holds paths of the machine that exports
     return program
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on itself, and on packages that are not needed, off the screen."""
+    """Silence the exporter's warnings about itself and about packages that are not needed."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -205,7 +225,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check(session: "onnxruntime.InferenceSession", expected: dict[str, Shape], path: Path) -> None:
-    """Refuse a file that is not this estimator; outputs beside its own are nobody's harm."""
+    """Refuse a file that is not this estimator; extra outputs are allowed."""
     outputs = [value for value in session.get_outputs() if value.name == OUTPUT]
     found = {value.name: (value.type, *value.shape) for value in (*session.get_inputs(), *outputs)}
     wanted = {name: ("tensor(float)", *shape) for name, shape in expected.items()}
@@ -222,7 +242,7 @@ def _check(session: "onnxruntime.InferenceSession", expected: dict[str, Shape], 
 
 
 def _fits(found: tuple | None, wanted: tuple | None) -> bool:
-    """Whether type and shape are those wanted; a dimension without a number is free."""
+    """Whether type and shape are as wanted; a dimension that has a name, not a number, is free."""
     if found is None or wanted is None or len(found) != len(wanted) or found[0] != wanted[0]:
         return False
     return all(n == m or not isinstance(n, int) for n, m in zip(found[1:], wanted[1:], strict=True))

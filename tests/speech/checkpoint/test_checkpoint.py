@@ -92,7 +92,7 @@ def same(a, b):
     assert a.content_hash == b.content_hash
 
 
-def test_every_released_key_and_shape():
+def test_the_models_have_every_released_key_and_shape():
     manifest = json.loads((ASSETS / "manifest_full.json").read_text())
     with torch.device("meta"):
         for stage, model in MODELS.items():
@@ -119,7 +119,7 @@ def test_random_depends_on_its_seed_alone(tiny):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_pt_files_as_released(folder, tiny):
+def test_pt_files_with_trainer_names_load(folder, tiny):
     def prefixed(weights):
         return {f"generator.{key}": value for key, value in weights.items()}
 
@@ -145,7 +145,7 @@ def test_pt_files_as_released(folder, tiny):
     same(Checkpoint.load(folder), tiny)
 
 
-def test_head_alone_and_rl(folder, tiny):
+def test_a_head_without_embedding_and_the_rl_weights_load(folder, tiny):
     path = folder / "llm.safetensors"
     weights = load_file(path)
     weights[HEAD] = weights.pop(EMBED)
@@ -173,7 +173,7 @@ def test_half_weights_stay_half_and_are_upcast(folder, tiny, dtype):
 
 
 @pytest.mark.parametrize("stage", MODELS)
-def test_modules_are_ready_to_run_and_apart_from_the_checkpoint(tiny, stage):
+def test_modules_are_in_eval_mode_and_have_copies_of_the_weights(tiny, stage):
     module = getattr(tiny, stage)()
     assert not module.training
     before = tiny.content_hash
@@ -192,7 +192,7 @@ def test_modules_are_ready_to_run_and_apart_from_the_checkpoint(tiny, stage):
         tiny.build("vocoder")
 
 
-def test_wrong_weights_are_listed(folder):
+def test_wrong_shapes_types_and_names_are_listed(folder):
     path = folder / "flow.safetensors"
     weights = load_file(path)
     key = "input_embedding.weight"
@@ -213,7 +213,7 @@ def test_wrong_weights_are_listed(folder):
         Checkpoint.load(folder)
 
 
-def test_nan_is_allowed_and_counted(folder):
+def test_nan_in_weights_is_allowed_and_counted(folder):
     path = folder / "flow.safetensors"
     weights = load_file(path)
     path.unlink()
@@ -236,7 +236,7 @@ def test_missing_parts_are_named(folder, name):
         Checkpoint.load(folder / "nowhere")
 
 
-def test_any_qwen_folder_will_do(folder, tiny):
+def test_the_qwen_folder_may_have_another_name(folder, tiny):
     (folder / "CosyVoice-BlankEN").rename(folder / "qwen")
     with pytest.raises(WorkbenchError, match="CosyVoice-BlankEN"):
         Checkpoint.load(folder)
@@ -248,7 +248,7 @@ def test_any_qwen_folder_will_do(folder, tiny):
     same(again, tiny)
 
 
-def test_front_ends_and_speakers_travel(folder):
+def test_onnx_models_and_speakers_are_saved(folder):
     for name in ("campplus.onnx", "speech_tokenizer_v3.onnx"):
         (folder / name).write_bytes(name.encode())
     torch.save({"kumo": {"embedding": torch.ones(1, 8)}}, folder / "spk2info.pt")
@@ -261,7 +261,7 @@ def test_front_ends_and_speakers_travel(folder):
         Checkpoint.load(folder)
 
 
-def test_saving_replaces_only_checkpoints(folder, tiny):
+def test_saving_overwrites_checkpoints_alone(folder, tiny):
     with pytest.raises(WorkbenchError, match="overwrite=True"):
         tiny.save(folder)
     loaded = Checkpoint.load(folder)
@@ -283,7 +283,7 @@ def test_saving_replaces_only_checkpoints(folder, tiny):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["empty", "letters", "tiny"]
 
 
-def test_own_noise_travels(tiny, tmp_path):
+def test_the_noise_is_saved(tiny, tmp_path):
     parts = {
         "ode": torch.ones(1, 80, 100),
         "initial_phase": torch.ones(1, 2),
@@ -296,7 +296,7 @@ def test_own_noise_travels(tiny, tmp_path):
         loaded.noise.excitation(481)
 
 
-def test_options_travel(tiny, saved, tmp_path):
+def test_the_options_are_saved(tiny, saved, tmp_path):
     assert tiny.options == Checkpoint.load(saved).options == Options()
     options = Options(top_k=7, cfg_rate=0.2, n_timesteps=4, max_silent_run=None, lm_dtype="float16")
     path = replace(tiny, options=options).save(tmp_path / "own", noise_seconds=0)
@@ -351,7 +351,7 @@ class Boom:
         return os.mkdir, (self.path,)
 
 
-def test_hostile_and_foreign_files(folder, tmp_path):
+def test_hostile_and_damaged_pt_files_are_refused(folder, tmp_path):
     good = as_pt(folder, "lm")
     data = good.read_bytes()
     target = tmp_path / "run"
@@ -390,7 +390,7 @@ def test_hostile_and_foreign_files(folder, tmp_path):
         Checkpoint.load(folder)
 
 
-def test_truncated_safetensors(folder):
+def test_truncated_safetensors_are_refused(folder):
     path = folder / "hift.safetensors"
     data = path.read_bytes()
     for size in [0, 7, 8, 100, *range(1000, len(data), len(data) // 20)]:
@@ -400,7 +400,7 @@ def test_truncated_safetensors(folder):
             Checkpoint.load(folder)
 
 
-def test_inspecting_broken_folders(folder, capsys):
+def test_inspect_lists_the_tensors_of_broken_folders(folder, capsys):
     (folder / "cosyvoice3.yaml").unlink()
     torch.save({"epoch": 3, "net": {"odd.key": torch.zeros(2, 3)}}, folder / "other.pt")
     import onnx
@@ -424,7 +424,7 @@ def test_inspecting_broken_folders(folder, capsys):
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_looks(tiny, saved):
+def test_repr_and_html_describe_the_checkpoint(tiny, saved):
     assert repr(tiny).startswith("Checkpoint('random-3', 0.0 M parameters, float32")
     html = Checkpoint.load(saved)._repr_html_()
     assert "flow.safetensors" in html and "<script" not in html

@@ -119,7 +119,7 @@ def parse(tmp_path):
     return parse
 
 
-def test_upstreams_structure_gives_the_defaults(parse):
+def test_upstreams_file_gives_the_default_config(parse):
     tree = parse(UPSTREAM)
     assert config_from_yaml(tree, QWEN) == Config()
     assert tree["gan"].args["generator"] is tree["hift"]
@@ -138,7 +138,7 @@ def test_written_yaml_reads_back(parse, config):
     assert text.index("\nllm:") < text.index("\nflow:") < text.index("\nhift:")
 
 
-def test_scripts_travel(parse):
+def test_scripts_are_written_and_read_back(parse):
     config = replace(Config(), scripts=("latin", "han", 'a "b"\n\u00e9'))
     assert config_from_yaml(parse(config_to_yaml(config)), QWEN) == config
     with pytest.raises(WorkbenchError, match="scripts is 7"):
@@ -160,14 +160,14 @@ def test_scripts_travel(parse):
         ("<a>x", "6x"),
     ],
 )
-def test_references(parse, expression, expected):
+def test_references_are_resolved(parse, expression, expected):
     tree = parse(
         f"a: 6\nb: 2\nd: {{x: 3}}\nl: [7, 8]\nn: !new:k.K {{dim: 5}}\ns: out\nr: !ref {expression}\n"
     )
     assert tree["r"] == expected and type(tree["r"]) is type(expected)
 
 
-def test_references_share_what_they_name(parse):
+def test_references_share_the_value_they_name(parse):
     tree = parse("a: {x: [1]}\nb: !ref <a>\nc: !ref <b.x>\nd: {y: !ref <c>}\ne: !ref <d>\nf: !ref <e.y>\n")
     assert tree["c"] is tree["a"]["x"] and tree["f"] is tree["c"]
 
@@ -221,7 +221,7 @@ def test_broken_files_are_refused(parse, text, message):
     assert "cosyvoice3.yaml" in str(caught.value)
 
 
-def test_missing_file(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(WorkbenchError, match="cannot be read"):
         read(tmp_path / "cosyvoice3.yaml")
 
@@ -263,7 +263,7 @@ def test_nothing_is_executed(parse, tmp_path, tag):
         ("\nchunk_size: 25", "\nchunk_size: 25\nsilent_tokens: [1, 6561]", "silent_tokens"),
     ],
 )
-def test_configurations_that_are_not_cosyvoice3(parse, old, new, message):
+def test_other_models_and_wrong_numbers_are_refused(parse, old, new, message):
     assert old in UPSTREAM
     with pytest.raises(WorkbenchError, match=message):
         config_from_yaml(parse(UPSTREAM.replace(old, new, 1)), QWEN)
@@ -280,13 +280,13 @@ CHANGED = Options(
 )  # fmt: skip
 
 
-def test_upstreams_options_are_the_defaults(parse):
+def test_upstreams_file_gives_the_default_options(parse):
     assert options_from_yaml(parse(UPSTREAM)) == Options()
     assert options_from_yaml(parse(config_to_yaml(Config()))) == Options()
     assert "workbench:" not in config_to_yaml(Config())
 
 
-def test_options_travel(parse):
+def test_options_are_written_and_read_back(parse):
     assert all(getattr(CHANGED, f.name) != f.default for f in fields(Options))
     tree = parse(config_to_yaml(SMALL, CHANGED))
     found = options_from_yaml(tree)
@@ -320,7 +320,7 @@ def test_options_travel(parse):
         ("rate: 24000", "workbench: {option: {}}\nrate: 24000", "workbench has 'option'"),
     ],
 )  # fmt: skip
-def test_options_of_a_file(parse, old, new, expected):
+def test_options_are_read_from_their_places(parse, old, new, expected):
     assert old in UPSTREAM
     tree = parse(UPSTREAM.replace(old, new, 1))
     if isinstance(expected, Options):
@@ -331,7 +331,7 @@ def test_options_of_a_file(parse, old, new, expected):
         options_from_yaml(tree)
 
 
-def test_bad_qwen_config(parse):
+def test_wrong_numbers_in_the_qwen_config_are_refused(parse):
     tree = parse(UPSTREAM)
     for change in ({"num_attention_heads": 13}, {"hidden_size": "896"}, {"rope_scaling": {"factor": 2}}):
         with pytest.raises(WorkbenchError, match=r"config\.json"):

@@ -1,3 +1,5 @@
+"""Audio files, resampling and features: equal to upstream's, and errors for unusable files."""
+
 import io
 
 import numpy as np
@@ -22,14 +24,14 @@ def tone(seconds=0.5, rate=24_000, hz=220.0):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_log_mel_is_upstreams(dtype):
+def test_log_mel_equals_upstreams(dtype):
     golden = load_file(ASSETS / "mel.safetensors")
     mel = audio.log_mel(golden["in.wav"].to(dtype), MEL)
     assert mel.dtype == dtype
     torch.testing.assert_close(mel.float(), golden["mel"], atol=1e-4, rtol=0)
 
 
-def test_speech_tokenizer_and_speaker_features_are_upstreams():
+def test_tokenizer_and_speaker_features_equal_upstreams():
     golden = load_file(ASSETS / "frontend.safetensors")
     wav = golden["in.wav16k"][0]
     for found, name in (
@@ -49,7 +51,7 @@ def test_batches_equal_singles():
 
 
 @pytest.mark.parametrize("n", [960, 1919, 1920, 24_000, 24_001])
-def test_mel_has_a_frame_per_hop(n):
+def test_mel_has_one_frame_per_hop(n):
     assert audio.log_mel(torch.zeros(n), MEL).shape == (1, 80, n // 480)
 
 
@@ -67,7 +69,7 @@ def test_features_on_cuda():
         torch.testing.assert_close(features(wav.cuda()).cpu(), features(wav), atol=1e-3, rtol=1e-3)
 
 
-def test_too_short_says_so():
+def test_waveforms_that_are_too_short_are_refused():
     for features in (lambda w: audio.log_mel(w, MEL), audio.whisper_log_mel, audio.kaldi_fbank):
         with pytest.raises(WorkbenchError, match="expected at least"):
             features(torch.zeros(100))
@@ -82,13 +84,13 @@ def test_resample_keeps_a_tone(rates):
     torch.testing.assert_close(wav[:target][middle], tone(1.0, target)[: len(wav)][middle], atol=3e-3, rtol=0)
 
 
-def test_resample_refuses_no_rate():
+def test_resample_refuses_a_rate_of_zero():
     with pytest.raises(WorkbenchError, match="above 0"):
         audio.resample(tone(), 0, 16_000)
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3"])
-def test_reads_stereo_of_any_format(tmp_path, ending):
+def test_stereo_files_of_any_format_are_read(tmp_path, ending):
     left = tone(1.0)
     path = tmp_path / f"a.{ending}"
     soundfile.write(path, torch.stack([left, torch.zeros_like(left)], 1).numpy(), 24_000)
@@ -107,13 +109,13 @@ def test_pcm16_survives_a_round_trip(tmp_path):
     assert soundfile.info(tmp_path / "new" / "a.wav").subtype == "PCM_16"
 
 
-def test_writing_saturates(tmp_path):
+def test_samples_beyond_full_scale_are_clipped(tmp_path):
     audio.write_wav(tmp_path / "a.wav", torch.tensor([[2.0, -2.0, 0.5]]), 24_000)
     assert audio.read_wav(tmp_path / "a.wav")[0].tolist() == [32767 / 32768, -1.0, 0.5]
 
 
 @pytest.mark.parametrize("bad", [[0.0, float("nan")], [float("inf")], [], [[0.0, 0.1], [0.2, 0.3]]])
-def test_writing_refuses_and_leaves_the_old_file(tmp_path, bad):
+def test_unusable_waveforms_are_refused_and_the_old_file_stays(tmp_path, bad):
     path = tmp_path / "a.wav"
     audio.write_wav(path, tone(), 24_000)
     before = path.read_bytes()
@@ -122,7 +124,7 @@ def test_writing_refuses_and_leaves_the_old_file(tmp_path, bad):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_writing_to_a_folder_that_cannot_be(tmp_path):
+def test_paths_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(WorkbenchError, match="could not be written"):
         audio.write_wav(tmp_path / "file" / "a.wav", tone(), 24_000)

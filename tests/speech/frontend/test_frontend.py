@@ -1,3 +1,5 @@
+"""The front end on tiny models: prompts, utterances in each mode, conversion, and unusable recordings."""
+
 import hashlib
 from dataclasses import dataclass, replace
 
@@ -33,7 +35,7 @@ def save_model(path, nodes, inputs, output, constants):
 
 
 def save_speech_tokenizer(path):
-    """Every fourth frame's loudest bin."""
+    """A speech tokenizer that returns the loudest bin of every fourth frame."""
     nodes = [
         helper.make_node("Slice", ["feats", "start", "feats_length", "axis", "step"], ["some"]),
         helper.make_node("ArgMax", ["some"], ["tokens"], axis=1, keepdims=0),
@@ -47,7 +49,7 @@ def save_speech_tokenizer(path):
 
 
 def save_speaker_encoder(path, width=192):
-    """Mean of squares over time, through a matrix."""
+    """A speaker encoder that multiplies the mean squares over time by a matrix."""
     nodes = [
         helper.make_node("Mul", ["input", "input"], ["square"]),
         helper.make_node("ReduceMean", ["square"], ["mean"], axes=[1], keepdims=0),
@@ -89,7 +91,7 @@ def prompt(frontend, folder):
     return frontend.prompt(folder / "prompt.wav", text="Hello there.")
 
 
-def test_speech_tokenizer_sees_whisper_features(frontend):
+def test_speech_tokenizer_is_given_whisper_features(frontend):
     wav = speech(1.0, 16_000)
     token = frontend.speech_tokenizer(wav)
     assert token.dtype == torch.long and token.shape == (25,)
@@ -98,7 +100,7 @@ def test_speech_tokenizer_sees_whisper_features(frontend):
         frontend.speech_tokenizer(torch.zeros(30 * 16_000 + 1))
 
 
-def test_speaker_encoder_sees_centred_filterbank(tmp_path):
+def test_speaker_encoder_is_given_the_centred_filterbank(tmp_path):
     weight = save_speaker_encoder(tmp_path / "a.onnx")
     wav = speech(1.0, 16_000)
     found = SpeakerEncoder(tmp_path / "a.onnx", device="cuda")(wav)
@@ -107,7 +109,7 @@ def test_speaker_encoder_sees_centred_filterbank(tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_models_that_are_not(tmp_path, folder):
+def test_files_that_are_not_the_right_model_are_refused(tmp_path, folder):
     with pytest.raises(WorkbenchError, match=r"none\.onnx does not exist"):
         SpeechTokenizer(tmp_path / "none.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
@@ -117,7 +119,7 @@ def test_models_that_are_not(tmp_path, folder):
         SpeechTokenizer(folder / "campplus.onnx")(speech(1.0, 16_000))
 
 
-def test_prompt_has_two_frames_a_token(frontend, prompt):
+def test_prompt_has_two_frames_per_token(frontend, prompt):
     assert len(prompt.speech_token) == 50 and prompt.mel.shape == (1, 80, 100)
     assert prompt.spk_embedding.shape == (192,) and prompt.seconds == 2.0
     for n in (30_000, 30_001, 30_959, 31_440):
@@ -153,14 +155,14 @@ def test_prompt_of_any_rate_and_stereo(frontend, rate):
         (speech() * float("nan"), 24_000, "NaN"),
     ],
 )
-def test_unusable_recordings(frontend, prompt, wav, rate, message):
+def test_unusable_recordings_are_refused(frontend, prompt, wav, rate, message):
     with pytest.raises(WorkbenchError, match=message):
         frontend.prompt(wav, sample_rate=rate)
     with pytest.raises(WorkbenchError, match=message.replace("prompt", "source")):
         frontend.conversion(wav, prompt, sample_rate=rate)
 
 
-def test_recording_files_are_named(frontend, tmp_path):
+def test_errors_name_the_recording_file(frontend, tmp_path):
     write_wav(tmp_path / "short.wav", speech(0.2), 24_000)
     with pytest.raises(WorkbenchError, match=r"short\.wav lasts"):
         frontend.prompt(tmp_path / "short.wav")
@@ -177,7 +179,7 @@ def test_zero_shot_continues_the_prompt(frontend, prompt):
     assert u.prompt_mel is prompt.mel and u.source_token is None and u.prompt is prompt
 
 
-def test_cross_lingual_takes_only_the_voice(frontend, prompt):
+def test_cross_lingual_uses_the_voice_alone(frontend, prompt):
     u = frontend.utterance("Eight months.", replace(prompt, text=""), mode="cross-lingual")
     assert u.text == "Eight months."
     assert u.text_token.tolist() == frontend.tokenizer.encode(SYSTEM + "Eight months.")
@@ -194,28 +196,28 @@ def test_cross_lingual_takes_only_the_voice(frontend, prompt):
         ("As upstream.<|endofprompt|>", "As upstream.<|endofprompt|>"),
     ],
 )
-def test_instruct(frontend, prompt, instruct, read):
+def test_instruct_puts_the_instruction_before_the_text(frontend, prompt, instruct, read):
     u = frontend.utterance("Eight months.", prompt, mode="instruct", instruct=instruct)
     assert frontend.tokenizer.decode(u.prompt_text_token) == read
     assert u.text_token.tolist() == frontend.tokenizer.encode("Eight months.")
     assert len(u.lm_prompt_token) == 0 and len(u.flow_prompt_token) == 50
 
 
-def test_every_mode_holds_the_end_of_prompt(frontend, prompt):
+def test_every_mode_has_one_end_of_prompt(frontend, prompt):
     for mode in ("zero-shot", "cross-lingual", "instruct"):
         u = frontend.utterance("Hi.", prompt, mode=mode, instruct="Softly." if mode == "instruct" else None)
         both = torch.cat([u.prompt_text_token, u.text_token]).tolist()
         assert both.count(frontend.tokenizer.end_of_prompt) == 1
 
 
-def test_conversion_brings_its_own_tokens(frontend, prompt):
+def test_conversion_uses_the_tokens_of_its_source(frontend, prompt):
     u = frontend.conversion(speech(3.0, 16_000), prompt, sample_rate=16_000)
     assert u.mode == "conversion" and u.source_token.shape == (75,)
     assert len(u.text_token) == len(u.prompt_text_token) == len(u.lm_prompt_token) == 0
     assert torch.equal(u.flow_prompt_token, prompt.speech_token)
 
 
-def test_modes_that_cannot_be(frontend, prompt):
+def test_wrong_modes_and_missing_transcripts_are_refused(frontend, prompt):
     with pytest.raises(WorkbenchError, match="zero-shot, cross-lingual, instruct"):
         frontend.utterance("Hi.", prompt, mode="sing")
     with pytest.raises(WorkbenchError, match="cross-lingual"):
@@ -228,20 +230,20 @@ def test_modes_that_cannot_be(frontend, prompt):
         frontend.utterances("😀", prompt)
 
 
-def test_a_long_text_becomes_several(frontend, prompt):
+def test_a_long_text_becomes_several_utterances(frontend, prompt):
     found = frontend.utterances("The quick brown fox jumps over the lazy dog. " * 20, prompt)
     assert len(found) > 1 and all(len(u.text_token) <= 80 for u in found)
     assert " ".join(u.text for u in found).count("dog.") == 20
 
 
-def test_moving_and_printing(frontend, prompt):
+def test_utterances_move_to_a_device_and_have_a_short_repr(frontend, prompt):
     u = frontend.utterance("Eight months.", prompt).to("meta")
     assert u.text_token.device.type == u.prompt.mel.device.type == "meta"
     assert repr(u) == f"Utterance('Eight months.', zero-shot, {len(u.text_token)} text tokens)"
     assert repr(prompt) == "Prompt(2.00 s, 50 tokens, 'Hello there.')"
 
 
-def test_checkpoints_that_do_not_fit(frontend, folder, prompt):
+def test_parts_of_different_checkpoints_are_refused(frontend, folder, prompt):
     small = replace(CONFIG, lm=replace(CONFIG.lm, vocab_size=100))
     parts = (frontend.tokenizer, frontend.speech_tokenizer, frontend.speaker_encoder)
     with pytest.raises(WorkbenchError, match="different checkpoints"):
@@ -259,7 +261,7 @@ class LatinConfig(Config):
     scripts: tuple[str, ...] = ("LATIN",)
 
 
-def test_a_voice_refuses_what_it_cannot_read(frontend, prompt):
+def test_text_in_a_script_that_the_voice_cannot_read_is_refused(frontend, prompt):
     latin = Frontend(frontend.tokenizer, frontend.speech_tokenizer, frontend.speaker_encoder, LatinConfig())
     assert latin.utterance("Hi.", prompt)
     with pytest.raises(WorkbenchError, match="CYRILLIC"):

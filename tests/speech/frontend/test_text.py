@@ -1,3 +1,5 @@
+"""Text: the tokenizer and its special tokens, normalisation, splitting, and scripts a voice cannot read."""
+
 import json
 import unicodedata
 
@@ -40,7 +42,7 @@ def tokenizer(bpe):
     return TextTokenizer.load(bpe)
 
 
-def test_specials_follow_the_vocabulary_in_upstreams_order(tokenizer, bpe):
+def test_special_tokens_follow_the_vocabulary_in_upstreams_order(tokenizer, bpe):
     golden = json.loads(SPECIALS.read_text())["ids"]
     size = len(json.loads((bpe / "vocab.json").read_text()))
     shift = golden["<|endofprompt|>"] - 3 - size
@@ -52,7 +54,7 @@ def test_specials_follow_the_vocabulary_in_upstreams_order(tokenizer, bpe):
     assert tokenizer.encode("<|endoftext|><|im_start|><|im_end|>") == [size, size + 1, size + 2]
 
 
-def test_specials_come_from_the_tokenizer_config(tmp_path):
+def test_special_tokens_get_the_ids_of_the_tokenizer_config(tmp_path):
     tiny_bpe(tmp_path)
     size = len(json.loads((tmp_path / "vocab.json").read_text()))
     added = {size + 1: "<|im_start|>", size: "<|endoftext|>", size + 2: "<|im_end|>"}
@@ -114,7 +116,7 @@ def test_missing_files_are_named(tmp_path):
         TextTokenizer.load(tmp_path)
 
 
-def test_encode_refuses_what_is_no_text(tokenizer):
+def test_encode_refuses_invalid_unicode(tokenizer):
     with pytest.raises(WorkbenchError, match="cannot be encoded"):
         tokenizer.encode("a\ud800")
 
@@ -138,9 +140,10 @@ def test_encode_refuses_what_is_no_text(tokenizer):
         ("你 好", "你好。"),
         ("Привет 5 мир", "Привет 5 мир."),
         ("a<|endofprompt|> 5 😀", "a<|endofprompt|> 5 😀"),
+        ("See abc.def. 5 of us", "See abc. def. five of us."),  # WeText returns nothing for "abc.def."
     ],
 )
-def test_normalise(text, said):
+def test_normalise_writes_text_as_it_is_spoken(text, said):
     found = normalise(text)
     if said is None:
         assert not any(c.isdigit() for c in found) and "three point five dollars" in found
@@ -151,7 +154,7 @@ def test_normalise(text, said):
 @pytest.mark.parametrize(
     "text", ["", "  \n", "...", "?!", "😀🎉", "—", "。", "\u200b", "<|endofprompt|>", "\ud800"]
 )
-def test_nothing_to_say(text):
+def test_text_without_words_is_refused(text):
     with pytest.raises(WorkbenchError, match="nothing to say"):
         normalise(text)
 
@@ -173,7 +176,7 @@ def words(text):
 
 @given(st.text(st.sampled_from('abcde  .,!?;你好。，\n")é'), max_size=400), st.integers(10, 80))
 @settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
-def test_split_loses_nothing_and_keeps_the_limit(tokenizer, text, most):
+def test_split_keeps_all_words_and_the_limit(tokenizer, text, most):
     segments = split(text, tokenizer, token_max_n=most, token_min_n=most * 3 // 4, merge_len=most // 4)
     assert words("".join(segments)) == words(text)
     assert all(words(s) for s in segments)
@@ -181,7 +184,7 @@ def test_split_loses_nothing_and_keeps_the_limit(tokenizer, text, most):
 
 
 @pytest.mark.parametrize("text", ["word " * 2000, "x" * 10_000, "你好世界" * 2500])
-def test_ten_thousand_characters_without_punctuation(tokenizer, text):
+def test_long_text_without_punctuation_is_split(tokenizer, text):
     segments = split(normalise(text), tokenizer)
     assert all(len(tokenizer.encode(s)) <= 80 for s in segments)
     assert words("".join(segments)) == words(text)
@@ -197,7 +200,7 @@ def test_split_cuts_at_sentences(tokenizer):
     assert len(chinese) > 1 and all(s.endswith("。") for s in chinese)
 
 
-def test_a_short_tail_takes_over_a_sentence(tokenizer):
+def test_a_short_last_segment_takes_a_sentence_from_the_one_before(tokenizer):
     text = "aaaa bbbb cccc dddd. eeee ffff gggg hhhh. iii."
     n = len(tokenizer.encode(text[: text.index(" iii")]))
     last = split(text, tokenizer, token_max_n=n, token_min_n=n // 2, merge_len=8)[-1]
@@ -205,18 +208,18 @@ def test_a_short_tail_takes_over_a_sentence(tokenizer):
     assert split(text, tokenizer, token_max_n=n, token_min_n=n // 2, merge_len=1)[-1] == "iii."
 
 
-def test_a_short_start_is_topped_up_with_clauses(tokenizer):
+def test_a_short_segment_is_filled_up_with_clauses(tokenizer):
     text = "ab. " + "abcde abcde, " * 4
     n = len(tokenizer.encode(text)) - 3
     assert split(text, tokenizer, token_max_n=n, token_min_n=n // 2, merge_len=0)[0].count(",") == 3
 
 
-def test_control_tokens_keep_a_text_whole(tokenizer):
+def test_text_with_control_tokens_is_not_split(tokenizer):
     text = "one. " * 100 + "<|endofprompt|>"
     assert split(text, tokenizer) == [text]
 
 
-def test_foreign_letters_are_refused():
+def test_letters_of_other_scripts_are_refused():
     check_scripts("Hello, naïve [breath] world 5!", ("LATIN",))
     check_scripts("Привет 你好", ())
     with pytest.raises(WorkbenchError, match=r"'мир!'.*CYRILLIC.*reads LATIN"):

@@ -91,7 +91,7 @@ class Checkpoint:
     --------
     >>> voice = wb.Checkpoint.load()
     >>> voice
-    Checkpoint('tiny', 15.0 M parameters, float16)
+    Checkpoint('tiny', 14.0 M parameters, float16, float32)
     >>> voice.weights["flow"]["decoder.estimator.proj_out.bias"].shape
     torch.Size([80])
     >>> voice.hift().config.hop_length  # samples per mel frame
@@ -311,8 +311,9 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         sizes = [self._size(stage) for stage in self.weights]
-        types = ", ".join(sorted({t for _, t, _ in sizes}))
-        return f"Checkpoint({self.name!r}, {sum(n for n, _, _ in sizes) / 1e6:.1f} M parameters, {types})"
+        millions = sum(n for n, _, _ in sizes) / 1e6
+        types = sorted({name for _, names, _ in sizes for name in names.split(", ")})
+        return f"Checkpoint({self.name!r}, {millions:.1f} M parameters, {', '.join(types)})"
 
     def _repr_html_(self) -> str:
         from html import escape

@@ -1,7 +1,7 @@
-"""Waveforms in and out, resampling and log-mel: the one file that knows about audio libraries.
+"""Read and write waveforms, resample them and compute features; no other file imports audio libraries.
 
-A waveform is a float tensor in [-1, 1] with time last. Log-mels are differentiable, run where the
-waveform lies and in its precision (half precision is raised to float32).
+A waveform is a float tensor in [-1, 1] whose last dimension is time. Log-mels are differentiable and computed
+on the waveform's device and in its precision (half precision is raised to float32).
 """
 
 import math
@@ -19,45 +19,58 @@ from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 from workbench.speech.config import MelConfig
 
-MAX_SECONDS = 3600
-MAX_LEVEL = 100.0  # a float file beyond this holds integers or garbage
+MAX_FILE_SECONDS = 3600  # of an audio file; bounds memory
+MAX_RATE = 48_000  # Hz, at which that limit applies to a waveform that is resampled
+MIN_HEADER_RATE = 1000  # Hz; a file that claims a lower rate may have as many samples as one of this rate
+MAX_LEVEL = 100.0  # a float file with larger samples holds integers or is damaged
 WHISPER_RATE = 16_000  # Hz, of the speech tokenizer and of the speaker encoder
-_BLOCK = 1 << 16  # frames read at once, so that a header that lies cannot claim the memory
-_LARGEST_RATIO = 1024  # torchaudio's polyphase kernel has to stay small
+BLOCK_FRAMES = 1 << 16  # frames read at once: a wrong length in the header cannot claim memory
+MAX_RATE_RATIO = 1024  # numerator or denominator of two rates; torchaudio's filters grow with it
+PCM16_FULL_SCALE = 32768
+
+# Whisper's features, at 16 kHz.
+WHISPER_WINDOW = 400  # samples, 25 ms
+WHISPER_HOP = 160  # samples, 10 ms
+WHISPER_RANGE = 8.0  # log10 units that are kept below the maximum: 80 dB
+FBANK_BINS = 80  # of Kaldi's features
 
 
 def read_wav(path: str | os.PathLike, sample_rate: int | None = None) -> tuple[Tensor, int]:
-    """Read a sound file as one channel.
+    """Read an audio file as one channel.
 
     Parameters
     ----------
     path : path
-        Anything libsndfile reads: WAV, FLAC, OGG, MP3, AIFF ...
+        Any format of libsndfile: WAV, FLAC, OGG, MP3, AIFF ...
     sample_rate : int, optional
         Rate to resample to, Hz. None keeps the file's own.
 
     Returns
     -------
     wav : Tensor (N,)
-        float32, mean over channels.
+        float32, the mean of the channels.
     sample_rate : int
         Its rate, Hz.
 
     Raises
     ------
     WorkbenchError
-        If there is no such file, or it is empty, damaged, not audio or holds NaN or infinity.
+        If there is no such file, or it is empty, damaged, not audio, too long, or holds NaN or infinity.
     """
     path = _existing_file(path)
     try:
         with soundfile.SoundFile(str(path)) as file:
             rate = file.samplerate
-            blocks, frames = [], 0
-            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+            blocks = []
+            n_frames = 0
+            while True:
+                block = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)  # (frames, channels)
+                if not len(block):
+                    break
                 blocks.append(block.mean(axis=1))
-                frames += len(block)
-                if frames > MAX_SECONDS * max(rate, 1000):
-                    raise WorkbenchError(f"{path} is longer than {MAX_SECONDS} s; cut it first")
+                n_frames += len(block)
+                if n_frames > MAX_FILE_SECONDS * max(rate, MIN_HEADER_RATE):
+                    raise WorkbenchError(f"{path} is longer than {MAX_FILE_SECONDS} s; cut it first")
     except (RuntimeError, TypeError, ValueError, OSError) as error:
         reason = getattr(error, "error_string", None) or error
         raise WorkbenchError(
@@ -69,7 +82,8 @@ def read_wav(path: str | os.PathLike, sample_rate: int | None = None) -> tuple[T
     wav = torch.from_numpy(np.concatenate(blocks))
     if not torch.isfinite(wav).all():
         raise WorkbenchError(f"{path} holds NaN or infinite samples; expected numbers from -1 to 1")
-    if (level := wav.abs().max().item()) > MAX_LEVEL:
+    level = wav.abs().max().item()
+    if level > MAX_LEVEL:
         raise WorkbenchError(
             f"{path} reaches a level of {level:.3g}; expected samples from -1 to 1: divide by full scale"
         )
@@ -95,8 +109,8 @@ def _existing_file(path: str | os.PathLike) -> Path:
 def resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
     """Resample along the last dimension.
 
-    Usual pairs of rates go through torchaudio's windowed sinc, as upstream does; pairs with hardly
-    a common divisor (44 101 Hz) go through soxr, because the sinc table would not fit the memory.
+    Usual pairs of rates use torchaudio's windowed sinc, as upstream does. Pairs with a small common divisor,
+    such as 44101 and 16000 Hz, use soxr, because torchaudio's filters would not fit into memory.
 
     Parameters
     ----------
@@ -112,13 +126,13 @@ def resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
         raise WorkbenchError(f"cannot resample from {from_rate} Hz to {to_rate} Hz; expected rates above 0")
     if from_rate == to_rate:
         return wav
-    if max(from_rate, to_rate) // math.gcd(from_rate, to_rate) <= _LARGEST_RATIO:
+    if max(from_rate, to_rate) // math.gcd(from_rate, to_rate) <= MAX_RATE_RATIO:
         from torchaudio.functional import resample as sinc_resample  # slow to import
 
         return sinc_resample(wav, from_rate, to_rate)
-    if wav.shape[-1] * (to_rate / from_rate) > MAX_SECONDS * 48_000:
+    if wav.shape[-1] * (to_rate / from_rate) > MAX_FILE_SECONDS * MAX_RATE:
         raise WorkbenchError(
-            f"{wav.shape[-1]} samples at {from_rate} Hz are longer than {MAX_SECONDS} s; "
+            f"{wav.shape[-1]} samples at {from_rate} Hz are longer than {MAX_FILE_SECONDS} s; "
             "is the sample rate right?"
         )
     import librosa
@@ -130,15 +144,14 @@ def resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
 
 def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, sample_rate: int) -> None:
-    """Write a 16-bit PCM WAV at the waveform's own level.
+    """Write a 16-bit PCM WAV, atomically and without changing the level.
 
-    The file appears whole or not at all: it is written under another name and then renamed.
-    Samples beyond [-1, 1] saturate.
+    Samples beyond [-1, 1] are clipped.
 
     Parameters
     ----------
     path : path
-        Folders on the way are made.
+        Missing folders are made.
     wav : Tensor or array (N,) or (1, N)
     sample_rate : int
         Hz.
@@ -147,8 +160,9 @@ def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, sample_rate: in
     path = Path(path)
     if samples.ndim != 1 or not len(samples):
         raise WorkbenchError(f"{path}: a waveform of shape {tuple(wav.shape)}; expected (N,), one channel")
-    if bad := int((~np.isfinite(samples)).sum()):
-        raise WorkbenchError(f"{path} not written: {bad} of {len(samples)} samples are NaN or infinite")
+    n_bad = int((~np.isfinite(samples)).sum())
+    if n_bad:
+        raise WorkbenchError(f"{path} not written: {n_bad} of {len(samples)} samples are NaN or infinite")
     pcm = to_pcm16(samples)
     with atomic_write(path) as draft:
         try:
@@ -158,8 +172,9 @@ def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, sample_rate: in
 
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:
-    """Return finite samples as 16-bit integers; full scale is 1, and what is beyond saturates."""
-    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+    """Return samples as 16-bit integers; 1.0 is full scale, and samples beyond it are clipped."""
+    scaled = np.rint(samples * PCM16_FULL_SCALE)
+    return np.clip(scaled, -PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1).astype(np.int16)
 
 
 @lru_cache(maxsize=16)
@@ -172,6 +187,7 @@ def _mel_filters(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
+    """Return Slaney's triangular filters (n_mels, n_fft / 2 + 1)."""
     import librosa
 
     kind = np.float64 if dtype == torch.float64 else np.float32
@@ -182,23 +198,24 @@ def _mel_filters(
 
 
 def mel_centres(n_mels: int, fmax: float, fmin: float = 0.0) -> Tensor:
-    """Hz where each band of `log_mel` is most sensitive, (n_mels,) float64; Slaney's scale."""
+    """Return the frequency at which each band of `log_mel` is most sensitive, Hz, (n_mels,) float64."""
     import librosa
 
     return torch.from_numpy(librosa.mel_frequencies(n_mels + 2, fmin=fmin, fmax=fmax))[1:-1]
 
 
-def _batched(wav: Tensor, least: int) -> Tensor:
+def _batched(wav: Tensor, min_samples: int) -> Tensor:
+    """Return a waveform as (B, N), float32 or float64."""
     if wav.ndim not in (1, 2):
         raise WorkbenchError(f"a waveform of shape {tuple(wav.shape)}; expected (N,) or (B, N)")
-    if wav.shape[-1] < least:
-        raise WorkbenchError(f"a waveform of {wav.shape[-1]} samples; expected at least {least}")
+    if wav.shape[-1] < min_samples:
+        raise WorkbenchError(f"a waveform of {wav.shape[-1]} samples; expected at least {min_samples}")
     wav = wav if wav.dtype == torch.float64 else wav.float()
     return wav.reshape(-1, wav.shape[-1])
 
 
 def log_mel(wav: Tensor, config: MelConfig) -> Tensor:
-    """Natural-log mel magnitudes, the flow's target.
+    """Return natural-log mel magnitudes, which the flow generates.
 
     Parameters
     ----------
@@ -211,14 +228,15 @@ def log_mel(wav: Tensor, config: MelConfig) -> Tensor:
     Tensor (B, M, T)
         `ln(max(mel, 1e-5))`, `T = N // hop_length`.
     """
-    margin = (config.n_fft - config.hop_length) // 2
-    wav = _batched(wav, max(margin + 1, config.hop_length))
+    margin = (config.n_fft - config.hop_length) // 2  # so that a frame is centred on its hop
+    wav = _batched(wav, max(margin + 1, config.hop_length))  # reflection needs more samples than the margin
     window = torch.hann_window(config.win_length, device=wav.device, dtype=wav.dtype)
     padded = F.pad(wav, (margin, margin), mode="reflect")
     spectrum = torch.stft(
         padded, config.n_fft, config.hop_length, config.win_length, window, center=False, return_complex=True
     )
-    magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+    power = spectrum.real.square() + spectrum.imag.square()  # (B, n_fft / 2 + 1, T)
+    magnitude = (power + 1e-9).sqrt()  # upstream's offset; it keeps the gradient finite at 0
     filters = _mel_filters(
         config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax, wav.device, wav.dtype
     )
@@ -226,7 +244,7 @@ def log_mel(wav: Tensor, config: MelConfig) -> Tensor:
 
 
 def whisper_log_mel(wav16: Tensor, n_mels: int = 128) -> Tensor:
-    """Whisper's log-mel, the speech tokenizer's input (100 frames per second, no padding to 30 s).
+    """Return Whisper's log-mel, the speech tokenizer's input: 100 frames per second, not padded to 30 s.
 
     Parameters
     ----------
@@ -240,18 +258,21 @@ def whisper_log_mel(wav16: Tensor, n_mels: int = 128) -> Tensor:
     Tensor (B, n_mels, T)
         log10 power, floored 8 below its own maximum and scaled to about [-1, 1]; `T = N // 160`.
     """
-    wav = _batched(wav16, 400)
-    window = torch.hann_window(400, device=wav.device, dtype=wav.dtype)
-    spectrum = torch.stft(wav, 400, 160, 400, window, center=True, pad_mode="reflect", return_complex=True)
-    power = spectrum[..., :-1].abs().square()
-    filters = _mel_filters(WHISPER_RATE, 400, n_mels, 0.0, None, wav.device, wav.dtype)
+    wav = _batched(wav16, WHISPER_WINDOW)
+    window = torch.hann_window(WHISPER_WINDOW, device=wav.device, dtype=wav.dtype)
+    spectrum = torch.stft(
+        wav, WHISPER_WINDOW, WHISPER_HOP, WHISPER_WINDOW, window, center=True, pad_mode="reflect",
+        return_complex=True,
+    )  # fmt: skip
+    power = spectrum[..., :-1].abs().square()  # (B, 201, T): Whisper drops the last frame
+    filters = _mel_filters(WHISPER_RATE, WHISPER_WINDOW, n_mels, 0.0, None, wav.device, wav.dtype)
     log = (filters @ power).clamp(min=1e-10).log10()
-    log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)
-    return (log + 4.0) / 4.0
+    log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - WHISPER_RANGE)
+    return (log + 4.0) / 4.0  # Whisper's scaling
 
 
 def kaldi_fbank(wav16: Tensor) -> Tensor:
-    """Kaldi's 80 log filterbank energies, 100 frames per second, without dither.
+    """Return Kaldi's 80 log filterbank energies, 100 frames per second, without dither.
 
     Parameters
     ----------
@@ -262,16 +283,16 @@ def kaldi_fbank(wav16: Tensor) -> Tensor:
     -------
     Tensor (T, 80)
     """
-    wav = _batched(wav16, 400)
+    wav = _batched(wav16, WHISPER_WINDOW)
     if len(wav) != 1:
         raise WorkbenchError(f"{len(wav)} waveforms at once; expected one: call kaldi_fbank for each")
     from torchaudio.compliance.kaldi import fbank  # slow to import
 
-    return fbank(wav, num_mel_bins=80, dither=0.0, sample_frequency=WHISPER_RATE)
+    return fbank(wav, num_mel_bins=FBANK_BINS, dither=0.0, sample_frequency=WHISPER_RATE)
 
 
 def speaker_features(wav16: Tensor) -> Tensor:
-    """Kaldi filterbank minus its mean over time, the speaker encoder's input.
+    """Return Kaldi's filterbank minus its mean over time, the speaker encoder's input.
 
     Parameters
     ----------

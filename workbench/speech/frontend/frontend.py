@@ -1,4 +1,4 @@
-"""What enters the pipeline: text and a recording in, an `Utterance` of tokens and features out."""
+"""The front end: text and a recording become an `Utterance` of tokens and features, the pipeline's input."""
 
 import hashlib
 import os
@@ -20,18 +20,19 @@ from workbench.speech.frontend.audio import (
     speaker_features,
     whisper_log_mel,
 )
-from workbench.speech.frontend.onnx_session import ask, open_session
+from workbench.speech.frontend.onnx_session import open_session, run_session
 from workbench.speech.frontend.text import END_OF_PROMPT, TextTokenizer, check_scripts, normalise, split
 
 MODES = ("zero-shot", "cross-lingual", "instruct")
 SYSTEM_PROMPT = "You are a helpful assistant."
-MIN_SECONDS, MAX_SECONDS = 0.5, 30.0
-MIN_RATE = 8_000  # Hz
-SILENCE = 1e-3  # peak, -60 dBFS
+MIN_RECORDING_SECONDS = 0.5  # about two syllables; less has no voice to imitate
+MAX_RECORDING_SECONDS = 30.0  # the speech tokenizer was trained on 30 s at most
+MIN_RATE = 8_000  # Hz, telephone quality
+MIN_PEAK = 1e-3  # -60 dBFS; a quieter recording is silence
 
 
-class _Onnx:
-    """A single-output ONNX model whose inputs are known by position."""
+class _OnnxModel:
+    """An ONNX model with one output, whose inputs are given by position."""
 
     def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu") -> None:
         self.path = Path(path)
@@ -44,14 +45,15 @@ class _Onnx:
                 f"{self.path} has inputs {names}; expected {len(inputs)}: is it another model?"
             )
         output = self._session.get_outputs()[0].name
-        return ask(self._session, self.path, dict(zip(names, inputs, strict=True)), output).flatten()
+        by_name = dict(zip(names, inputs, strict=True))
+        return run_session(self._session, self.path, by_name, output).flatten()
 
 
-class SpeechTokenizer(_Onnx):
-    """Recording to speech tokens, 25 per second, by a checkpoint's `speech_tokenizer_v3.onnx`."""
+class SpeechTokenizer(_OnnxModel):
+    """Turn a recording into speech tokens, 25 per second, by a checkpoint's `speech_tokenizer_v3.onnx`."""
 
     def __call__(self, wav16: Tensor) -> Tensor:
-        """Speech tokens of a recording.
+        """Return the speech tokens of a recording.
 
         Parameters
         ----------
@@ -64,22 +66,24 @@ class SpeechTokenizer(_Onnx):
             int64.
         """
         seconds = wav16.shape[-1] / WHISPER_RATE
-        if seconds > MAX_SECONDS:
-            raise WorkbenchError(f"{seconds:.1f} s of speech; the speech tokenizer takes {MAX_SECONDS:.0f} s")
+        if seconds > MAX_RECORDING_SECONDS:
+            raise WorkbenchError(
+                f"{seconds:.1f} s of speech; the speech tokenizer takes {MAX_RECORDING_SECONDS:.0f} s: cut it"
+            )
         features = whisper_log_mel(wav16.float())
         return self._run(features, torch.tensor([features.shape[2]], dtype=torch.int32)).long()
 
 
-class SpeakerEncoder(_Onnx):
-    """Recording to a speaker embedding, by a checkpoint's `campplus.onnx`."""
+class SpeakerEncoder(_OnnxModel):
+    """Turn a recording into a speaker embedding, by a checkpoint's `campplus.onnx`."""
 
     def __call__(self, wav16: Tensor) -> Tensor:
-        """Speaker embedding `(192,)` of a recording `(N,)` at 16 kHz."""
+        """Return the speaker embedding `(192,)` of a recording `(N,)` at 16 kHz."""
         return self._run(speaker_features(wav16.float())).float()
 
 
 def check_recording(wav: Tensor, sample_rate: int, name: str = "prompt") -> None:
-    """Refuse a recording that cannot serve as a prompt or as a source.
+    """Raise a WorkbenchError for a recording that cannot be a prompt or a source of conversion.
 
     Parameters
     ----------
@@ -87,7 +91,7 @@ def check_recording(wav: Tensor, sample_rate: int, name: str = "prompt") -> None
     sample_rate : int
         Hz.
     name : str
-        What the message calls it.
+        What error messages call it.
     """
     if wav.ndim != 1 or not len(wav):
         raise WorkbenchError(f"{name} has shape {tuple(wav.shape)}; expected samples (N,) of one recording")
@@ -96,44 +100,55 @@ def check_recording(wav: Tensor, sample_rate: int, name: str = "prompt") -> None
     if not torch.isfinite(wav).all():
         raise WorkbenchError(f"{name} holds NaN or infinite samples; expected numbers from -1 to 1")
     seconds = len(wav) / sample_rate
-    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+    if not MIN_RECORDING_SECONDS <= seconds <= MAX_RECORDING_SECONDS:
         raise WorkbenchError(
-            f"{name} lasts {seconds:.2f} s; expected {MIN_SECONDS} to {MAX_SECONDS:.0f} s: "
-            "3 to 10 s of clear speech work best"
+            f"{name} lasts {seconds:.2f} s; expected {MIN_RECORDING_SECONDS} to "
+            f"{MAX_RECORDING_SECONDS:.0f} s: 3 to 10 s of clear speech work best"
         )
-    if (peak := wav.abs().max().item()) < SILENCE:
+    peak = wav.abs().max().item()
+    if peak < MIN_PEAK:
         raise WorkbenchError(
             f"{name} is silent (peak {peak:.1e}); expected speech: was the right file recorded?"
         )
 
 
-class _Tensors:
-    """Frozen dataclass of tensors."""
+class _TensorFields:
+    """A frozen dataclass with tensors, which can be moved to a device."""
 
     def to(self, device: str | torch.device) -> Any:
         """Return a copy with every tensor on `device`."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return replace(
-            self, **{k: v.to(device) for k, v in values.items() if isinstance(v, Tensor | _Tensors)}
-        )
+        moved = {}
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor | _TensorFields):
+                moved[f.name] = value.to(device)
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Prompt(_Tensors):
-    """A recording whose voice is to be imitated.
+class Prompt(_TensorFields):
+    """A recording whose voice is imitated; `Pipeline.prompt` makes one.
 
     Parameters
     ----------
     speech_token : Tensor (L,)
+        Tokens of the recording.
     mel : Tensor (1, M, 2L)
-        Natural-log mel, exactly two frames a token.
+        Natural-log mel, two frames per token.
     spk_embedding : Tensor (192,)
+        Output of the speaker encoder.
     text : str
-        Its transcript, or empty.
+        Transcript, or empty.
     sha256 : str
-        Of the float32 samples as given.
+        Hash of the float32 samples, as they were given.
     seconds : float
-        Its length as given.
+        Length of the recording, as it was given.
+
+    Examples
+    --------
+    >>> prompt = pipe.prompt(wb.data_path("prompts/kumo_0.flac"))
+    >>> prompt.mel.shape == (1, 80, 2 * len(prompt.speech_token))
+    True
     """
 
     speech_token: Tensor
@@ -148,25 +163,38 @@ class Prompt(_Tensors):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Utterance(_Tensors):
-    """What enters the pipeline for one segment of text.
+class Utterance(_TensorFields):
+    """The pipeline's input for one segment of text; `Pipeline.prepare` makes one.
 
     Parameters
     ----------
     text : str
+        The normalised text.
     text_token : Tensor (L,)
+        Its ids.
     prompt_text_token : Tensor (P,)
-        What the LM reads before the text.
+        Ids before those of the text: instruction and transcript of the prompt.
     lm_prompt_token : Tensor (S,)
-        Speech tokens the LM continues; empty unless zero-shot.
+        Speech tokens that the LM continues; empty unless the mode is zero-shot.
     flow_prompt_token : Tensor (S,)
+        Speech tokens before those of the utterance, for the flow.
     prompt_mel : Tensor (1, M, 2S)
+        Their mel.
     spk_embedding : Tensor (192,)
-    mode : str
-        zero-shot, cross-lingual, instruct or conversion.
+        Of the prompt.
+    mode : {"zero-shot", "cross-lingual", "instruct", "conversion"}
+        How the prompt is used.
     prompt : Prompt
+        The recording.
     source_token : Tensor (L,) or None
-        Conversion: the speech tokens to render, in place of the LM's.
+        Conversion: speech tokens of the source recording, which take the place of the LM's.
+
+    Examples
+    --------
+    >>> utt.mode, len(utt.text_token) > 0
+    ('zero-shot', True)
+    >>> utt.to("cpu").flow_prompt_token.equal(utt.prompt.speech_token)
+    True
     """
 
     text: str
@@ -186,11 +214,12 @@ class Utterance(_Tensors):
 
 
 class Frontend:
-    """Everything in front of the models.
+    """Prepare texts and recordings for the models.
 
     Parameters
     ----------
     tokenizer : TextTokenizer
+        Text to ids.
     speech_tokenizer : callable
         Recording `(N,)` at 16 kHz to tokens `(L,)`, as `SpeechTokenizer`.
     speaker_encoder : callable
@@ -218,57 +247,69 @@ class Frontend:
     def prompt(
         self, source: str | os.PathLike | Tensor, text: str = "", sample_rate: int | None = None
     ) -> Prompt:
-        """Prepare a recording whose voice is to be imitated.
+        """Prepare a recording whose voice is imitated.
 
         Parameters
         ----------
         source : path or Tensor (N,) or (channels, N)
+            The recording.
         text : str
-            What is said in it; zero-shot needs it.
+            Its transcript; zero-shot needs it.
         sample_rate : int, optional
-            Of a tensor, Hz. A file knows its own.
+            Rate of a tensor, Hz; a file states its own.
         """
         wav, rate = _recording(source, sample_rate, "prompt")
         mel = log_mel(resample(wav, rate, self.config.mel.sample_rate), self.config.mel)
         wav16 = resample(wav, rate, WHISPER_RATE)
         token = self._speech_tokens(wav16)
         ratio = self.config.flow.token_mel_ratio
-        n = min(mel.shape[2] // ratio, len(token))
+        n_tokens = min(mel.shape[2] // ratio, len(token))  # whole tokens with all their frames
         digest = hashlib.sha256(wav.contiguous().numpy().tobytes()).hexdigest()
         embedding = self.speaker_encoder(wav16).flatten()
         width = self.config.flow.spk_embed_dim
         if len(embedding) != width:
-            raise WorkbenchError(f"the speaker encoder gave {len(embedding)} numbers; expected {width}")
-        return Prompt(token[:n], mel[:, :, : ratio * n], embedding, text.strip(), digest, len(wav) / rate)
+            raise WorkbenchError(
+                f"the speaker encoder gave {len(embedding)} numbers; expected {width}: is campplus.onnx from "
+                "another checkpoint?"
+            )
+        return Prompt(
+            speech_token=token[:n_tokens],
+            mel=mel[:, :, : ratio * n_tokens],
+            spk_embedding=embedding,
+            text=text.strip(),
+            sha256=digest,
+            seconds=len(wav) / rate,
+        )
 
     def utterance(
         self, text: str, prompt: Prompt, mode: str = "zero-shot", instruct: str | None = None
     ) -> Utterance:
-        """Prepare one segment of text, normalised but not split.
+        """Prepare one segment of text; it is normalised but not split.
 
         Parameters
         ----------
         text : str
+            Any text.
         prompt : Prompt
+            The voice.
         mode : {"zero-shot", "cross-lingual", "instruct"}
-            zero-shot continues the prompt and so needs its transcript; the others take only its
-            voice.
+            zero-shot continues the prompt and needs its transcript; the others use its voice alone.
         instruct : str, optional
-            How to speak, for the mode instruct.
+            How to speak, for the mode "instruct".
         """
         return self._utterance(normalise(text), prompt, mode, instruct)
 
     def utterances(
         self, text: str, prompt: Prompt, mode: str = "zero-shot", instruct: str | None = None
     ) -> list[Utterance]:
-        """Prepare a text of any length: normalised, split, one `Utterance` a segment."""
+        """Prepare a text of any length: it is normalised and split, one `Utterance` per segment."""
         segments = split(normalise(text), self.tokenizer)
         return [self._utterance(segment, prompt, mode, instruct) for segment in segments]
 
     def conversion(
         self, source: str | os.PathLike | Tensor, prompt: Prompt, sample_rate: int | None = None
     ) -> Utterance:
-        """Prepare a recording to be said again in the prompt's voice; the LM is not asked."""
+        """Prepare a recording that is spoken again in the prompt's voice; the LM has no part in it."""
         wav, rate = _recording(source, sample_rate, "source")
         token = self._speech_tokens(resample(wav, rate, WHISPER_RATE))
         return self._assemble("", "", "", prompt, "conversion", source_token=token)
@@ -278,13 +319,14 @@ class Frontend:
             raise WorkbenchError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
         if (mode == "instruct") != bool(instruct and instruct.strip()):
             raise WorkbenchError(f"mode is {mode} and instruct is {instruct!r}; expected both or neither")
-        scripts = getattr(self.config, "scripts", ())
+        scripts = self.config.scripts
         check_scripts(text, scripts)
-        before, spoken = "", text
+        before = ""  # the text before the one to speak
+        spoken = text
         if mode == "zero-shot":
             if not prompt.text:
                 raise WorkbenchError(
-                    "the prompt has no transcript, which zero-shot continues; "
+                    "the prompt has no transcript, which the mode zero-shot needs; "
                     "pass prompt(..., text='what is said in it') or use mode='cross-lingual'"
                 )
             check_scripts(prompt.text, scripts)
@@ -292,8 +334,9 @@ class Frontend:
         elif mode == "cross-lingual":
             spoken = _after_system_prompt(text)
         else:
-            order = instruct.strip()
-            before = order if END_OF_PROMPT in order else f"{SYSTEM_PROMPT} {order}{END_OF_PROMPT}"
+            instruction = instruct.strip()
+            is_complete = END_OF_PROMPT in instruction
+            before = instruction if is_complete else f"{SYSTEM_PROMPT} {instruction}{END_OF_PROMPT}"
         return self._assemble(text, spoken, before, prompt, mode)
 
     def _assemble(
@@ -324,25 +367,27 @@ class Frontend:
         size = self.config.flow.vocab_size
         if not len(token) or not 0 <= int(token.min()) <= int(token.max()) < size:
             raise WorkbenchError(
-                f"the speech tokenizer gave {len(token)} tokens outside 0..{size - 1} or none; "
-                "it is from another checkpoint"
+                f"the speech tokenizer gave {len(token)} tokens, not all of them in 0..{size - 1}; expected "
+                "one or more: it is from another checkpoint"
             )
         return token
 
 
 def _after_system_prompt(text: str) -> str:
+    """Return a text with upstream's system prompt before it, unless it has a prompt of its own."""
     return text if END_OF_PROMPT in text else f"{SYSTEM_PROMPT}{END_OF_PROMPT}{text}"
 
 
 def _recording(source: str | os.PathLike | Tensor, sample_rate: int | None, name: str) -> tuple[Tensor, int]:
+    """Return a checked recording (N,) and its rate."""
     if isinstance(source, str | os.PathLike):
         wav, sample_rate = read_wav(source)
         name = f"{name} {source}"
     elif sample_rate is None:
-        raise WorkbenchError(f"{name} is samples without a rate; pass sample_rate in Hz, or a path")
+        raise WorkbenchError(f"{name} is a tensor without a rate; pass sample_rate in Hz, or a path")
     else:
         wav = torch.as_tensor(source).detach().cpu().float()
-        if wav.ndim == 2 and len(wav) < wav.shape[1]:
+        if wav.ndim == 2 and len(wav) < wav.shape[1]:  # (channels, N)
             wav = wav.mean(dim=0)
     check_recording(wav, sample_rate, name)
     return wav, sample_rate

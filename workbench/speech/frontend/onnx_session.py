@@ -1,4 +1,4 @@
-"""ONNX files, opened and asked the same way everywhere."""
+"""Open ONNX models and run them, with the same settings everywhere."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,44 +13,44 @@ if TYPE_CHECKING:
     import onnxruntime
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-QUIET = 4  # onnxruntime's own log: fatal errors alone, the others are raised
+LOG_FATAL = 4  # onnxruntime logs fatal errors alone; others are raised as exceptions
 
 
 def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "onnxruntime.InferenceSession":
-    """Open a model with as many threads as torch has now, and the same sums at every call.
+    """Open a model that uses as many threads as torch and returns the same bytes at every call.
 
     Parameters
     ----------
     path : Path
         An ONNX file.
     device : torch.device
-        A CUDA device is used where onnxruntime can.
+        A CUDA device is used if onnxruntime can.
     need_cuda : bool
-        Whether a CUDA device that onnxruntime cannot use is an error; else the model runs on the CPU.
+        True makes it an error if onnxruntime cannot use the CUDA device; otherwise the CPU is used.
 
     Raises
     ------
     WorkbenchError
-        When the file is missing or no model, or the device cannot be used.
+        When the file is missing or is no model, or the device cannot be used.
     """
     import onnxruntime
 
     if not path.is_file():
         raise WorkbenchError(f"{path} does not exist; expected an ONNX model")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = QUIET
+    options.log_severity_level = LOG_FATAL
     options.intra_op_num_threads = torch.get_num_threads()
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
-    # Threads that wait spinning take the cores from torch, which is asked in turns with this session.
+    # Threads of onnxruntime that spin while they wait would take the cores from torch, which runs in between.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[str | tuple[str, dict[str, Any]]] = [CPU]
     if device.type == "cuda" and CUDA in onnxruntime.get_available_providers():
-        # TF32 has ten bits of mantissa; see `exact_float32`.
+        # TF32 has a mantissa of ten bits, too few for the same result as on a CPU.
         providers.insert(0, (CUDA, {"device_id": device.index or 0, "use_tf32": 0}))
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime has an exception class for each status, without a root
+    except Exception as error:  # exceptions of onnxruntime have no common class
         raise WorkbenchError(
             f"{path} is not a readable ONNX model ({first_line(error)}); copy it again"
         ) from None
@@ -63,17 +63,17 @@ def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "
     return session
 
 
-def ask(
-    session: "onnxruntime.InferenceSession", path: Path, given: Mapping[str, Tensor], output: str
+def run_session(
+    session: "onnxruntime.InferenceSession", path: Path, inputs: Mapping[str, Tensor], output: str
 ) -> Tensor:
-    """Return one output, on the CPU.
+    """Run a model on named inputs and return one output, on the CPU.
 
     Raises
     ------
     WorkbenchError
-        When the model cannot work with what it is given.
+        When the model does not accept the inputs.
     """
-    feed = {name: value.detach().cpu().numpy() for name, value in given.items()}
+    feed = {name: value.detach().cpu().numpy() for name, value in inputs.items()}
     try:
         return torch.from_numpy(session.run([output], feed)[0])
     except Exception as error:
