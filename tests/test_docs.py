@@ -132,4 +132,6 @@ def test_search_finds_a_function_without_a_network(docs, page):
 def test_outputs_hold_no_live_widgets_and_no_progress_bars(pages):
     for path in pages:
         text = path.read_text(encoding="utf-8")
-        assert "vnd.jupyter.widget" not in text and not re.search(r"(?:token|step|it)/s\]|\bHBox\(", text), path.name
+        assert "vnd.jupyter.widget" not in text and not re.search(r"(?:token|step|it)/s\]|\bHBox\(", text), (
+            path.name
+        )

@@ -1,106 +1,120 @@
 """An investigation workbench for CosyVoice3.
 
-Load a checkpoint, make it speak, keep what happened on the way, find out where it went wrong. Read
-`workbench.speech.run` first: the main path fits one screen.
+Load a checkpoint, make it speak, keep everything that happened on the way, and find out where and why it went
+wrong. Every public name is imported when it is first used, so `import workbench` is quick. To read the code,
+begin with `workbench.speech.run`: the main path fits one screen.
 """
 
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from workbench.diagnose.compare.compare import Comparison, compare
-from workbench.diagnose.compare.plausibility import implausible
-from workbench.diagnose.experiments.cached_runs import CachedRuns
-from workbench.diagnose.experiments.experiment import Experiment
-from workbench.diagnose.glitches.glitches import Finding, Findings, find_glitches
-from workbench.diagnose.precision import bisect_precision, headroom
-from workbench.diagnose.suspects.suspects import Diagnosis, find_suspects
-from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint.checkpoint import Checkpoint
-from workbench.speech.config import Config, Options
-from workbench.speech.frontend.frontend import Prompt, Utterance
-from workbench.speech.onnx_estimator import export_onnx
-from workbench.speech.pipeline import Pipeline
-from workbench.speech.stream import StreamState, stream, streamed
-from workbench.trace.importers.logs import Log, read_log
-from workbench.trace.importers.mapping import read_foreign
-from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
-from workbench.trace.trace import Trace
+if TYPE_CHECKING:  # for editors; the table below is what runs
+    from workbench.diagnose.compare.compare import Comparison, compare
+    from workbench.diagnose.compare.plausibility import implausible
+    from workbench.diagnose.experiments import metrics
+    from workbench.diagnose.experiments.cached_runs import CachedRuns
+    from workbench.diagnose.experiments.experiment import Experiment
+    from workbench.diagnose.glitches.glitches import Finding, Findings, find_glitches
+    from workbench.diagnose.glitches.wave_stats import wave_stats
+    from workbench.diagnose.precision import bisect_precision, headroom
+    from workbench.diagnose.suspects import faults
+    from workbench.diagnose.suspects.suspects import Diagnosis, find_suspects
+    from workbench.errors import WorkbenchError
+    from workbench.files import data_path
+    from workbench.show import plots, widgets
+    from workbench.show.player.player import Player, player
+    from workbench.show.report.report import Report
+    from workbench.show.report.standard import comparison_report, run_report
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
+    from workbench.speech.config import Config, Options
+    from workbench.speech.frontend.audio import log_mel
+    from workbench.speech.frontend.frontend import Prompt, Utterance
+    from workbench.speech.onnx_estimator import export_onnx
+    from workbench.speech.pipeline import Pipeline
+    from workbench.speech.stream import StreamState, stream, streamed
+    from workbench.trace.importers.logs import Log, read_log
+    from workbench.trace.importers.mapping import read_foreign
+    from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
+    from workbench.trace.trace import Trace
 
-__version__ = "0.2.0"
-
-__all__ = [
-    "EVERYTHING",
-    "NOTHING",
-    "SUMMARY",
-    "CachedRuns",
-    "Checkpoint",
-    "Comparison",
-    "Config",
-    "Diagnosis",
-    "Experiment",
-    "Finding",
-    "Findings",
-    "Log",
-    "Options",
-    "Pipeline",
-    "Player",
-    "Prompt",
-    "Report",
-    "Save",
-    "StreamState",
-    "Trace",
-    "Utterance",
-    "WorkbenchError",
-    "bisect_precision",
-    "compare",
-    "comparison_report",
-    "export_onnx",
-    "find_glitches",
-    "find_suspects",
-    "headroom",
-    "implausible",
-    "player",
-    "plots",
-    "read_foreign",
-    "read_log",
-    "run_report",
-    "stream",
-    "streamed",
-    "taps",
-    "widgets",
-]
-
-# Imported when they are asked for: what they stand on is slow to import.
-LATE = {
+# Public name -> the module that holds it, or that it is.
+PUBLIC = {
+    "EVERYTHING": "workbench.trace.record",
+    "NOTHING": "workbench.trace.record",
+    "SUMMARY": "workbench.trace.record",
+    "CachedRuns": "workbench.diagnose.experiments.cached_runs",
+    "Checkpoint": "workbench.speech.checkpoint.checkpoint",
+    "Comparison": "workbench.diagnose.compare.compare",
+    "Config": "workbench.speech.config",
+    "Diagnosis": "workbench.diagnose.suspects.suspects",
+    "Experiment": "workbench.diagnose.experiments.experiment",
+    "Finding": "workbench.diagnose.glitches.glitches",
+    "Findings": "workbench.diagnose.glitches.glitches",
+    "Log": "workbench.trace.importers.logs",
+    "Options": "workbench.speech.config",
+    "Pipeline": "workbench.speech.pipeline",
     "Player": "workbench.show.player.player",
+    "Prompt": "workbench.speech.frontend.frontend",
     "Report": "workbench.show.report.report",
+    "Save": "workbench.trace.record",
+    "StreamState": "workbench.speech.stream",
+    "Trace": "workbench.trace.trace",
+    "Utterance": "workbench.speech.frontend.frontend",
+    "WorkbenchError": "workbench.errors",
+    "bisect_precision": "workbench.diagnose.precision",
+    "compare": "workbench.diagnose.compare.compare",
     "comparison_report": "workbench.show.report.standard",
+    "data_path": "workbench.files",
+    "export_onnx": "workbench.speech.onnx_estimator",
+    "faults": "workbench.diagnose.suspects.faults",
+    "find_glitches": "workbench.diagnose.glitches.glitches",
+    "find_suspects": "workbench.diagnose.suspects.suspects",
+    "headroom": "workbench.diagnose.precision",
+    "implausible": "workbench.diagnose.compare.plausibility",
+    "log_mel": "workbench.speech.frontend.audio",
+    "metrics": "workbench.diagnose.experiments.metrics",
     "player": "workbench.show.player.player",
-    "plots": "workbench.show",
+    "plots": "workbench.show.plots",
+    "read_foreign": "workbench.trace.importers.mapping",
+    "read_log": "workbench.trace.importers.logs",
     "run_report": "workbench.show.report.standard",
-    "widgets": "workbench.show",
+    "stream": "workbench.speech.stream",
+    "streamed": "workbench.speech.stream",
+    "taps": "workbench.trace.record",
+    "wave_stats": "workbench.diagnose.glitches.wave_stats",
+    "widgets": "workbench.show.widgets",
 }
+MODULES = ("faults", "metrics", "plots", "widgets")  # public names that are modules
+__version__ = "0.2.0"
+__all__ = list(PUBLIC)
 
 
-def __getattr__(name: str) -> object:
-    if name not in LATE:
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, and keep it."""
+    if name not in PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if LATE[name] == "workbench.show":
-        return import_module(f"workbench.show.{name}")
-    return getattr(import_module(LATE[name]), name)
+    module = import_module(PUBLIC[name])
+    value = module if name in MODULES else getattr(module, name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *LATE})
+    return [*PUBLIC, "__version__"]
 
 
-def _show_players_in_cells() -> None:
-    """Where IPython runs, a trace in a cell shows its player from now on."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None:
-        from workbench.show.widgets.display import register
-
-        register(shell)
+def _show_players(shell: Any) -> None:
+    """Let an IPython shell show a trace with its player; nothing is imported until there is one to show."""
+    html = shell.display_formatter.formatters["text/html"]
+    html.for_type_by_name("workbench.trace.trace", "Trace", _trace_html)
 
 
-_show_players_in_cells()
+def _trace_html(trace: Any) -> str:
+    from workbench.show.widgets.display import trace_html
+
+    return trace_html(trace)
+
+
+if "IPython" in sys.modules and (_shell := sys.modules["IPython"].get_ipython()) is not None:
+    _show_players(_shell)

@@ -19,9 +19,10 @@ from ipywidgets import VBox
 from PIL import Image
 
 import workbench as wb
+from workbench import _show_players
 from workbench.show.player.page import MODULE
 from workbench.show.player.payload import player_data
-from workbench.show.widgets.display import register, trace_html
+from workbench.show.widgets.display import trace_html
 from workbench.speech.frontend.audio import write_wav
 from workbench.trace.trace import Trace
 
@@ -260,7 +261,7 @@ def test_traits():
 
 def test_trace_in_a_cell_has_its_player():
     shell, trace = InteractiveShell(), tone()
-    register(shell)
+    _show_players(shell)
     shown, _ = shell.display_formatter.format(trace)
     assert "<audio" in shown["text/html"]
     assert "hift/wav" in shown["text/html"]
