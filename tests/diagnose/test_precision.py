@@ -14,18 +14,8 @@ from workbench.errors import WorkbenchError
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
 def options(pipe):
     return pipe.checkpoint.options.but(n_timesteps=2, max_tokens=10, seed=7)
-
-
-@pytest.fixture(scope="module")
-def utt(pipe):
-    return pipe.prepare("Eight months to Mars.", "data/prompts/kumo_1.flac")
 
 
 def test_headroom_is_that_of_the_largest_value(pipe, utt, options):

@@ -71,11 +71,6 @@ def tiny_config():
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return Pipeline(Checkpoint.load(VOICE), progress=False)
-
-
-@pytest.fixture(scope="module")
 def prompt(pipe):
     return pipe.prompt(PROMPT)
 

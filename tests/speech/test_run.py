@@ -9,20 +9,9 @@ from workbench.speech.recording import utterance_of
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
-def utt(pipe):
-    return pipe.prepare("Eight months to Mars.", "data/prompts/kumo_0.flac")
-
-
-@pytest.fixture(scope="module")
-def whole(pipe, utt, tmp_path_factory):
+def whole(recorded, tmp_path_factory):
     """A recorded run, from disk."""
-    trace = pipe.synthesise(utt, seed=7, save=wb.EVERYTHING)
-    return wb.Trace.load(trace.save(tmp_path_factory.mktemp("runs") / "run.safetensors"))
+    return wb.Trace.load(recorded.save(tmp_path_factory.mktemp("runs") / "run.safetensors"))
 
 
 def test_recording_changes_nothing(pipe, utt, whole):

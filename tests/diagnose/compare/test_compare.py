@@ -17,18 +17,12 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
 def options(pipe):
     return pipe.checkpoint.options.but(n_timesteps=STEPS, max_tokens=12, seed=7)
 
 
 @pytest.fixture(scope="module")
-def whole(pipe, options):
-    utt = pipe.prepare("Eight months to Mars.", "data/prompts/kumo_1.flac")
+def whole(pipe, utt, options):
     return pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
 
 

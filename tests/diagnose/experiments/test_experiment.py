@@ -9,20 +9,8 @@ from workbench.diagnose.experiments.cached_runs import CachedRuns, content_key
 from workbench.diagnose.experiments.experiment import Experiment
 from workbench.diagnose.experiments.metrics import mel_l1, seconds, sound_db, worst_100ms, worst_place
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import STAGES, Options
-from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return Pipeline(Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
-def utt(pipe):
-    return pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")
 
 
 def counted(pipe):

@@ -19,13 +19,7 @@ NAMED = {fault.name: fault for fault in CATALOGUE}
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
-def trace(pipe):
-    utt = pipe.prepare("Eight months to Mars.", "data/prompts/kumo_1.flac")
+def trace(pipe, utt):
     options = pipe.checkpoint.options.but(n_timesteps=2, max_tokens=12, seed=7)
     return pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
 

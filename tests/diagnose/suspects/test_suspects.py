@@ -29,11 +29,6 @@ TEN = (
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
 def rehearsals(pipe):
     utt = pipe.prepare("Eight months to Mars.", "data/prompts/nezumi_1.flac")
     options = pipe.checkpoint.options.but(n_timesteps=3, max_tokens=12, seed=7)

@@ -26,14 +26,8 @@ SIZES = {"trajectory": 4, "guidance_gap": 3, "tokens": 3}
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
-def trace(pipe):
+def trace(pipe, utt):
     options = pipe.checkpoint.options.but(n_timesteps=STEPS, max_tokens=12, seed=7)
-    utt = pipe.prepare("Eight months to Mars.", "data/prompts/kumo_1.flac")
     return pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
 
 

@@ -16,11 +16,6 @@ MISTAKES = [fault for fault in CATALOGUE if fault.name in ("uncond-keeps-mu", "c
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
 def traces(pipe):
     """A right run, and one with a mistake."""
     utt = pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")

@@ -21,19 +21,9 @@ from workbench.show.widgets.widgets import (
 )
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
-def utt(pipe):
-    return pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")
-
-
-@pytest.fixture(scope="module")
-def trace(pipe, utt):
-    return pipe.synthesise(utt, seed=7, save=wb.EVERYTHING)
+@pytest.fixture
+def trace(recorded):
+    return recorded
 
 
 class Seen:

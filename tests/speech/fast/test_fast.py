@@ -322,11 +322,6 @@ def test_device_sampling_is_upstreams(case):
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
 def utts(pipe):
     return [
         pipe.prepare(text, "data/prompts/kumo_0.flac") for text in ("Hello there.", "Eight months to Mars.")

@@ -103,11 +103,6 @@ class LM:
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-
-
-@pytest.fixture(scope="module")
 def ours(pipe):
     options = pipe.checkpoint.options.but(max_tokens=10, seed=3, n_timesteps=10)
     utt = pipe.prepare("It is late.", "data/prompts/kumo_1.flac")
