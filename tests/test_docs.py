@@ -63,7 +63,11 @@ def docs(book, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(docs):
-    return {path: Links(path) for path in sorted(docs.rglob("*.html")) if path.parent.name != "output"}
+    return {
+        path: Links(path)
+        for path in sorted(docs.rglob("*.html"))
+        if not {"output", "_static"} & set(path.relative_to(docs).parts)
+    }
 
 
 def test_every_notebook_and_page_is_in_the_book(docs, book):
