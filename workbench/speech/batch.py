@@ -32,7 +32,7 @@ from workbench.trace.trace import Trace
 MAX_ROWS = 32  # of one batch
 
 # Options that may differ between the rows of a stage's batch; all others are equal within it.
-FREE = {LM: fast_lm.FREE, FLOW: fast_flow.FREE, HIFT: ()}
+FREE = {LM: fast_lm.PER_ROW_OPTIONS, FLOW: fast_flow.PER_ROW_OPTIONS, HIFT: ()}
 WORK: dict[str, Callable[[StageRunner, Sequence[Row]], None]] = {
     LM: make_tokens,
     FLOW: make_mels,

@@ -10,11 +10,10 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Options
-from workbench.speech.fast.cuda_graphs import Graphs
+from workbench.speech.fast.cuda_graphs import CudaGraphPool
 from workbench.speech.fast.flow import FastFlow
 from workbench.speech.fast.hift import FastHiFT
 from workbench.speech.fast.lm import FastLM
-from workbench.speech.fast.tf32x3 import splitting_pays
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.numerics import exact_float32, fast_float32
 from workbench.speech.onnx_estimator import OnnxEstimator, open_estimator
@@ -59,8 +58,9 @@ class ModelCache:
         key = ("lm", options.compute, dtype)
         if key not in self._fast:
             silent = self.checkpoint.config.silent_tokens
-            lm, precise = self.eager("lm", dtype), options.compute == "exact"
-            self._fast[key] = FastLM(lm, silent, self._graphs("LM", options), precise)
+            # Built anew, not the eager one: a fast path takes its model over.
+            lm, exact = self._built("lm", dtype), options.compute == "exact"
+            self._fast[key] = FastLM.consume(lm, silent, self._graphs("LM", options), exact)
         return self._fast[key]
 
     def fast_flow(self, options: Options) -> FastFlow:
@@ -68,9 +68,7 @@ class ModelCache:
         dtype = options.dtype_of("flow")
         key = ("flow", options.compute, dtype)
         if key not in self._fast:
-            taken = splitting_pays(self.device, getattr(torch, dtype))
-            flow = self._built("flow", dtype) if taken else self.eager("flow", dtype)
-            self._fast[key] = FastFlow(flow, self._graphs("flow", options))
+            self._fast[key] = FastFlow.consume(self._built("flow", dtype), self._graphs("flow", options))
         return self._fast[key]
 
     def flow(self, options: Options) -> Flow:
@@ -85,7 +83,8 @@ class ModelCache:
         key = ("hift", options.compute, *parts)
         if key not in self._fast:
             noise = self.checkpoint.noise.excitation
-            self._fast[key] = FastHiFT(self._built("hift", *parts), noise, self._graphs("vocoder", options))
+            hift = self._built("hift", *parts)
+            self._fast[key] = FastHiFT.consume(hift, noise, self._graphs("vocoder", options))
         return self._fast[key]
 
     def estimator(self, options: Options) -> OnnxEstimator | None:
@@ -117,13 +116,13 @@ class ModelCache:
             module.to(getattr(torch, wanted.get(part, dtype)))
         return model
 
-    def _graphs(self, name: str, options: Options) -> Graphs:
+    def _graphs(self, name: str, options: Options) -> CudaGraphPool:
         arithmetic = fast_float32 if options.compute == "fast" else exact_float32
         silent = not self.progress or self.device.type != "cuda"
 
         @contextmanager
-        def notice() -> Iterator[None]:
+        def on_compile() -> Iterator[None]:
             with tqdm(total=1, desc=f"{name}: made ready for this GPU, once", leave=False, disable=silent):
                 yield
 
-        return Graphs(self.device, arithmetic, notice)
+        return CudaGraphPool(self.device, arithmetic, on_compile)

@@ -1,6 +1,6 @@
-"""What becomes a CUDA graph could be captured: checked on pretended GPU tensors, which no GPU is needed for.
+"""What the fast paths record as CUDA graphs can be captured, checked with fake GPU tensors and without a GPU.
 
-Inside a capture nothing may wait for the device, come from the host's memory or depend on values.
+Inside of a capture no operation may wait for the device, read memory of the host or depend on values.
 """
 
 from contextlib import nullcontext
@@ -14,12 +14,12 @@ from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig,
 from workbench.speech.fast import flow as fast_flow
 from workbench.speech.fast import hift as fast_hift
 from workbench.speech.fast import lm as fast_lm
-from workbench.speech.fast import lm_torch as lm_step
+from workbench.speech.fast import lm_torch
 from workbench.speech.fast import sampling as fast_sampling
-from workbench.speech.fast.cuda_graphs import Graphs
-from workbench.speech.fast.flow import FastFlow, _Step
-from workbench.speech.fast.hift import FastHiFT, _Sound
-from workbench.speech.fast.lm import FastLM, _Decoder
+from workbench.speech.fast.cuda_graphs import CudaGraphPool
+from workbench.speech.fast.flow import FastFlow, _VelocityGraph
+from workbench.speech.fast.hift import FastHiFT, _VocoderGraphs
+from workbench.speech.fast.lm import FastLM, _BatchDecoder
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.hift import HiFT
 from workbench.speech.models.lm import LM
@@ -28,15 +28,15 @@ from workbench.speech.models.numerics import exact_float32
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 GPU = torch.device("cuda")
-WAITS = ("local_scalar", "item", "nonzero", "unique", "lift")
+WAITING = ("local_scalar", "item", "nonzero", "unique", "lift")
 
 
 class Watch(TorchDispatchMode):
-    """Notes operations, and those that a capture would not bear."""
+    """Counts operations, and names those that a capture does not allow."""
 
     def __init__(self):
         super().__init__()
-        self.count, self.wrong = 0, set()
+        self.count, self.forbidden = 0, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
@@ -45,36 +45,36 @@ class Watch(TorchDispatchMode):
         torch.utils._pytree.tree_map_only(
             torch.Tensor, lambda x: devices.add(x.device.type), (args, kwargs, made)
         )
-        if any(word in name for word in WAITS) or "cpu" in devices:
-            self.wrong.add(name)
+        if any(word in name for word in WAITING) or "cpu" in devices:
+            self.forbidden.add(name)
         return made
 
 
-class Pretended(Graphs):
-    """Graphs that run their work under watch."""
+class WatchedGraphs(CudaGraphPool):
+    """Calls functions under watch in place of capturing them."""
 
     def __init__(self):
-        self.device, self.arithmetic, self.notice = GPU, exact_float32, nullcontext
+        self.device, self.arithmetic, self.on_compile = GPU, exact_float32, nullcontext
         self.watch = Watch()
 
-    def computing(self, arithmetic=None):
+    def compute_mode(self, arithmetic=None):
         return nullcontext()
 
-    def capture(self, work, arithmetic=None):
+    def capture(self, function, arithmetic=None):
         with self.watch:
-            work()
-        return work
+            function()
+        return function
 
 
 @pytest.fixture
 def graphs(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # fake tensors have none
-    for module in (fast_lm, lm_step, fast_sampling, fast_flow, fast_hift):
-        monkeypatch.setattr(module, "compiled", lambda function, device, changing: function)
-    for module, asked in ((fast_lm, "has_tf32"), (fast_flow, "compiles")):
-        monkeypatch.setattr(module, asked, lambda device: False)  # kernels need a GPU that is there
+    for module in (fast_lm, lm_torch, fast_sampling, fast_flow, fast_hift):
+        monkeypatch.setattr(module, "compiled", lambda function, device, dynamic: function)
+    for module, name in ((fast_lm, "can_compile_tf32"), (fast_flow, "can_compile")):
+        monkeypatch.setattr(module, name, lambda device: False)  # kernels need a real GPU
     with FakeTensorMode(allow_non_fake_inputs=True):
-        yield Pretended()
+        yield WatchedGraphs()
 
 
 def built(model, config):
@@ -82,60 +82,60 @@ def built(model, config):
         return model(config).eval().requires_grad_(False)
 
 
-def clean(graphs, least):
-    assert graphs.watch.count > least and not graphs.watch.wrong
+def assert_capturable(graphs, min_operations):
+    assert graphs.watch.count > min_operations and not graphs.watch.forbidden
 
 
 RULES = ({}, {"repetition_fallback": "top_k", "silent_tokens_repeat": False}, {"win_size": 0})
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_token(graphs, rule):
-    lm = FastLM(built(LM, LMConfig(num_hidden_layers=2, vocab_size=500)), (1, 2), graphs)
-    _Decoder(lm, 2, 1024, Options(**rule))
-    clean(graphs, 100)
+def test_decoding_a_token_can_be_captured(graphs, rule):
+    lm = FastLM.consume(built(LM, LMConfig(num_hidden_layers=2, vocab_size=500)), (1, 2), graphs)
+    _BatchDecoder(lm, 2, 1024, Options(**rule))
+    assert_capturable(graphs, 100)
 
 
-def test_a_prompt_is_read(graphs, monkeypatch):
-    """Its graph could be captured; what is not must meet on the device."""
-    monkeypatch.setattr(fast_sampling, "_exponential", lambda row, generator: None)
-    lm = FastLM(built(LM, LMConfig(num_hidden_layers=2, vocab_size=500)), (1, 2), graphs)
-    decoder = _Decoder(lm, 2, 1024, Options())
+def test_reading_a_prompt_can_be_captured(graphs, monkeypatch):
+    """The steps around the graph keep their tensors on the device."""
+    monkeypatch.setattr(fast_sampling, "_fill_exponential", lambda row, generator: None)
+    lm = FastLM.consume(built(LM, LMConfig(num_hidden_layers=2, vocab_size=500)), (1, 2), graphs)
+    decoder = _BatchDecoder(lm, 2, 1024, Options())
     prompts = [torch.zeros(n, 896, device=GPU) for n in (7, 9)]
     decoder.begin(prompts, [1, 0], [(3, 40), (4, 50)], [Options(), Options(seed=1)])
     decoder._step(512)
-    assert decoder.logp.device.type == "cuda"
-    clean(graphs, 200)
+    assert decoder.state.logp.device.type == "cuda"
+    assert_capturable(graphs, 200)
 
 
 @pytest.mark.parametrize("splits", [False, True])
-@pytest.mark.parametrize("mask_rows", [0, 1, 64])
-def test_a_step_of_the_ode(graphs, mask_rows, splits, monkeypatch):
-    monkeypatch.setattr(fast_flow, "splitting_pays", lambda device, dtype: splits)
+@pytest.mark.parametrize("bias_rows", [0, 1, 64])
+def test_a_velocity_evaluation_can_be_captured(graphs, bias_rows, splits, monkeypatch):
+    monkeypatch.setattr(fast_flow, "tf32x3_is_faster", lambda device, dtype: splits)
     flow = built(Flow, FlowConfig(dit=DiTConfig(depth=2)))
-    _Step(FastFlow(flow, graphs), 3, 64, mask_rows)
-    clean(graphs, 80)
+    _VelocityGraph(FastFlow.consume(flow, graphs), 3, 64, bias_rows)
+    assert_capturable(graphs, 80)
 
 
-def test_attention_without_a_mask_is_one_kernel(graphs, monkeypatch):
+def test_attention_without_a_mask_launches_one_kernel(graphs, monkeypatch):
     attention = pytest.importorskip("workbench.speech.fast.kernels.attention", reason="no Triton")
     flow_kernels = pytest.importorskip("workbench.speech.fast.kernels.flow")
-    kernel, passing = Launched(), Launched()
+    kernel, norm_kernel = LaunchCounter(), LaunchCounter()
     monkeypatch.setattr(attention, "_attend", kernel)
-    monkeypatch.setattr(flow_kernels, "_pass_on", passing)
-    monkeypatch.setattr(fast_flow, "splitting_pays", lambda device, dtype: True)
-    monkeypatch.setattr(fast_flow, "compiles", lambda device: True)
+    monkeypatch.setattr(flow_kernels, "_add_and_norm", norm_kernel)
+    monkeypatch.setattr(fast_flow, "tf32x3_is_faster", lambda device, dtype: True)
+    monkeypatch.setattr(fast_flow, "can_compile", lambda device: True)
     monkeypatch.setattr(fast_flow, "_conv_pos", lambda embed, splits: embed)
-    fast = FastFlow(built(Flow, FlowConfig(dit=DiTConfig(depth=2))), graphs)
-    for mask_rows, launches in ((0, 2), (1, 2)):
-        _Step(fast, 3, 64, mask_rows)
+    fast = FastFlow.consume(built(Flow, FlowConfig(dit=DiTConfig(depth=2))), graphs)
+    for bias_rows, launches in ((0, 2), (1, 2)):
+        _VelocityGraph(fast, 3, 64, bias_rows)
         assert kernel.count == launches
-    assert passing.count == 2 * 2 * 2  # steps, layers, twice in each
-    clean(graphs, 60)
+    assert norm_kernel.count == 2 * 2 * 2  # steps, layers, twice in each
+    assert_capturable(graphs, 60)
 
 
-class Launched:
-    """Stands in for a Triton kernel, which takes no pretended tensors."""
+class LaunchCounter:
+    """Stands in for a Triton kernel, which takes no fake tensors."""
 
     def __init__(self):
         self.count = 0
@@ -147,33 +147,33 @@ class Launched:
         return launch
 
 
-def test_the_vocoder_on_tensor_cores(graphs, monkeypatch):
+def test_the_vocoder_with_conv_kernels_can_be_captured(graphs, monkeypatch):
     causal_conv = pytest.importorskip("workbench.speech.fast.kernels.conv", reason="no Triton")
-    kernel = Launched()
+    kernel = LaunchCounter()
     monkeypatch.setattr(causal_conv, "_convolve", kernel)
-    monkeypatch.setattr(causal_conv, "prepare", lambda *sizes: None)
-    monkeypatch.setattr(fast_hift, "_suits_tensor_cores", lambda hift: True)
-    hift = FastHiFT(built(HiFT, HiFTConfig()), lambda n: torch.zeros(1, n, 9), graphs)
+    monkeypatch.setattr(causal_conv, "compile_for", lambda *sizes: None)
+    monkeypatch.setattr(fast_hift, "_can_use_conv_kernel", lambda hift: True)
+    hift = FastHiFT.consume(built(HiFT, HiFTConfig()), lambda n: torch.zeros(1, n, 9), graphs)
     graphs.watch = Watch()
-    _Sound(hift, 2, 64)
-    clean(graphs, 100)
+    _VocoderGraphs(hift, 2, 64)
+    assert_capturable(graphs, 100)
     assert kernel.count == 12 * 6  # blocks, convolutions in each
 
 
-def test_the_vocoder(graphs, monkeypatch):
-    monkeypatch.setattr(fast_hift, "_suits_tensor_cores", lambda hift: False)
-    hift = FastHiFT(built(HiFT, HiFTConfig()), lambda n: torch.zeros(1, n, 9), graphs)
-    graphs.watch = Watch()  # folding weight norm comes before
-    _Sound(hift, 2, 64)
-    clean(graphs, 300)
+def test_the_vocoder_can_be_captured(graphs, monkeypatch):
+    monkeypatch.setattr(fast_hift, "_can_use_conv_kernel", lambda hift: False)
+    hift = FastHiFT.consume(built(HiFT, HiFTConfig()), lambda n: torch.zeros(1, n, 9), graphs)
+    graphs.watch = Watch()  # without what folds the weight norm
+    _VocoderGraphs(hift, 2, 64)
+    assert_capturable(graphs, 300)
 
 
-def test_the_watch_sees_what_it_is_for(graphs):
+def test_the_watch_finds_forbidden_operations(graphs):
     x = torch.ones(3, device=GPU)
-    for work, name in (
+    for function, name in (
         (lambda: x + torch.ones(3).to(GPU), "_to_copy"),
         (lambda: torch.tensor([1.0]), "lift"),
     ):
         graphs.watch = Watch()
-        graphs.capture(work)
-        assert any(name in wrong for wrong in graphs.watch.wrong)
+        graphs.capture(function)
+        assert any(name in found for found in graphs.watch.forbidden)

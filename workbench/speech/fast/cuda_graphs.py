@@ -1,4 +1,8 @@
-"""CUDA graphs, and what stands in for them where there is no GPU."""
+"""CUDA graphs, compiled functions and transfers that do not wait; on a CPU, plain calls in their place.
+
+A short step of a model launches hundreds of kernels, and launching them takes the host longer than the GPU
+needs to run them. A CUDA graph records the launches once; replaying it costs about one launch.
+"""
 
 import gc
 import shutil
@@ -13,190 +17,228 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Made = TypeVar("Made")
-Context = Callable[[], AbstractContextManager]
+Result = TypeVar("Result")
+MakeContext = Callable[[], AbstractContextManager]
 
-# cuDNN's attention, which torch tries first in half precision, plans anew for every length: 30 ms each.
-ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-MOST_COMPILED = 64  # versions of one function, by sizes, types and arithmetic
+# Attention kernels that torch may choose. cuDNN's is left out: torch would try it first in half precision,
+# and it plans anew for every sequence length, 30 ms each.
+ATTENTION_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+# Compiled versions that torch keeps of one function: one for each set of sizes, dtypes and TF32 settings.
+MAX_COMPILED_VERSIONS = 64
+MIN_TF32_CAPABILITY = (8, 0)  # compute capability of the A100, the first GPU with TF32 tensor cores
 
 
-class Graphs:
-    """Makes the graphs of one stage; they share memory, so no two may run at the same time.
+class CudaGraphPool:
+    """The CUDA graphs of one stage. They share memory, so no two of them may run at the same time.
 
     Parameters
     ----------
     device : torch.device
+        On a CPU nothing is captured: each graph calls its function.
     arithmetic : callable () -> context manager
-        `exact_float32` or `fast_float32`.
-    notice : callable () -> context manager
-        Entered while a graph is made, which takes seconds the first time.
+        `exact_float32` or `fast_float32`: how float32 products are computed in the graphs.
+    on_compile : callable () -> context manager
+        Entered while a graph is made, which takes seconds the first time; for a progress bar.
     """
 
     # torch captures one graph at a time in a process, and the arithmetic is a setting of the whole process.
-    _one_at_a_time: ClassVar[RLock] = RLock()
+    _process_lock: ClassVar[RLock] = RLock()
 
-    def __init__(self, device: torch.device, arithmetic: Context, notice: Context = nullcontext) -> None:
-        self.device, self.arithmetic, self.notice = device, arithmetic, notice
+    def __init__(
+        self, device: torch.device, arithmetic: MakeContext, on_compile: MakeContext = nullcontext
+    ) -> None:
+        self.device, self.arithmetic, self.on_compile = device, arithmetic, on_compile
         if device.type == "cuda":
-            # One stream for all: cuBLAS keeps a workspace for every stream that it meets.
+            # One stream for all graphs, because cuBLAS keeps a workspace for every stream it meets.
             self._stream = torch.cuda.Stream(device)
-            self._pool = torch.cuda.graph_pool_handle()
-            # The pool is gone with the last graph in it, and none can be made in it any more: this one stays.
-            self._anchor = self.capture(lambda: torch.zeros(1, device=device))
+            self._memory_pool = torch.cuda.graph_pool_handle()
+            # CUDA frees a memory pool together with the last graph in it, and no graph can be added after
+            # that. This dummy graph keeps the pool alive.
+            self._dummy = self.capture(lambda: torch.zeros(1, device=device))
 
     @contextmanager
-    def computing(self, arithmetic: Context | None = None) -> Iterator[None]:
-        """Compute as the stage does, in another arithmetic where one is given."""
+    def compute_mode(self, arithmetic: MakeContext | None = None) -> Iterator[None]:
+        """Compute with the pool's arithmetic and attention kernels, or with another `arithmetic`."""
         if self.device.type != "cuda":
             yield
             return
-        with self._one_at_a_time, (arithmetic or self.arithmetic)(), sdpa_kernel(ATTENTION):
+        with self._process_lock, (arithmetic or self.arithmetic)(), sdpa_kernel(ATTENTION_BACKENDS):
             yield
 
-    def capture(self, work: Callable[[], Made], arithmetic: Context | None = None) -> "Graph[Made]":
-        """Do some work once, so that libraries load and kernels compile, and make a graph of it.
+    def capture(
+        self, function: Callable[[], Result], arithmetic: MakeContext | None = None
+    ) -> "CudaGraph[Result]":
+        """Call a function once, so that libraries load and kernels compile, then record it as a graph.
 
         Parameters
         ----------
-        work : callable () -> tensors
-            Reads and writes tensors that stay where they are, never waits for the device and takes no branch
-            on their values. Its results are overwritten by the next call.
+        function : callable () -> tensors
+            Reads and writes tensors at fixed addresses, never waits for the device and takes no branch that
+            depends on their values. The next replay overwrites its results.
         arithmetic : callable () -> context manager, optional
-            Another one than the stage's.
+            Used in place of the pool's own.
+
+        Returns
+        -------
+        CudaGraph
         """
         if self.device.type != "cuda":
-            return Graph(work)
-        from torch._dynamo import config  # seconds to import, for GPUs alone
+            return CudaGraph(function)
+        from torch._dynamo import config  # takes seconds to import and is needed on a GPU alone
 
-        stream = self._stream
         with (
-            self.notice(),
-            self.computing(arithmetic),
+            self.on_compile(),
+            self.compute_mode(arithmetic),
             torch.cuda.device(self.device),
-            # Sizes that need not change stay constants in the kernels, also after a voice of other sizes.
-            config.patch(recompile_limit=MOST_COMPILED, automatic_dynamic_shapes=False),
-            _no_collection(),
+            # Without automatic dynamic shapes, sizes that never change stay constants in the compiled
+            # kernels, even after a second voice with other sizes was loaded.
+            config.patch(recompile_limit=MAX_COMPILED_VERSIONS, automatic_dynamic_shapes=False),
+            _garbage_collector_off(),
         ):
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                work()
-            torch.cuda.current_stream().wait_stream(stream)
-            captured = torch.cuda.CUDAGraph()
-            # "thread_local": another thread may use the GPU meanwhile, a notebook's job for one.
-            mode = {"pool": self._pool, "stream": stream, "capture_error_mode": "thread_local"}
-            with torch.cuda.graph(captured, **mode):
-                made = work()
-        return Graph(_replayed(captured, made))
+            # The warm-up call runs on the capture stream, as CUDA asks, in order with the current stream.
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                function()
+            torch.cuda.current_stream().wait_stream(self._stream)
+
+            graph = torch.cuda.CUDAGraph()
+            # "thread_local" lets other threads use the GPU during the capture, such as a notebook's
+            # background job.
+            with torch.cuda.graph(
+                graph, pool=self._memory_pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                result = function()
+        return CudaGraph(_replay(graph, result))
 
 
-class Graph(Generic[Made]):
-    """Work on fixed tensors, always the same: captured once and replayed on a GPU, called elsewhere.
+class CudaGraph(Generic[Result]):
+    """A function of fixed tensors: recorded once and replayed on a GPU, called on a CPU."""
 
-    A replay launches hundreds of kernels in the time of one, which is what short steps wait for.
-    """
-
-    def __init__(self, call: Callable[[], Made]) -> None:
+    def __init__(self, call: Callable[[], Result]) -> None:
         self._call = call
 
-    def __call__(self) -> Made:
-        """Do the work again."""
+    def __call__(self) -> Result:
+        """Run the function again; its results overwrite those of the call before."""
         return self._call()
 
 
-def _replayed(captured: "torch.cuda.CUDAGraph", made: Made) -> Callable[[], Made]:
-    """Hold the graph and its results alone: with the work, tensors would outlive those who dropped them."""
+def _replay(graph: "torch.cuda.CUDAGraph", result: Result) -> Callable[[], Result]:
+    """Return a function that replays a graph.
 
-    def call() -> Made:
-        captured.replay()
-        return made
+    The captured function is not kept: its closure would keep tensors alive that their owner has dropped.
+    """
+
+    def call() -> Result:
+        graph.replay()
+        return result
 
     return call
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep the garbage collector from freeing another graph in the middle of a capture, which fails then."""
-    on = gc.isenabled()
+def _garbage_collector_off() -> Iterator[None]:
+    """Keep Python from freeing another graph during a capture, which would make the capture fail."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if on:
+        if was_enabled:
             gc.enable()
 
 
-def side_by_side(device: torch.device, *calls: Callable[[], object]) -> None:
-    """Call what compiles kernels, each call in a thread: Triton takes seconds, outside of Python's lock."""
+def compile_in_parallel(device: torch.device, *calls: Callable[[], object]) -> None:
+    """Make calls that compile kernels, each in its own thread.
 
-    def on_device(call: Callable[[], object]) -> None:
+    Triton compiles a kernel for seconds and releases Python's lock meanwhile.
+    """
+
+    def call_on_device(call: Callable[[], object]) -> None:
+        # Both settings belong to a thread, so each thread enters them again.
         with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             call()
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(on_device, calls))
+        list(pool.map(call_on_device, calls))  # `list` raises what a call raised
 
 
-class OnItsWay:
-    """Numbers that the host will want to know, while the device goes on with what it is asked next."""
+class AsyncCopy:
+    """A copy of a tensor to the host that does not wait for the device.
 
-    def __init__(self, numbers: Tensor) -> None:
-        self._numbers = numbers.to("cpu", non_blocking=True)
-        self._event = torch.cuda.Event() if numbers.is_cuda else None
-        if self._event is not None:
-            self._event.record()
+    Parameters
+    ----------
+    source : Tensor
+        On any device. It may be overwritten by work queued later.
+    """
+
+    def __init__(self, source: Tensor) -> None:
+        self._copy = source.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if source.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
 
     def tolist(self) -> list:
-        """Wait for them, and for nothing that was asked later."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._numbers.tolist()
+        """Wait for the copy, not for work that was queued after it, and return its values."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._copy.tolist()
 
 
-def sent(numbers: Tensor | Sequence, like: Tensor) -> Tensor:
-    """Give numbers of the host the device and type of another tensor, without waiting for the device."""
-    numbers = torch.as_tensor(numbers, dtype=like.dtype)
-    return numbers.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else numbers
+def to_device_async(values: Tensor | Sequence, like: Tensor) -> Tensor:
+    """Copy host values to the device and dtype of `like` without waiting for the device."""
+    values = torch.as_tensor(values, dtype=like.dtype)
+    if not like.is_cuda:
+        return values
+    return values.pin_memory().to(like.device, non_blocking=True)  # only a copy from pinned memory is async
 
 
-def compiles(device: torch.device) -> bool:
-    """Whether kernels can be made: that takes a GPU, Triton, and for Triton a C compiler."""
-    return (
-        device.type == "cuda"
-        and find_spec("triton") is not None
-        and any(map(shutil.which, ("cc", "gcc", "clang")))
-    )
+def can_compile(device: torch.device) -> bool:
+    """Return whether kernels can be compiled: that takes a GPU, Triton, and a C compiler for Triton."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang"))
 
 
-def has_tf32(device: torch.device) -> bool:
-    """Whether kernels can be made for tensor cores that take float32, cut to TF32: from the A100 on."""
-    return compiles(device) and torch.cuda.get_device_capability(device) >= (8, 0)
+def can_compile_tf32(device: torch.device) -> bool:
+    """Return whether kernels can be compiled for tensor cores that read float32 as TF32."""
+    return can_compile(device) and torch.cuda.get_device_capability(device) >= MIN_TF32_CAPABILITY
 
 
-def compiled(function: Callable, device: torch.device, changing: Literal["rows", "all"]) -> Callable:
-    """Fuse the kernels of a function on a GPU; elsewhere, and without a C compiler, it stays as it is.
+def compiled(function: Callable, device: torch.device, dynamic: Literal["rows", "all"]) -> Callable:
+    """Compile a function on a GPU, which fuses its kernels; return it unchanged where nothing can compile.
 
     Parameters
     ----------
     function : callable
-        Called inside of what `Graphs.capture` is given.
+        Called inside of functions that `CudaGraphPool.capture` records.
     device : torch.device
-    changing : {"rows", "all"}
-        Which sizes one version of it serves: any number of rows, the first dimension of its first argument
-        and of all that have as many, but one row apart; or any sizes.
+    dynamic : {"rows", "all"}
+        Sizes for which one compiled version serves. "rows": any number of rows, which is the first dimension
+        of the first argument and of every tensor with the same length; a single row gets a version of its
+        own. "all": any sizes.
     """
-    if not compiles(device):
+    if not can_compile(device):
         return function
+    if dynamic == "all":
+        return torch.compile(function, fullgraph=True, dynamic=True)
     from torch._dynamo import maybe_mark_dynamic
 
-    if changing == "all":
-        return torch.compile(function, fullgraph=True, dynamic=True)
     fused = torch.compile(function, fullgraph=True)
 
     def call(*args, **kwargs):
-        for x in args:
-            if isinstance(x, Tensor) and x.ndim and len(x) == len(args[0]):
+        rows = len(args[0])
+        for x in _tensors_in(args):
+            if x.ndim and len(x) == rows:
                 maybe_mark_dynamic(x, 0)
         return fused(*args, **kwargs)
 
     return call
+
+
+def _tensors_in(args: tuple) -> Iterator[Tensor]:
+    """Yield the tensors among arguments, also those inside of named tuples."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, tuple):
+            yield from _tensors_in(arg)

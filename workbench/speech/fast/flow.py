@@ -1,14 +1,19 @@
-"""The flow with less work: the same velocity, from what does not change computed once.
+"""The flow made fast: the velocities of `Flow`, with everything that does not change computed once.
 
-Time embeddings and all that they modulate depend on the grid alone, the projections of mu, cond and spks
-on the utterance alone. What is left of a step is one graph for each number of rows, length and mask, whatever
-the grid, the solver and the guidance, so that a sweep captures nothing anew and every step can be recorded.
+- Time embeddings, and the shifts, scales and gates made from them, depend on the grid of times alone.
+- What mu, cond and spks add to the estimator's input depends on the utterance alone.
+- The rest of a velocity evaluation is one CUDA graph for each number of rows, length and mask. It does not
+  depend on the grid, the solver or the guidance: a sweep over them captures nothing, and each step can be
+  recorded.
+- Where tensor cores compute float32 products faster as three in TF32, linear layers do that (see `tf32x3`).
 
-Shape letters: `B` utterances, `S` frames, `D` width, `H` heads.
+Shape letters: `B` utterances, `S` frames, `M` mel bins, `D` width, `H` heads. An evaluation has 2 B rows: all
+utterances with their conditions, then all without.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from math import ceil
 from threading import Lock
 from typing import NamedTuple
 
@@ -17,48 +22,56 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import Options
-from workbench.speech.fast.cuda_graphs import Graphs, compiled, compiles
-from workbench.speech.fast.fuse import join_rows
-from workbench.speech.fast.tf32x3 import SplitLinear, split, splitting_pays
-from workbench.speech.models.dit import NORM_EPS, Block, ConvPosEmbed, RotaryEmbed, attention_mask
+from workbench.speech.fast.cuda_graphs import CudaGraphPool, can_compile, compiled
+from workbench.speech.fast.fuse import fuse_linear
+from workbench.speech.fast.tf32x3 import Tf32x3Linear, split_tf32, tf32x3_is_faster
+from workbench.speech.models.dit import NORM_EPS, Block, ConvPosEmbed, DiT, RotaryEmbed, attention_mask
 from workbench.speech.models.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
 
-Map = Callable[[Tensor], Tensor]
+Operator = Callable[[Tensor], Tensor]
 
-BUCKET = 16  # frames: where attention needs a mask, lengths are rounded up to this, as its kernels want it
-FREE = ("cfg_rate", "temperature", "noise_seed", "speed")  # options that may differ from row to row
-MOST_GRIDS = 8  # tables of modulations kept
-MOST_GRAPHS = 8  # and graphs; those used longest ago go first
+MASK_BUCKET = 16  # frames: with a mask, lengths are rounded up to a multiple, as torch's kernels want it
+PER_ROW_OPTIONS = ("cfg_rate", "temperature", "noise_seed", "speed")  # may differ between rows of a batch
+MAX_GRIDS = 8  # tables of modulations kept, one for each grid of times; the least recently used is dropped
+MAX_GRAPHS = 8  # CUDA graphs kept, likewise
 
 
 class FastFlow:
-    """The steps of `Flow`, for several utterances at once.
+    """Solve the ODE for several utterances at once, with the velocities that `Flow` gives each of them.
+
+    Make one with `FastFlow.consume`.
 
     Parameters
     ----------
     flow : Flow
-        Its weights are used where they are. Where products are split it is taken over: the linear layers of
-        the blocks lose their weights, of which the parts take three times the memory already.
-    graphs : Graphs
+        Computes conditions. Its estimator may have lost its weights, see `consume`.
+    estimator : _FastDiT
+        Made from the flow's estimator.
+    graphs : CudaGraphPool
     """
 
-    def __init__(self, flow: Flow, graphs: Graphs) -> None:
-        self.graphs, self.dit = graphs, flow.decoder.estimator
+    def __init__(self, flow: Flow, estimator: "_FastDiT", graphs: CudaGraphPool) -> None:
+        self.flow, self.estimator, self.graphs = flow, estimator, graphs
+        self.dit = estimator.dit
         self.dtype, self.device = self.dit.proj_out.weight.dtype, self.dit.proj_out.weight.device
-        self.flow, splits = flow, splitting_pays(self.device, self.dtype)
-        self.linear, self.operand = (SplitLinear, split) if splits else (_linear, _as_it_is)
-        self.layers = [self._layer(block, splits) for block in self.dit.transformer_blocks]
-        self.conv_pos = _conv_pos(self.dit.input_embed.conv_pos_embed, splits)
-        self.attended = _attention(self.dit.config.dim_head, self.device) if splits else None
-        self.proj_out = self.linear(self.dit.proj_out.weight, self.dit.proj_out.bias)
-        self._modulations = lru_cache(MOST_GRIDS)(self._modulated)
-        self._step = lru_cache(MOST_GRAPHS)(partial(_Step, self))
-        self.enter = compiled(_enter, self.device, "rows")
-        self.pass_on = self._pass_on(splits)
-        self.turned = compiled(_turned, self.device, "rows")
-        self.activate = compiled(_activate, self.device, "rows")
-        self.read = compiled(self.operand, self.device, "rows")
-        self._lock = Lock()  # the graphs' tensors are shared by all who ask
+        self._modulations = lru_cache(MAX_GRIDS)(self._compute_modulations)
+        # (utterances, length, rows of the mask) -> _VelocityGraph
+        self._velocity_graph = lru_cache(MAX_GRAPHS)(partial(_VelocityGraph, self))
+        self._lock = Lock()  # held while a graph is used: all solvers share its tensors
+
+    @classmethod
+    def consume(cls, flow: Flow, graphs: CudaGraphPool) -> "FastFlow":
+        """Build the fast path from a flow that nobody else uses.
+
+        Linear layers of the estimator become views of fused weights. Where products are split for TF32, they
+        lose their weights, since the split weights take three times the memory already.
+
+        Parameters
+        ----------
+        flow : Flow
+        graphs : CudaGraphPool
+        """
+        return cls(flow, _consume_dit(flow.decoder.estimator), graphs)
 
     def steps(
         self,
@@ -73,8 +86,8 @@ class FastFlow:
         Parameters
         ----------
         conditions : sequence of Condition
-            One an utterance; of any length. One that stands there twice is projected once.
-        states : sequence of Tensor (1, 80, T)
+            One for each utterance, of any length. A condition given twice is projected once.
+        states : sequence of Tensor (1, M, S)
             Noise, or the state at knot `start`.
         options : sequence of Options
             With the same n_timesteps, t_scheduler and solver; cfg_rate and temperature may differ.
@@ -84,241 +97,389 @@ class FastFlow:
         Yields
         ------
         list of FlowStep
-            One an utterance, cut to its length.
+            One for each utterance, cut to its length.
         """
         lengths = [c.mu.shape[-1] for c in conditions]
         chunk = self.dit.config.static_chunk_size if streaming else None
-        hidden = _hidden(lengths, chunk, self.device, self.dtype)
-        longest = max(lengths) if hidden is None else hidden.shape[-1]
+        attn_bias = _attention_bias(lengths, chunk, self.device, self.dtype)
+        padded_length = max(lengths) if attn_bias is None else attn_bias.shape[-1]
+        bias_rows = 0 if attn_bias is None else attn_bias.shape[2]
         with self._lock:
-            step = self._step(len(lengths), longest, 0 if hidden is None else hidden.shape[2])
-        wide = torch.promote_types(self.dtype, torch.float32)
-        x = torch.zeros(len(lengths), self.dit.config.mel_dim, longest, device=self.device, dtype=wide)
+            velocity_graph = self._velocity_graph(len(lengths), padded_length, bias_rows)
+
+        # The states, padded: at least float32, so that they are not rounded from step to step.
+        state_dtype = torch.promote_types(self.dtype, torch.float32)
+        x = torch.zeros(
+            len(lengths), self.dit.config.mel_dim, padded_length, device=self.device, dtype=state_dtype
+        )
         for row, state, o in zip(x, states, options, strict=True):
-            row[:, : state.shape[-1]] = state[0].to(row) * (1.0 if start else o.temperature)
-        rates = torch.tensor([o.cfg_rate for o in options], device=self.device, dtype=wide)[:, None, None]
-        known = self._known(conditions, longest)
-        times = _times_asked(options[0], wide)
-        # Of the whole grid wherever it starts: a product of fewer rows may round in another way.
-        rows = iter(self._modulations(times)[start * len(times) // options[0].n_timesteps :])
+            scale = 1.0 if start else o.temperature  # temperature scales the noise, not a later state
+            row[:, : state.shape[-1]] = state[0].to(row) * scale
 
-        def ask(x: Tensor, t: Tensor) -> Velocity:
+        cfg_rates = torch.tensor([o.cfg_rate for o in options], device=self.device, dtype=state_dtype)
+        cfg_rates = cfg_rates[:, None, None]  # (B, 1, 1)
+        input_bias = self._input_bias(conditions, padded_length)
+
+        # The modulations of the whole grid, wherever the solver starts: computed for fewer times, the matrix
+        # product might round differently.
+        times = _evaluation_times(options[0], state_dtype)
+        evaluations_per_step = len(times) // options[0].n_timesteps
+        modulations = self._modulations(times)[start * evaluations_per_step :]
+        next_modulation = iter(modulations)
+
+        def velocity(x: Tensor, t: Tensor) -> Velocity:
             with self._lock:
-                v = step(x, known, hidden, next(rows)).to(wide, copy=True)
+                v = velocity_graph(x, input_bias, attn_bias, next(next_modulation))
+                v = v.to(state_dtype, copy=True)  # the next replay overwrites the graph's result
             v_cond, v_uncond = v.chunk(2)
-            return Velocity(guide(v_cond, v_uncond, rates), v_cond, v_uncond)
+            return Velocity(guide(v_cond, v_uncond, cfg_rates), v_cond, v_uncond)
 
-        for taken in integrate(ask, x, options[0], start):
-            yield [_row_of(taken, i, length) for i, length in enumerate(lengths)]
+        for step in integrate(velocity, x, options[0], start):
+            yield [_step_of_row(step, i, length) for i, length in enumerate(lengths)]
 
-    def _layer(self, block: Block, taken: bool) -> "_Layer":
-        attn, (project, _, back) = block.attn, block.ff.ff
-        asking, others = (attn.to_q, attn.to_k, attn.to_v), (attn.to_out[0], project[0], back)
-        weights = [join_rows(*asking), *((layer.weight, layer.bias) for layer in others)]
-        made = _Layer(*(self.linear(*pair) for pair in weights))
-        if taken:
-            for layer in (*asking, *others):
-                layer.weight.data = layer.weight.new_empty(0)
-        return made
+    def _input_bias(self, conditions: Sequence[Condition], length: int) -> Tensor:
+        """Return what the conditions add to the projected input, (2 B, S, D).
 
-    def _pass_on(self, splits: bool) -> Callable[..., tuple[Tensor, Tensor]]:
-        if not splits or not compiles(self.device):
-            return partial(compiled(_pass_on, self.device, "rows"), operand=self.operand)
-        from workbench.speech.fast.kernels.flow import pass_on  # it needs Triton
-
-        return pass_on
-
-    def _known(self, conditions: Sequence[Condition], length: int) -> Tensor:
-        """What mu, cond and spks add to the estimator's input: (2 B, S, D), without conditions last."""
-        proj, n = self.dit.input_embed.proj, self.dit.config.mel_dim
-        made: dict[int, Tensor] = {}
-        with self.graphs.computing():
+        The estimator's first layer is linear in (x, cond, mu, spks), so its products with the last three and
+        its bias are computed once. Without conditions only the bias is left.
+        """
+        proj, mel_dim = self.dit.input_embed.proj, self.dit.config.mel_dim
+        projected: dict[int, Tensor] = {}
+        with self.graphs.compute_mode():
             for c in conditions:
-                if id(c) not in made:
-                    told = torch.cat((c.cond, c.mu, c.spks[..., None].expand(-1, -1, c.mu.shape[-1])), dim=1)
-                    known = F.linear(told.transpose(1, 2).to(self.dtype), proj.weight[:, n:], proj.bias)
-                    made[id(c)] = F.pad(known, (0, 0, 0, length - known.shape[1]))
-        nothing = proj.bias.expand(len(conditions), length, -1)
-        return torch.cat([*(made[id(c)] for c in conditions), nothing])
+                if id(c) in projected:
+                    continue
+                spks = c.spks[..., None].expand(-1, -1, c.mu.shape[-1])  # the same for every frame
+                conditioning = torch.cat((c.cond, c.mu, spks), dim=1)  # (1, 3 M, S)
+                conditioning = conditioning.transpose(1, 2).to(self.dtype)
+                bias = F.linear(conditioning, proj.weight[:, mel_dim:], proj.bias)  # (1, S, D)
+                projected[id(c)] = F.pad(bias, (0, 0, 0, length - bias.shape[1]))
+        with_conditions = [projected[id(c)] for c in conditions]
+        without_conditions = proj.bias.expand(len(conditions), length, -1)
+        return torch.cat([*with_conditions, without_conditions])
 
-    def _modulated(self, times: tuple[float, ...]) -> Tensor:
-        """Return shifts, scales plus one and gates of every layer, (asked, 6 depth + 2, D)."""
-        dit, wide = self.dit, torch.promote_types(self.dtype, torch.float32)
-        with self.graphs.computing():
-            time = dit.time_embed(torch.tensor(times, device=self.device, dtype=wide))
-            layers = [torch.cat(block.attn_norm(time), dim=1) for block in dit.transformer_blocks]
+    def _compute_modulations(self, times: tuple[float, ...]) -> Tensor:
+        """Return shifts, scales plus one, and gates of all layers, (times, 6 depth + 2, D).
+
+        Each block has six, in the order of `dit.Block.forward`; the shift and scale of the final norm follow.
+        """
+        dit, dtype = self.dit, torch.promote_types(self.dtype, torch.float32)
+        with self.graphs.compute_mode():
+            time = dit.time_embed(torch.tensor(times, device=self.device, dtype=dtype))
+            blocks = [torch.cat(block.attn_norm(time), dim=1) for block in dit.transformer_blocks]
             scale, shift = dit.norm_out(time)
-        for layer in layers:
-            layer[:, 1] += 1  # scale_msa
-            layer[:, 4] += 1  # scale_mlp
-        return torch.cat([*layers, shift, scale + 1], dim=1)
+        # `modulate` multiplies by 1 + scale; the 1 is added here, once.
+        for block in blocks:  # (times, 6, D)
+            block[:, 1] += 1  # scale_msa
+            block[:, 4] += 1  # scale_mlp
+        return torch.cat([*blocks, shift, scale + 1], dim=1)
 
 
-class _Layer(NamedTuple):
-    """The linear layers of a block of the estimator."""
+class _FastBlock(NamedTuple):
+    """The linear layers of one block of the estimator."""
 
-    qkv: Map
-    to_out: Map
-    ff_in: Map
-    ff_out: Map
+    qkv: Operator  # (N, D) -> (N, 3 H dim_head)
+    attn_out: Operator
+    mlp_in: Operator
+    mlp_out: Operator
 
 
-class _Step:
-    """One call of the estimator for both halves of the guidance, as a graph.
+class _FastDiT(NamedTuple):
+    """The estimator's layers and functions, in the form that its device computes fastest.
 
-    The mask has no row where all is visible, one where every frame sees the same, or one a frame.
+    Each linear layer reads its input in the layout that `linear_input` gives it: as it is, or split for TF32.
     """
 
-    def __init__(self, fast: FastFlow, n: int, length: int, mask_rows: int) -> None:
-        self.fast, dit, device, dtype = fast, fast.dit, fast.device, fast.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        width = dit.config.dim
-        self.x = torch.zeros(n, dit.config.mel_dim, length, device=device, dtype=wide)
-        self.known = torch.zeros(2 * n, length, width, device=device, dtype=dtype)
-        # Without a mask there are faster kernels: torch's flash attention, and our own in float32.
-        shape = (2 * n, 1, mask_rows, length)
-        self.hidden = torch.zeros(shape, device=device, dtype=dtype) if mask_rows else None
+    dit: DiT  # the rest of the estimator: embeddings and modulations
+    blocks: list[_FastBlock]
+    proj_out: Operator
+    conv_pos: Operator
+    linear_input: Operator
+    norm: Callable[..., Tensor]  # compiled `_norm`
+    add_and_norm: Callable[..., tuple[Tensor, Tensor]]  # compiled `_add_and_norm`, or a kernel
+    rotate: Callable[..., Tensor]  # compiled `_rotate`
+    activate: Callable[..., Tensor]  # compiled `_activate`
+    compiled_linear_input: Operator
+    attend: Operator | None  # a kernel for attention without a mask, that also lays out its output
+
+
+def _consume_dit(dit: DiT) -> _FastDiT:
+    """Build the fast estimator from one that nobody else uses."""
+    device, dtype = dit.proj_out.weight.device, dit.proj_out.weight.dtype
+    splits = tf32x3_is_faster(device, dtype)
+    linear_input = split_tf32 if splits else _unchanged
+    return _FastDiT(
+        dit=dit,
+        blocks=[_consume_block(block, splits) for block in dit.transformer_blocks],
+        proj_out=_linear(dit.proj_out.weight, dit.proj_out.bias, splits),
+        conv_pos=_conv_pos(dit.input_embed.conv_pos_embed, splits),
+        linear_input=linear_input,
+        norm=compiled(_norm, device, "rows"),
+        add_and_norm=_choose_add_and_norm(device, splits, linear_input),
+        rotate=compiled(_rotate, device, "rows"),
+        activate=compiled(_activate, device, "rows"),
+        compiled_linear_input=compiled(linear_input, device, "rows"),
+        attend=_attention_kernel(dit.config.dim_head, device) if splits else None,
+    )
+
+
+def _consume_block(block: Block, splits: bool) -> _FastBlock:
+    """Build a fast block. With `splits`, the block's linear layers lose their weights."""
+    attention = block.attn
+    attn_out = attention.to_out[0]
+    mlp_in, mlp_out = block.ff.ff[0][0], block.ff.ff[2]
+    qkv_weight, qkv_bias = fuse_linear(attention.to_q, attention.to_k, attention.to_v)
+    fast = _FastBlock(
+        qkv=_linear(qkv_weight, qkv_bias, splits),
+        attn_out=_linear(attn_out.weight, attn_out.bias, splits),
+        mlp_in=_linear(mlp_in.weight, mlp_in.bias, splits),
+        mlp_out=_linear(mlp_out.weight, mlp_out.bias, splits),
+    )
+    if splits:  # block by block, so that not all weights are in memory four times at once
+        for layer in (attention.to_q, attention.to_k, attention.to_v, attn_out, mlp_in, mlp_out):
+            layer.weight.data = layer.weight.new_empty(0)
+    return fast
+
+
+class _VelocityGraph:
+    """One evaluation of the velocity, with and without conditions, as a CUDA graph.
+
+    Parameters
+    ----------
+    fast : FastFlow
+    utterances : int
+        B.
+    length : int
+        S.
+    bias_rows : int
+        Rows of the attention bias: 0 without a mask, 1 where all frames attend to the same frames, or S.
+    """
+
+    def __init__(self, fast: FastFlow, utterances: int, length: int, bias_rows: int) -> None:
+        estimator, dit, device, dtype = fast.estimator, fast.dit, fast.device, fast.dtype
+        rows, width = 2 * utterances, dit.config.dim
+        state_dtype = torch.promote_types(dtype, torch.float32)
+        self.estimator = estimator
+
+        # Inputs at fixed addresses; a call copies its arguments here.
+        self.x = torch.zeros(utterances, dit.config.mel_dim, length, device=device, dtype=state_dtype)
+        self.input_bias = torch.zeros(rows, length, width, device=device, dtype=dtype)
+        # Without a mask, attention has faster kernels: torch's flash attention, and in float32 our own.
+        self.attn_bias = None
+        if bias_rows:
+            self.attn_bias = torch.zeros(rows, 1, bias_rows, length, device=device, dtype=dtype)
         self.modulation = torch.zeros(6 * dit.config.depth + 2, width, device=device, dtype=dtype)
-        # A model in half precision has rounded the frequencies too: angles of late frames would be far off.
-        rotary = dit.rotary_embed if dtype == wide else RotaryEmbed(dit.config.dim_head).to(device)
-        # (2 B S, 1, dim_head / 2): a row for every one of q and k, so that their kernel serves any length.
-        self.turn = [part.repeat(2 * n, 1)[:, None] for part in rotary(length)]
+
+        # A model in half precision has rounded the rotary frequencies as well, and the angles of late frames
+        # would be far off. So they are computed anew.
+        rotary = dit.rotary_embed if dtype == state_dtype else RotaryEmbed(dit.config.dim_head).to(device)
+        cos, sin = rotary(length)  # (S, dim_head / 2)
+        # One row for each row of q and k, so that one compiled `_rotate` serves any length.
+        self.cos, self.sin = cos.repeat(rows, 1)[:, None], sin.repeat(rows, 1)[:, None]  # (2 B S, 1, ...)
         self.graph = fast.graphs.capture(self._velocity)
 
-    def __call__(self, x: Tensor, known: Tensor, hidden: Tensor | None, modulation: Tensor) -> Tensor:
-        """(B, 80, S), (2 B, S, D), ... -> (2 B, 80, S), overwritten by the next call."""
-        pairs = ((self.x, x), (self.known, known), (self.hidden, hidden), (self.modulation, modulation))
-        for fixed, value in pairs:
-            if fixed is not None:
-                fixed.copy_(value)
+    def __call__(self, x: Tensor, input_bias: Tensor, attn_bias: Tensor | None, modulation: Tensor) -> Tensor:
+        """Evaluate the velocity.
+
+        Parameters
+        ----------
+        x : Tensor (B, M, S)
+            The states.
+        input_bias : Tensor (2 B, S, D)
+            From `FastFlow._input_bias`.
+        attn_bias : Tensor (2 B, 1, 1 or S, S) or None
+            Added to the scores of attention.
+        modulation : Tensor (6 depth + 2, D)
+            Of this time; see `FastFlow._compute_modulations`.
+
+        Returns
+        -------
+        Tensor (2 B, M, S)
+            With conditions, then without. The next call overwrites it.
+        """
+        self.x.copy_(x)
+        self.input_bias.copy_(input_bias)
+        if self.attn_bias is not None:
+            self.attn_bias.copy_(attn_bias)
+        self.modulation.copy_(modulation)
         return self.graph()
 
     def _velocity(self) -> Tensor:
-        fast, embed, operand = self.fast, self.fast.dit.input_embed, self.fast.operand
-        weight = embed.proj.weight[:, : self.x.shape[1]]
-        own = F.linear(self.x.transpose(1, 2).to(self.known.dtype), weight)
-        h = (self.known.unflatten(0, (2, -1)) + own).flatten(0, 1)
-        h = (h + fast.conv_pos(h)).flatten(0, 1)  # (2 B S, D) from here on
-        *layers, out = self.modulation[:, None].split(6)
-        y = fast.enter(h, *layers[0][:2], operand)
-        for layer, modulation, after in zip(fast.layers, layers, (*layers[1:], out), strict=True):
+        """Compute what `DiT.forward` does, for both halves; this is what the graph records."""
+        estimator = self.estimator
+        rows, length, _ = self.input_bias.shape
+
+        # Input projection: the part of x is the same with and without conditions.
+        weight = estimator.dit.input_embed.proj.weight[:, : self.x.shape[1]]
+        x_part = F.linear(self.x.transpose(1, 2).to(self.input_bias.dtype), weight)  # (B, S, D)
+        h = (self.input_bias.unflatten(0, (2, -1)) + x_part).flatten(0, 1)  # (2 B, S, D)
+        h = (h + estimator.conv_pos(h)).flatten(0, 1)  # (2 B S, D): from here on, rows are frames
+
+        # `y` is the normalised and modulated input of the next layer. The norm after a block is the first
+        # norm of the next block, or that of the output.
+        *modulations, final_modulation = self.modulation[:, None].split(6)  # (6, 1, D) each, (2, 1, D)
+        next_modulations = [*modulations[1:], final_modulation]
+        shift_msa, scale_msa = modulations[0][:2]
+        y = estimator.norm(h, shift_msa, scale_msa, estimator.linear_input)
+        for block, modulation, next_modulation in zip(
+            estimator.blocks, modulations, next_modulations, strict=True
+        ):
             _, _, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
-            y = layer.to_out(self._attended(layer.qkv(y)))
-            h, y = fast.pass_on(h, gate_msa, y, shift_mlp, scale_mlp)
-            y = layer.ff_out(fast.activate(layer.ff_in(y), operand))
-            h, y = fast.pass_on(h, gate_mlp, y, *after[:2])
-        return fast.proj_out(y).unflatten(0, self.known.shape[:2]).transpose(1, 2)
+            y = block.attn_out(self._attention(block.qkv(y)))
+            h, y = estimator.add_and_norm(h, gate_msa, y, shift_mlp, scale_mlp)
+            y = block.mlp_out(estimator.activate(block.mlp_in(y), estimator.linear_input))
+            next_shift, next_scale = next_modulation[:2]
+            h, y = estimator.add_and_norm(h, gate_mlp, y, next_shift, next_scale)
+        return estimator.proj_out(y).unflatten(0, (rows, length)).transpose(1, 2)
 
-    def _attended(self, qkv: Tensor) -> Tensor:
-        """(2 B S, 3 H dim_head) -> the operand of `to_out`. Our own kernel knows no mask: torch's do."""
-        y = qkv.unflatten(1, (3, self.fast.dit.config.heads, -1))  # (2 B S, 3, H, dim_head)
-        first = y[:, :2, 0]
-        first.copy_(self.fast.turned(first, *self.turn))
-        y = y.unflatten(0, self.known.shape[:2])
-        if self.fast.attended is not None and self.hidden is None:
-            return self.fast.attended(y)
-        q, k, v = y.permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.hidden)
-        return self.fast.read(y.transpose(1, 2).flatten(2).flatten(0, 1))
-
-
-# What is fused to one kernel. `operand` gives a linear layer its input as it reads it.
-
-
-def _enter(h: Tensor, shift: Tensor, scale: Tensor, operand: Map) -> Tensor:
-    """Normalise and modulate; the scale has its one already."""
-    return operand(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=NORM_EPS), scale))
+    def _attention(self, qkv: Tensor) -> Tensor:
+        """Attend: (2 B S, 3 H dim_head) -> the input of the output layer, (2 B S, H dim_head) or split."""
+        estimator = self.estimator
+        rows, length, _ = self.input_bias.shape
+        qkv = qkv.unflatten(1, (3, estimator.dit.config.heads, -1))  # (2 B S, 3, H, dim_head)
+        first_heads = qkv[:, :2, 0]  # of q and k: only these are rotated, see `dit.rotate_first_head`
+        first_heads.copy_(estimator.rotate(first_heads, self.cos, self.sin))
+        qkv = qkv.unflatten(0, (rows, length))  # (2 B, S, 3, H, dim_head)
+        if estimator.attend is not None and self.attn_bias is None:
+            return estimator.attend(qkv)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (2 B, H, S, dim_head) each
+        attn_out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.attn_bias)
+        attn_out = attn_out.transpose(1, 2).flatten(2).flatten(0, 1)  # (2 B S, H dim_head)
+        return estimator.compiled_linear_input(attn_out)
 
 
-def _pass_on(
-    h: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor, operand: Map
+# Functions that are compiled to one kernel each. `linear_input` lays out the input of the next linear layer.
+
+
+def _norm(h: Tensor, shift: Tensor, scale: Tensor, linear_input: Operator) -> Tensor:
+    """Compute `dit.modulate`, whose 1 is in `scale` already."""
+    return linear_input(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=NORM_EPS), scale))
+
+
+def _add_and_norm(
+    h: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor, linear_input: Operator
 ) -> tuple[Tensor, Tensor]:
-    """Add what a layer made, and normalise for the next: the new state, and the next layer's input."""
+    """Add a layer's output y to the state h; return the new state and the next layer's input."""
     h = torch.addcmul(h, gate, y)
-    return h, _enter(h, shift, scale, operand)
+    return h, _norm(h, shift, scale, linear_input)
 
 
-def _turned(qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first heads of q and k, (2 B S, 2, dim_head), as `rotate_first_head` does."""
-    even, odd = qk.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(qk.dtype)
+def _rotate(qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first heads of q and k, (2 B S, 2, dim_head), as `dit.rotate_first_head` does."""
+    even, odd = qk.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)  # (2 B S, 2, dim_head / 2) each
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return rotated.flatten(-2).to(qk.dtype)
 
 
-def _activate(y: Tensor, operand: Map) -> Tensor:
-    return operand(F.gelu(y, approximate="tanh"))
+def _activate(y: Tensor, linear_input: Operator) -> Tensor:
+    return linear_input(F.gelu(y, approximate="tanh"))
 
 
-def _as_it_is(x: Tensor) -> Tensor:
+def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
-def _linear(weight: Tensor, bias: Tensor) -> Map:
-    return partial(F.linear, weight=weight, bias=bias)
+# What is chosen by the device.
 
 
-def _attention(width: int, device: torch.device) -> Map | None:
-    """Attention without a mask that gives a `SplitLinear` its operand, where a kernel can be made."""
-    if not compiles(device):
+def _linear(weight: Tensor, bias: Tensor, splits: bool) -> Operator:
+    """Return a linear layer, in float32 products or in three TF32 products each."""
+    return Tf32x3Linear(weight, bias) if splits else partial(F.linear, weight=weight, bias=bias)
+
+
+def _choose_add_and_norm(
+    device: torch.device, splits: bool, linear_input: Operator
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return `_add_and_norm` without its last argument: our own kernel where products are split."""
+    if not splits or not can_compile(device):
+        return partial(compiled(_add_and_norm, device, "rows"), linear_input=linear_input)
+    from workbench.speech.fast.kernels.flow import add_and_norm  # needs Triton
+
+    return add_and_norm
+
+
+def _attention_kernel(head_width: int, device: torch.device) -> Operator | None:
+    """Return our own kernel for attention without a mask, if it can be compiled and knows this width."""
+    if not can_compile(device):
         return None
-    from workbench.speech.fast.kernels.attention import attended, suits  # it needs Triton
+    from workbench.speech.fast.kernels.attention import attend, supports_head_width  # needs Triton
 
-    return attended if suits(width) else None
+    return attend if supports_head_width(head_width) else None
 
 
-def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Map:
-    """The position's convolutions: cuDNN would compute their groups one by one, without tensor cores."""
+def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Operator:
+    """Return the convolutional position embedding, with our own kernel where products are split.
+
+    cuDNN would compute the groups of its convolutions one by one and without tensor cores.
+    """
     convs = embed.conv1[0], embed.conv2[0]
-    if not splits or not compiles(convs[0].weight.device):
+    if not splits or not can_compile(convs[0].weight.device):
         return embed
-    from workbench.speech.fast.kernels.conv import LEAST_CHANNELS, convolved, packed  # it needs Triton
+    from workbench.speech.fast.kernels.conv import MIN_CHANNELS, convolve, pack_conv  # needs Triton
 
-    if convs[0].weight.shape[1] % LEAST_CHANNELS:
+    channels_per_group = convs[0].weight.shape[1]
+    if channels_per_group % MIN_CHANNELS:
         return embed
-    layers = [packed(conv, products=3) for conv in convs]
+    packed_convs = [pack_conv(conv, products=3) for conv in convs]
 
-    def look_back(x: Tensor) -> Tensor:
+    def fast_embed(x: Tensor) -> Tensor:  # (B, S, D) -> (B, S, D)
         x = x.transpose(1, 2).contiguous()
-        for layer in layers:
-            x = F.mish(convolved(x, layer)[0])
+        for conv in packed_convs:
+            convolved, _ = convolve(x, conv)
+            x = F.mish(convolved)
         return x.transpose(1, 2)
 
-    return look_back
+    return fast_embed
 
 
-def _hidden(
+def _attention_bias(
     lengths: Sequence[int], chunk: int | None, device: torch.device, dtype: torch.dtype
 ) -> Tensor | None:
-    """Added to attention scores, (2 B, 1, 1 or S, S): -inf where a frame may not look, 0 where it may.
+    """Return what is added to the scores of attention: 0 where a frame may attend, -inf where not.
 
-    None where every frame may look at every one.
+    Parameters
+    ----------
+    lengths : sequence of int
+        Frames of each utterance.
+    chunk : int or None
+        Frames of a chunk when streaming; see `dit.attention_mask`.
+    device : torch.device
+    dtype : torch.dtype
+
+    Returns
+    -------
+    Tensor (2 B, 1, 1 or S, S) or None
+        None where every frame may attend to every frame. S is the longest length, rounded up.
     """
     if chunk is None and len(set(lengths)) == 1:
         return None
-    longest = -(-max(lengths) // BUCKET) * BUCKET
-    real = torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
-    allowed = real[:, None]
+    padded_length = ceil(max(lengths) / MASK_BUCKET) * MASK_BUCKET
+    is_real = torch.arange(padded_length, device=device) < torch.tensor(lengths, device=device)[:, None]
+    allowed = is_real[:, None]  # (B, 1, S): padding is hidden from all frames alike
     if chunk is not None:
-        allowed = attention_mask(allowed, longest, chunk, device)
-    hidden = torch.zeros(allowed.shape, device=device, dtype=dtype).masked_fill(~allowed, -torch.inf)
-    return hidden[:, None].repeat(2, 1, 1, 1)
+        allowed = attention_mask(allowed, padded_length, chunk, device)  # (B, S, S)
+    bias = torch.zeros(allowed.shape, device=device, dtype=dtype).masked_fill(~allowed, -torch.inf)
+    return bias[:, None].repeat(2, 1, 1, 1)  # with and without conditions
 
 
-def _times_asked(options: Options, dtype: torch.dtype) -> tuple[float, ...]:
-    """Where the solver asks for the velocity, in order."""
-    asked: list[float] = []
+def _evaluation_times(options: Options, dtype: torch.dtype) -> tuple[float, ...]:
+    """Return the times at which the solver evaluates the velocity, by running it on a velocity of zero."""
+    times: list[float] = []
 
-    def ask(x: Tensor, t: Tensor) -> Velocity:
-        asked.append(float(t))
+    def record_time(x: Tensor, t: Tensor) -> Velocity:
+        times.append(float(t))
         return Velocity(x, x, x)
 
-    for _ in integrate(ask, torch.zeros((), dtype=dtype), options):
+    for _ in integrate(record_time, torch.zeros((), dtype=dtype), options):
         pass
-    return tuple(asked)
+    return tuple(times)
 
 
-def _row_of(step: FlowStep, i: int, length: int) -> FlowStep:
+def _step_of_row(step: FlowStep, row: int, length: int) -> FlowStep:
+    """Return one utterance's part of a step, cut to its length."""
+
     def cut(x: Tensor) -> Tensor:
-        return x[i : i + 1, :, :length]
+        return x[row : row + 1, :, :length]
 
     velocity = Velocity(*map(cut, step.velocity))
     return step._replace(x=cut(step.x), velocity=velocity, x_next=cut(step.x_next))

@@ -1,8 +1,12 @@
-"""The vocoder with less work: folded weight norm, fused activations, fewer taps, graphs for each length.
+"""The vocoder made fast: folded weight norm, fused activations, smaller convolutions, and CUDA graphs.
 
-All of it is causal but for its first layers, which look ahead into zeros at the end. So a mel may be padded
-with zeros to one of few lengths and cut afterwards, and no sample changes. Only the excitation's spectrum
-and the inverse STFT know where the sound ends; they run outside of the graphs, at the true length.
+The vocoder is causal but for its first layers, which see a few frames to the right: zeros at the end. So a
+mel may be padded with zeros to one of few lengths, and the waveform cut afterwards, and no sample changes.
+Only the spectrum of the excitation and the inverse STFT depend on where the sound ends. They run outside of
+the graphs, at the true length.
+
+Shape letters: `B` mels, `T` frames of a mel, `S` frames after padding, `N` samples. `HiFT` explains the
+parts: f0, source (the harmonic excitation), trunk, head.
 """
 
 import math
@@ -15,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from workbench.speech.fast.cuda_graphs import Graphs, compiled, has_tf32
+from workbench.speech.fast.cuda_graphs import CudaGraphPool, can_compile_tf32, compiled
 from workbench.speech.models.hift import (
     F0_LOOKAHEAD,
     CausalConv1d,
@@ -25,34 +29,55 @@ from workbench.speech.models.hift import (
     Vocoded,
     check_mel,
 )
-from workbench.speech.models.numerics import convolved_by_product, exact_float32, fast_float32
+from workbench.speech.models.numerics import conv1d_by_matmul, exact_float32, fast_float32
 
-BUCKET = 64  # mel frames: lengths are rounded up to this
-MOST_GRAPHS = 8  # kept; those used longest ago go first
+BUCKET = 64  # mel frames: lengths are rounded up to a multiple, so that few graphs serve all lengths
+MAX_GRAPHS = 8  # pairs of CUDA graphs kept; the least recently used is dropped
 
 
 class FastHiFT:
-    """`HiFT`, for several mels at once.
+    """Vocode several mels at once, with the waveform that `HiFT` gives each of them.
+
+    Make one with `FastHiFT.consume`.
 
     Parameters
     ----------
     hift : HiFT
-        Taken over: its weight norm is folded.
+        With its layers replaced; see `consume`.
     noise : callable (samples) -> Tensor (1, at least so many, 9)
         Uniform excitation noise.
-    graphs : Graphs
+    graphs : CudaGraphPool
     """
 
-    def __init__(self, hift: HiFT, noise: Callable[[int], Tensor], graphs: Graphs) -> None:
-        _fold(hift)
-        if _suits_tensor_cores(hift):
-            with graphs.notice():
-                _join(hift, products=1 if graphs.arithmetic is fast_float32 else 3)
+    def __init__(self, hift: HiFT, noise: Callable[[int], Tensor], graphs: CudaGraphPool) -> None:
         self.hift, self.graphs = hift, graphs
         self.device = hift.conv_post.bias.device
-        self._draw, self._noise = noise, torch.zeros(1, 0, hift.config.nb_harmonics + 1, device=self.device)
-        self._sound = lru_cache(MOST_GRAPHS)(partial(_Sound, self))
-        self._lock = Lock()  # the graphs' tensors are shared by all who ask
+        self._draw_noise = noise
+        # The longest noise needed so far, (1, N, 9); a shorter one is its beginning.
+        self._noise = torch.zeros(1, 0, hift.config.nb_harmonics + 1, device=self.device)
+        # (mels, padded frames) -> _VocoderGraphs
+        self._vocoder_graphs = lru_cache(MAX_GRAPHS)(partial(_VocoderGraphs, self))
+        self._lock = Lock()  # held while graphs are used: all callers share their tensors
+
+    @classmethod
+    def consume(cls, hift: HiFT, noise: Callable[[int], Tensor], graphs: CudaGraphPool) -> "FastHiFT":
+        """Build the fast path from a vocoder that nobody else uses; many of its layers are replaced.
+
+        Nor may a deep copy of it be in use: torch keeps the weight norm of a layer in the layer's class,
+        which a copy shares.
+
+        Parameters
+        ----------
+        hift : HiFT
+        noise : callable (samples) -> Tensor (1, at least so many, 9)
+            Uniform excitation noise.
+        graphs : CudaGraphPool
+        """
+        _replace_layers(hift)
+        if _can_use_conv_kernel(hift):
+            with graphs.on_compile():
+                _use_conv_kernel(hift, products=1 if graphs.arithmetic is fast_float32 else 3)
+        return cls(hift, noise, graphs)
 
     def __call__(
         self, mels: Sequence[Tensor], finalize: bool = True, head_dtype: torch.dtype | None = None
@@ -65,94 +90,119 @@ class FastHiFT:
             Of any length.
         finalize, head_dtype
             As in `HiFT.forward`.
+
+        Returns
+        -------
+        list of Vocoded
+            One for each mel.
+
+        Raises
+        ------
+        WorkbenchError
+            As in `HiFT.forward`.
         """
         c, hift = self.hift.config, self.hift
         for mel in mels:
             check_mel(mel, c, finalize)
         longest = max(mel.shape[-1] for mel in mels)
-        samples = longest * c.hop_length  # and not of the rounded length, which a stored noise may not reach
-        longest = -(-longest // BUCKET) * BUCKET
-        padded = torch.cat([F.pad(mel, (0, longest - mel.shape[-1])) for mel in mels])
+        samples = longest * c.hop_length  # not of the padded length, which stored noise may not reach
+        padded_frames = math.ceil(longest / BUCKET) * BUCKET
+        padded_mels = torch.cat([F.pad(mel, (0, padded_frames - mel.shape[-1])) for mel in mels])
         dtype = hift.conv_post.bias.dtype
-        per_frame = math.prod(c.upsample_rates)
-        with self._lock, self.graphs.computing(exact_float32):
+        bins_per_frame = math.prod(c.upsample_rates)  # frames of the excitation's spectrum for one of the mel
+        padded_spectrum_length = padded_frames * bins_per_frame + 1
+
+        # Outside of the graphs all is exact: TF32 is for the trunk, where nearly all of the time goes.
+        with self._lock, self.graphs.compute_mode(exact_float32):
             if samples > self._noise.shape[1]:
-                self._noise = self._draw(samples).to(self.device)
-            sound = self._sound(len(mels), longest)
-            f0s, sources = (y.clone() for y in sound.excite(padded, self._noise))
-            rows = []
-            for mel, f0, source in zip(mels, f0s, sources, strict=True):
+                self._noise = self._draw_noise(samples).to(self.device)
+            vocoder = self._vocoder_graphs(len(mels), padded_frames)
+
+            # First graph: f0 and source, then cut to the true length.
+            padded_f0, padded_source = vocoder.excite(padded_mels, self._noise)
+            padded_f0, padded_source = padded_f0.clone(), padded_source.clone()
+            f0s, sources, spectra = [], [], []
+            for i, mel in enumerate(mels):
                 frames = mel.shape[-1] if finalize else mel.shape[-1] - F0_LOOKAHEAD
-                rows.append((f0[None, :frames], source[None, :, : frames * c.hop_length]))
-            spectra = [hift.stft(source.to(dtype)) for _, source in rows]
-            if not finalize:
-                spectra = [y[..., : -c.conv_pre_look_right * per_frame] for y in spectra]
-            full = longest * per_frame + 1
-            trunks = sound.trunk(torch.cat([F.pad(y, (0, full - y.shape[-1])) for y in spectra]))
-            made = []
-            for (f0, source), spectrum, x in zip(rows, spectra, trunks, strict=True):
-                x = x[None, :, : spectrum.shape[-1]].to(head_dtype or dtype)
-                made.append(Vocoded(f0, source, *hift.head(x, finalize)))
-        return made
+                f0s.append(padded_f0[i : i + 1, :frames])
+                sources.append(padded_source[i : i + 1, :, : frames * c.hop_length])
+            for source in sources:
+                spectrum = hift.stft(source.to(dtype))
+                if not finalize:  # as in `HiFT.trunk`
+                    spectrum = spectrum[..., : -c.conv_pre_look_right * bins_per_frame]
+                spectra.append(spectrum)
+
+            # Second graph: the trunk, on spectra padded again.
+            padded_spectra = [F.pad(y, (0, padded_spectrum_length - y.shape[-1])) for y in spectra]
+            trunk_output = vocoder.trunk(torch.cat(padded_spectra))
+
+            # The head, at the true length.
+            vocoded = []
+            for i, spectrum in enumerate(spectra):
+                x = trunk_output[i : i + 1, :, : spectrum.shape[-1]].to(head_dtype or dtype)
+                vocoded.append(Vocoded(f0s[i], sources[i], *hift.head(x, finalize)))
+        return vocoded
 
 
-class _Sound:
-    """Excitation and trunk for a number of mels of one length, as two graphs."""
+class _VocoderGraphs:
+    """Excitation and trunk for a number of mels of one padded length, as two CUDA graphs."""
 
-    def __init__(self, fast: FastHiFT, n: int, frames: int) -> None:
+    def __init__(self, fast: FastHiFT, mels: int, frames: int) -> None:
         hift, device = fast.hift, fast.device
         c, dtype = hift.config, hift.conv_post.bias.dtype
         self.hift = hift
+        # Inputs at fixed addresses; `excite` and `trunk` copy their arguments here.
         self.noise = torch.zeros(1, frames * c.hop_length, c.nb_harmonics + 1, device=device)
-        wide = torch.promote_types(dtype, torch.float32)
-        self.mel = torch.zeros(n, c.in_channels, frames, device=device, dtype=wide)
-        length = frames * math.prod(c.upsample_rates) + 1
-        self.spectrum = torch.zeros(n, c.istft_n_fft + 2, length, device=device, dtype=dtype)
-        # TF32 is for the trunk alone: little else costs anything.
-        self._excite = fast.graphs.capture(self._excited, exact_float32)
-        self._upsample = fast.graphs.capture(self._upsampled)
+        mel_dtype = torch.promote_types(dtype, torch.float32)
+        self.mel = torch.zeros(mels, c.in_channels, frames, device=device, dtype=mel_dtype)
+        spectrum_length = frames * math.prod(c.upsample_rates) + 1
+        self.spectrum = torch.zeros(mels, c.istft_n_fft + 2, spectrum_length, device=device, dtype=dtype)
+        # TF32 is for the trunk alone: the excitation costs little.
+        self._excite_graph = fast.graphs.capture(self._excite, exact_float32)
+        self._trunk_graph = fast.graphs.capture(self._trunk)
 
     def excite(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Mel (B, 80, S) to f0 (B, S) and source (B, 1, 480 S); overwritten by the next call."""
-        n = min(noise.shape[1], self.noise.shape[1])
-        self.noise[:, :n] = noise[:, :n]
+        """Return f0 (B, S) and source (B, 1, 480 S) for a mel (B, 80, S); the next call overwrites them."""
+        samples = min(noise.shape[1], self.noise.shape[1])
+        self.noise[:, :samples] = noise[:, :samples]
         self.mel.copy_(mel)
-        return self._excite()
+        return self._excite_graph()
 
     def trunk(self, spectrum: Tensor) -> Tensor:
-        """The trunk's output (B, 18, 120 S + 1) for the mel that was excited last."""
+        """Return the trunk's output (B, 18, 120 S + 1) for the mel that `excite` was given last."""
         self.spectrum.copy_(spectrum)
-        return self._upsample()
+        return self._trunk_graph()
 
-    def _excited(self) -> tuple[Tensor, Tensor]:
-        f0 = self.hift.f0_predictor(self.mel.to(self.hift.f0_predictor.classifier.weight.dtype))
-        return f0, self.hift.m_source(f0.to(self.hift.m_source.l_linear.weight.dtype), self.noise)
+    def _excite(self) -> tuple[Tensor, Tensor]:
+        f0_predictor, source = self.hift.f0_predictor, self.hift.m_source
+        f0 = f0_predictor(self.mel.to(f0_predictor.classifier.weight.dtype))
+        return f0, source(f0.to(source.l_linear.weight.dtype), self.noise)
 
-    def _upsampled(self) -> Tensor:
+    def _trunk(self) -> Tensor:
         return self.hift.trunk(self.mel.to(self.spectrum.dtype), self.spectrum)
 
 
 class _FusedSnake(nn.Module):
-    """`Snake` as one kernel, its division done beforehand."""
+    """`Snake` as one kernel, with its division computed once."""
 
     def __init__(self, snake: Snake) -> None:
         super().__init__()
         self.alpha = snake.alpha.detach()[None, :, None]
-        self.inverse = 1 / (self.alpha + 1e-9)
-        self.fused = compiled(_snake, self.alpha.device, "all")
+        self.inverse = 1 / (self.alpha + 1e-9)  # the epsilon of `Snake`
+        self.compiled = compiled(_snake, self.alpha.device, "all")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fused(x, self.alpha, self.inverse)
+        return self.compiled(x, self.alpha, self.inverse)
 
 
 def _snake(x: Tensor, alpha: Tensor, inverse: Tensor) -> Tensor:
     return torch.addcmul(x, torch.sin(x * alpha).square(), inverse)
 
 
-class _ProductConv1d(nn.Module):
-    """`CausalConv1d` without dilation as one matrix product.
+class _MatmulConv1d(nn.Module):
+    """`CausalConv1d` without dilation, computed as one matrix product.
 
-    In float64 cuBLAS multiplies on tensor cores, and cuDNN does not convolve on them.
+    For the f0 predictor in float64: cuBLAS multiplies float64 on tensor cores, cuDNN does not.
     """
 
     def __init__(self, conv: CausalConv1d) -> None:
@@ -161,65 +211,75 @@ class _ProductConv1d(nn.Module):
         self.pad = (conv.reach, 0) if conv.side == "left" else (0, conv.reach)
 
     def forward(self, x: Tensor, padded: bool = False) -> Tensor:
-        """Convolve; `padded` says that x already carries its context."""
-        return convolved_by_product(x if padded else F.pad(x, self.pad), self.weight, self.bias)
+        """Convolve; `padded` means that x includes its context already."""
+        return conv1d_by_matmul(x if padded else F.pad(x, self.pad), self.weight, self.bias)
 
 
-class _PhasedConv1d(nn.Module):
-    """`UpsamplingConv1d` at the rate of its input, with `rate` times the channels.
+class _PolyphaseConv1d(nn.Module):
+    """`UpsamplingConv1d` computed at the rate of its input, with `rate` times the output channels.
 
-    Taps that meet one and the same value are summed beforehand: of 16, 11 and 7 taps 3 are left.
+    `UpsamplingConv1d` repeats every value `rate` times, so several taps meet the same value. Here these taps
+    are summed beforehand, separately for each of the `rate` output samples (phases) that belong to an input
+    value: of 16, 11 and 7 taps 3 are left.
     """
 
     def __init__(self, conv: UpsamplingConv1d) -> None:
         super().__init__()
-        weight, rate = conv.weight.detach(), conv.rate
+        weight, self.rate = conv.weight.detach(), conv.rate
         n_out, n_in, kernel = weight.shape
-        self.rate, self.past = rate, -(-(kernel - 1) // rate)
-        summed = weight.new_zeros(n_out, rate, n_in, self.past + 1, dtype=torch.float64)
-        for phase in range(rate):
-            for k in range(kernel):
-                summed[:, phase, :, self.past + (phase + k - kernel + 1) // rate] += weight[..., k]
-        self.weight = summed.flatten(0, 1).to(weight.dtype)
-        self.bias = conv.bias.detach().repeat_interleave(rate)
+        self.past = math.ceil((kernel - 1) / self.rate)  # input values before the current one
+        summed = weight.new_zeros(n_out, self.rate, n_in, self.past + 1, dtype=torch.float64)
+        for phase in range(self.rate):
+            for tap in range(kernel):
+                # Output sample `phase` reads the repeated input at phase + tap - (kernel - 1), where 0 is the
+                # first copy of the current value.
+                value = (phase + tap - (kernel - 1)) // self.rate  # 0 is the current one, -1 the one before
+                summed[:, phase, :, self.past + value] += weight[..., tap]
+        self.weight = summed.flatten(0, 1).to(weight.dtype)  # (n_out rate, n_in, past + 1)
+        self.bias = conv.bias.detach().repeat_interleave(self.rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.conv1d(F.pad(x, (self.past, 0)), self.weight, self.bias)
+    def forward(self, x: Tensor) -> Tensor:  # (B, n_in, T) -> (B, n_out, rate T)
+        y = F.conv1d(F.pad(x, (self.past, 0)), self.weight, self.bias)  # (B, n_out rate, T)
         return y.unflatten(1, (-1, self.rate)).transpose(2, 3).flatten(2)
 
 
-def _fold(hift: HiFT) -> None:
-    """Let convolutions hold their weights, fuse the activations, take the other shapes of convolutions."""
+def _replace_layers(hift: HiFT) -> None:
+    """Fold weight norm, fuse the activations, and replace convolutions by cheaper ones, in place."""
     for module in list(hift.modules()):
         if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
+            parametrize.remove_parametrizations(module, "weight")  # leaves the weight as a plain parameter
         for name, child in module.named_children():
             if isinstance(child, Snake):
                 setattr(module, name, _FusedSnake(child))
-    net = hift.f0_predictor.condnet
-    for i, layer in enumerate(net):
+    f0_layers = hift.f0_predictor.condnet
+    for i, layer in enumerate(f0_layers):
         if isinstance(layer, CausalConv1d):
-            net[i] = _ProductConv1d(layer)
+            f0_layers[i] = _MatmulConv1d(layer)
     for i, up in enumerate(hift.ups):
-        hift.ups[i] = _PhasedConv1d(up)
+        hift.ups[i] = _PolyphaseConv1d(up)
 
 
-def _suits_tensor_cores(hift: HiFT) -> bool:
-    """Whether the residual blocks are computed by our own kernel and not by cuDNN."""
+def _can_use_conv_kernel(hift: HiFT) -> bool:
+    """Return whether our own kernel can compute the residual blocks, in place of cuDNN."""
     weight = hift.conv_post.weight
-    return weight.dtype == torch.float32 and has_tf32(weight.device)
+    return weight.dtype == torch.float32 and can_compile_tf32(weight.device)
 
 
-def _join(hift: HiFT, products: int) -> None:
-    """Put the kernel into the residual blocks that it has channels for."""
-    from workbench.speech.fast.kernels.conv import LEAST_CHANNELS, JoinedBlock, prepare  # it needs Triton
+def _use_conv_kernel(hift: HiFT, products: int) -> None:
+    """Replace the residual blocks whose number of channels our own kernel supports, in place.
 
-    fitting = [
-        (blocks, i, block)
-        for blocks in (hift.source_resblocks, hift.resblocks)
-        for i, block in enumerate(blocks)
-        if block.convs1[0].in_channels % LEAST_CHANNELS == 0
-    ]
-    prepare({b.convs1[0].in_channels for *_, b in fitting}, products, hift.conv_post.weight.device)
-    for blocks, i, block in fitting:
-        blocks[i] = JoinedBlock(block, products)
+    `products` is that of `FusedResBlock`.
+    """
+    from workbench.speech.fast.kernels.conv import MIN_CHANNELS, FusedResBlock, compile_for  # needs Triton
+
+    supported: list[tuple[nn.ModuleList, int]] = []
+    channels: set[int] = set()
+    for blocks in (hift.source_resblocks, hift.resblocks):
+        for i, block in enumerate(blocks):
+            block_channels = block.convs1[0].in_channels
+            if block_channels % MIN_CHANNELS == 0:
+                supported.append((blocks, i))
+                channels.add(block_channels)
+    compile_for(channels, products, hift.conv_post.weight.device)
+    for blocks, i in supported:
+        blocks[i] = FusedResBlock(blocks[i], products)

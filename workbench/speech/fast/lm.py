@@ -1,300 +1,433 @@
-"""The LM with less work: a cache of fixed size, one graph a token, sampling on the device.
+"""The LM made fast: a cache of fixed size, one CUDA graph for a token, sampling on the device.
 
-The host hears of tokens `CHUNK` at a time, while the device works on the next. Until it has heard, a row
-that has drawn a stop goes on computing, and counts no longer.
+How a batch is decoded:
 
-Shape letters: `B` rows, `U` different prompts among them, `P` positions of a prompt, `D` width.
+1. `FastLM.steps` embeds the prompts and takes a `_BatchDecoder` that is idle, or makes one.
+2. `_PromptReader` reads all prompts at once and fills the key-value cache.
+3. The device decodes `CHUNK_TOKENS` tokens (`_BatchDecoder._step`, a CUDA graph) and sends them to the host,
+   while it works on the next chunk already. The host yields them and draws new random numbers.
+4. Until the host has learnt that a row stopped, the row is computed on, but its tokens no longer count.
+
+Shape letters: `B` rows of the batch, `U` different prompts among them, `P` positions of a prompt, `D` width,
+`H` heads of keys and values.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
-from workbench.speech.fast.cuda_graphs import Graph, Graphs, OnItsWay, compiled, has_tf32, sent
-from workbench.speech.fast.lm_torch import LayerSteps, doubling
-from workbench.speech.fast.sampling import DeviceSampler, keep
+from workbench.speech.fast.cuda_graphs import (
+    AsyncCopy,
+    CudaGraphPool,
+    can_compile_tf32,
+    compiled,
+    to_device_async,
+)
+from workbench.speech.fast.lm_torch import TorchDecodeStep, doubled_lengths, fuse_layers
+from workbench.speech.fast.sampling import DeviceSampler, SamplerState, record_pick
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.lm import LM, KVCache, LMStep
 
 if TYPE_CHECKING:
-    from workbench.speech.fast.kernels.lm import LayerKernels
+    from workbench.speech.fast.kernels.lm import TritonDecodeStep
 
-CHUNK = 4  # tokens between two looks at what was drawn
-AHEAD = 2  # chunks that a GPU is asked for before the host looks: it takes now more, now less time to draw
-PROMPT = 64  # positions: prompts are padded to a multiple of this, so that few graphs read all of them
-MOST_READERS = 8  # of those graphs
-MOST_IDLE = 2**31  # bytes of the caches that are kept for the next run like theirs
-# Options that may differ from row to row, and what stands for them where only the others count.
-FREE = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
+CHUNK_TOKENS = 4  # tokens decoded between two transfers to the host
+CHUNKS_AHEAD = 2  # chunks queued on a GPU before the host waits for one: its random draws take uneven time
+PROMPT_BUCKET = 64  # positions: prompts are padded to a multiple, so that few graphs read all lengths
+MAX_PROMPT_GRAPHS = 8  # graphs that read prompts; the least recently used is dropped
+MAX_IDLE_CACHE_BYTES = 2**31  # key-value caches of idle decoders that are kept for later runs
+# Options that may differ between the rows of a batch. The values stand in for them in the key of a decoder.
+PER_ROW_OPTIONS = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
 
 
 class FastLM:
-    """The steps of `LM`, for several utterances at once.
+    """Decode several utterances at once, with the tokens that `LM.steps` gives each of them.
+
+    Make one with `FastLM.consume`.
 
     Parameters
     ----------
     lm : LM
-        Its weights are used where they are.
+    decode_step : TorchDecodeStep or TritonDecodeStep
+        Made from the same LM.
     silent_tokens : sequence of int
         Ids that sound like silence or breath.
-    graphs : Graphs
-    precise : bool
-        Round where `LM` rounds; else bfloat16 weights meet float32 states, and float32 products may be TF32.
+    graphs : CudaGraphPool
     """
 
-    def __init__(self, lm: LM, silent_tokens: Sequence[int], graphs: Graphs, precise: bool = True) -> None:
-        self.lm, self.silent_tokens, self.graphs = lm, silent_tokens, graphs
+    def __init__(
+        self,
+        lm: LM,
+        decode_step: "TorchDecodeStep | TritonDecodeStep",
+        silent_tokens: Sequence[int],
+        graphs: CudaGraphPool,
+    ) -> None:
+        self.lm, self.decode_step, self.silent_tokens, self.graphs = lm, decode_step, silent_tokens, graphs
         self.dtype, self.device = lm.llm_decoder.weight.dtype, lm.llm_decoder.weight.device
-        self.layers = _layers(lm, precise)
-        self.move = compiled(_move, self.device, "rows")
-        self.reader = lru_cache(MOST_READERS)(partial(_Reader, self))
-        self._idle: list[_Decoder] = []
-        self.lock = Lock()  # for what all runs share
+        self.advance = compiled(_advance, self.device, "rows")
+        # (prompts, padded length) -> _PromptReader
+        self.prompt_reader = lru_cache(MAX_PROMPT_GRAPHS)(partial(_PromptReader, self))
+        self.lock = Lock()  # held while the prompt readers or the list of idle decoders are used
+        self._idle: list[_BatchDecoder] = []
+
+    @classmethod
+    def consume(
+        cls, lm: LM, silent_tokens: Sequence[int], graphs: CudaGraphPool, exact: bool = True
+    ) -> "FastLM":
+        """Build the fast path from an LM that nobody else uses.
+
+        The LM's parameters become views of fused weights, so that no weight is stored twice.
+
+        Parameters
+        ----------
+        lm : LM
+        silent_tokens : sequence of int
+            Ids that sound like silence or breath.
+        graphs : CudaGraphPool
+        exact : bool
+            Round where `LM` rounds. Otherwise, on a GPU, float32 products may be computed in TF32, and with
+            bfloat16 weights the states between the layers are float32.
+        """
+        layers = fuse_layers(lm)
+        if not _can_use_kernels(lm, exact):
+            return cls(lm, TorchDecodeStep(lm, layers), silent_tokens, graphs)
+        from workbench.speech.fast.kernels.lm import TritonDecodeStep  # needs Triton
+
+        decode_step = TritonDecodeStep(lm, layers, "tf32x3" if exact else "tf32")
+        return cls(lm, decode_step, silent_tokens, graphs)
 
     def steps(self, utts: Sequence[Utterance], options: Sequence[Options]) -> Iterator[tuple[int, LMStep]]:
-        """Decode until every row has drawn a stop or reached its length limit.
+        """Decode until every row has drawn a stop id or reached its length limit.
 
         Parameters
         ----------
         utts : sequence of Utterance
-            On the LM's device. One that stands there twice is read once.
+            One for each row, on the LM's device. An utterance given twice is read once.
         options : sequence of Options
-            seed, top_p, tau_r and max_tokens may differ, other options of sampling may not.
+            One for each row. Options of sampling other than `PER_ROW_OPTIONS` must be the same.
 
         Yields
         ------
         row : int
         step : LMStep
-            In order within a row.
+            In order within a row; stop ids are not yielded.
 
         Raises
         ------
         WorkbenchError
             When log-probabilities are NaN.
         """
-        lm = self.lm
-        different = {id(u): u for u in utts}
-        prompts = [
-            lm.embed(torch.cat((u.prompt_text_token, u.text_token)), u.lm_prompt_token)[0]
-            for u in different.values()
-        ]
-        whose = [list(different).index(id(u)) for u in utts]
-        limits = [lm.limits(len(u.text_token), o.max_tokens) for u, o in zip(utts, options, strict=True)]
-        most = max(len(prompts[i]) + longest for i, (_, longest) in zip(whose, limits, strict=True)) + 1
-        rules = Options(**options[0].of_stage("lm") | FREE)
-        decoder = self._decoder(len(utts), doubling(most)[-1], rules)
+        # Embed each different utterance once.
+        prompts: list[Tensor] = []  # (P, D) each
+        prompt_of_utt: dict[int, int] = {}
+        for utt in utts:
+            if id(utt) not in prompt_of_utt:
+                prompt_of_utt[id(utt)] = len(prompts)
+                text = torch.cat((utt.prompt_text_token, utt.text_token))
+                prompts.append(self.lm.embed(text, utt.lm_prompt_token)[0])
+        prompt_of_row = [prompt_of_utt[id(utt)] for utt in utts]
+
+        # The cache must hold the longest row: its prompt, its tokens, and the stop id after them.
+        limits = []  # (fewest, most) tokens of each row
+        positions = 0
+        for utt, o, prompt in zip(utts, options, prompt_of_row, strict=True):
+            min_tokens, max_tokens = self.lm.limits(len(utt.text_token), o.max_tokens)
+            limits.append((min_tokens, max_tokens))
+            positions = max(positions, len(prompts[prompt]) + max_tokens + 1)
+
+        shared_options = Options(**options[0].of_stage("lm") | PER_ROW_OPTIONS)
+        decoder = self._take_decoder(len(utts), doubled_lengths(positions)[-1], shared_options)
         try:
-            decoder.begin(prompts, whose, limits, options)
+            decoder.begin(prompts, prompt_of_row, limits, options)
             yield from decoder.decode()
         finally:
             self._put_back(decoder)
 
-    def _decoder(self, *key: Any) -> "_Decoder":
-        """One that is decoding for somebody else is left alone: its tensors hold that run."""
+    def _take_decoder(self, rows: int, positions: int, options: Options) -> "_BatchDecoder":
+        """Return an idle decoder of this size, or a new one; a busy one holds the state of another run."""
         with self.lock:
             for decoder in self._idle:
-                if decoder.key == key:
+                if decoder.key == (rows, positions, options):
                     self._idle.remove(decoder)
                     return decoder
-        return _Decoder(self, *key)
+        return _BatchDecoder(self, rows, positions, options)
 
-    def _put_back(self, decoder: "_Decoder") -> None:
+    def _put_back(self, decoder: "_BatchDecoder") -> None:
+        """Keep a decoder for later runs; drop the oldest while the caches take too much memory."""
         with self.lock:
             self._idle.append(decoder)
-            while len(self._idle) > 1 and sum(d.cache.nbytes for d in self._idle) > MOST_IDLE:
+            while len(self._idle) > 1 and sum(d.cache.nbytes for d in self._idle) > MAX_IDLE_CACHE_BYTES:
                 self._idle.pop(0)
 
 
-class _Reader:
-    """Reads prompts of one padded length, as a graph: a thousand kernels, too short for the host to keep up.
+def _can_use_kernels(lm: LM, exact: bool) -> bool:
+    """Return whether the Triton kernels can replace torch: they keep float32 states between the layers."""
+    weight = lm.llm_decoder.weight
+    rounds_alike = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not exact)
+    head_dim_is_power_of_two = lm.config.head_dim.bit_count() == 1  # the attention kernel needs that
+    return rounds_alike and can_compile_tf32(weight.device) and head_dim_is_power_of_two
 
-    What is padded comes after what is real: no real position sees it, and decoding writes over it.
+
+class _PromptReader:
+    """Read prompts of one padded length as a CUDA graph: about a thousand kernels, too short for the host.
+
+    The padding comes after the prompt. No real position attends to it, because attention is causal, and
+    decoding overwrites it.
     """
 
-    def __init__(self, fast: FastLM, n: int, length: int) -> None:
+    def __init__(self, fast: FastLM, prompts: int, length: int) -> None:
         self.lm = fast.lm
-        self.x = torch.zeros(n, length, self.lm.config.hidden_size, device=fast.device, dtype=fast.dtype)
-        self.row = torch.arange(n, device=fast.device)
-        self.last = torch.zeros_like(self.row)
+        width = self.lm.config.hidden_size
+        self.x = torch.zeros(prompts, length, width, device=fast.device, dtype=fast.dtype)  # (U, P, D)
+        self.prompt_index = torch.arange(prompts, device=fast.device)
+        self.last_position = torch.zeros_like(self.prompt_index)
         self.graph = fast.graphs.capture(self._read)
 
-    def __call__(self, prompts: Sequence[Tensor], last: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (U, n_ids) behind the last positions; keys and values, both overwritten next."""
+    def __call__(self, prompts: Sequence[Tensor], last_position: Tensor) -> tuple[Tensor, Tensor]:
+        """Read prompts.
+
+        Parameters
+        ----------
+        prompts : sequence of Tensor (P, D)
+            At most as long as the padded length.
+        last_position : Tensor (U,)
+            Index of each prompt's last position.
+
+        Returns
+        -------
+        logp : Tensor (U, n_ids)
+            Log-probabilities of each prompt's first token.
+        cache : Tensor (layers, 2, U, H, padded length, head_dim)
+            Keys and values. The next call overwrites both results.
+        """
         self.x.zero_()
         for x, prompt in zip(self.x, prompts, strict=True):
             x[: len(prompt)] = prompt
-        self.last.copy_(last)
+        self.last_position.copy_(last_position)
         return self.graph()
 
     def _read(self) -> tuple[Tensor, Tensor]:
         cache = KVCache(self.lm.config.num_hidden_layers)
-        hidden = self.lm.qwen(self.x, cache)[self.row, self.last]
-        kept = [torch.stack(pair) for pair in zip(cache.keys, cache.values, strict=True)]
-        return self.lm.logp(hidden), torch.stack(kept)  # (layers, 2, U, H, P, head_dim)
+        hidden = self.lm.qwen(self.x, cache)[self.prompt_index, self.last_position]  # (U, D)
+        layers = []
+        for keys, values in zip(cache.keys, cache.values, strict=True):
+            layers.append(torch.stack((keys, values)))  # (2, U, H, P, head_dim)
+        return self.lm.logp(hidden), torch.stack(layers)
 
 
-class _Decoder:
-    """What one batch of utterances needs while it is decoded."""
+class _DecodeState(NamedTuple):
+    """What changes from token to token. The tensors keep their addresses, for the CUDA graphs."""
 
-    def __init__(self, fast: FastLM, n: int, positions: int, options: Options) -> None:
-        lm, device = fast.lm, fast.device
-        c = lm.config
-        self.fast, self.n, self.positions = fast, n, positions
-        self.key = (n, positions, options)
+    position: Tensor  # (B,) index of the next position in the cache
+    n_tokens: Tensor  # (B,) tokens drawn so far
+    min_tokens: Tensor  # (B,) stop ids are masked before this count
+    max_tokens: Tensor  # (B,) the row stops at this count
+    done: Tensor  # (B,) bool, the row has stopped
+    has_nan: Tensor  # (B,) bool, a token was drawn from log-probabilities with NaN
+    logp: Tensor  # (B, n_ids) log-probabilities of the next token
+    chunk_index: Tensor  # (1,) tokens of the current chunk drawn so far
+    chunk_tokens: Tensor  # (B, CHUNK_TOKENS) those tokens, -1 where they do not count
+    chunk_logp: Tensor  # (B, CHUNK_TOKENS, n_ids) what they were drawn from
 
-        def whole(*shape: int) -> Tensor:
+    @classmethod
+    def zeros(cls, rows: int, n_ids: int, dtype: torch.dtype, device: torch.device) -> "_DecodeState":
+        """Return the state of rows that have all stopped."""
+
+        def integers(*shape: int) -> Tensor:
             return torch.zeros(*shape, device=device, dtype=torch.long)
 
-        self.position, self.count, self.shortest, self.longest = (whole(n) for _ in range(4))
-        self.tick = whole(1)
-        self.done = torch.ones(n, device=device, dtype=torch.bool)
-        self.spoiled = torch.zeros_like(self.done)
-        wide = torch.promote_types(fast.dtype, torch.float32)
-        self.logp = torch.zeros(n, c.n_ids, device=device, dtype=wide)
-        self.drawn, self.seen = whole(n, CHUNK), self.logp[:, None].repeat(1, CHUNK, 1)
-        shape = (c.num_hidden_layers, 2, n, c.num_key_value_heads, positions, c.head_dim)
-        self.cache = torch.zeros(shape, device=device, dtype=fast.dtype)
-        self.cos, self.sin = lm.qwen.rope(0, positions, self.logp.to(fast.dtype))
-        self.ahead = AHEAD if device.type == "cuda" else 0
-        # The device may be so far ahead of the draws that it is sent.
-        picks = (self.ahead + 1) * CHUNK
-        self.sampler = DeviceSampler(options, c, fast.silent_tokens, n, picks, device)
-        self._farthest = 0  # position that any row can have reached
-        self._left = 0  # tokens that a row may still draw
-        with fast.graphs.notice():
-            fast.layers.prepare(n)
-        # Now, and not when a run outgrows one: capturing takes longer than many tokens.
-        self._graphs = {
-            length: fast.graphs.capture(partial(self._step, length))
-            for length in fast.layers.lengths(positions)
-        }
+        return cls(
+            position=integers(rows),
+            n_tokens=integers(rows),
+            min_tokens=integers(rows),
+            max_tokens=integers(rows),
+            done=torch.ones(rows, device=device, dtype=torch.bool),
+            has_nan=torch.zeros(rows, device=device, dtype=torch.bool),
+            logp=torch.zeros(rows, n_ids, device=device, dtype=dtype),
+            chunk_index=integers(1),
+            chunk_tokens=integers(rows, CHUNK_TOKENS),
+            chunk_logp=torch.zeros(rows, CHUNK_TOKENS, n_ids, device=device, dtype=dtype),
+        )
+
+
+class _BatchDecoder:
+    """The cache, state, sampler and CUDA graphs of batches of one size. It decodes one batch at a time.
+
+    Parameters
+    ----------
+    fast : FastLM
+    rows : int
+    positions : int
+        Of the cache: prompt and tokens.
+    options : Options
+        The sampling options that all rows share.
+    """
+
+    def __init__(self, fast: FastLM, rows: int, positions: int, options: Options) -> None:
+        lm, device, c = fast.lm, fast.device, fast.lm.config
+        self.fast, self.positions = fast, positions
+        self.key = (rows, positions, options)
+        logp_dtype = torch.promote_types(fast.dtype, torch.float32)
+        self.state = _DecodeState.zeros(rows, c.n_ids, logp_dtype, device)
+        cache_shape = (c.num_hidden_layers, 2, rows, c.num_key_value_heads, positions, c.head_dim)
+        self.cache = torch.zeros(cache_shape, device=device, dtype=fast.dtype)
+        self.cos, self.sin = lm.qwen.rope(0, positions, self.cache)
+        self.chunks_ahead = CHUNKS_AHEAD if device.type == "cuda" else 0
+        # The device may pick the tokens of all queued chunks before new random numbers reach it.
+        picks_between_refills = (self.chunks_ahead + 1) * CHUNK_TOKENS
+        self.sampler = DeviceSampler(options, c, fast.silent_tokens, rows, picks_between_refills, device)
+        self._max_position = 0  # that any row can have reached
+        self._tokens_left = 0  # to be queued for the row with the highest limit
+        with fast.graphs.on_compile():
+            fast.decode_step.compile_for(rows)
+        # One graph for each number of cached positions that attention may read. All are captured now and not
+        # when a run first needs one, since capturing takes longer than many tokens.
+        self._graphs = {}
+        for length in fast.decode_step.attention_lengths(positions):
+            self._graphs[length] = fast.graphs.capture(partial(self._step, length))
 
     def begin(
         self,
         prompts: Sequence[Tensor],
-        whose: Sequence[int],
+        prompt_of_row: Sequence[int],
         limits: Sequence[tuple[int, int]],
         options: Sequence[Options],
     ) -> None:
-        """Read the prompts (P, D), all at once; row i goes on from prompt whose[i]."""
-        lengths, fast = [len(p) for p in prompts], self.fast
-        last, row = sent([n - 1 for n in lengths], self.position), sent(whose, self.position)
-        self.position.copy_((last + 1)[row])
-        self.shortest.copy_(sent([low for low, _ in limits], self.shortest))
-        self.longest.copy_(sent([high for _, high in limits], self.longest))
-        self.cache.zero_()  # of a run that overflowed: even what is not looked at must be finite
+        """Read the prompts and set up the state of each row.
+
+        Parameters
+        ----------
+        prompts : sequence of Tensor (P, D)
+            The U different prompts, embedded.
+        prompt_of_row : sequence of int
+            Index of each row's prompt.
+        limits : sequence of (int, int)
+            Fewest and most tokens of each row.
+        options : sequence of Options
+            Of each row.
+        """
+        fast, state = self.fast, self.state
+        lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths)
+        min_tokens = [low for low, _ in limits]
+        max_tokens = [high for _, high in limits]
+
+        last_position = to_device_async([length - 1 for length in lengths], state.position)  # (U,)
+        prompt_index = to_device_async(prompt_of_row, state.position)  # (B,)
+        state.position.copy_((last_position + 1)[prompt_index])
+        state.min_tokens.copy_(to_device_async(min_tokens, state.min_tokens))
+        state.max_tokens.copy_(to_device_async(max_tokens, state.max_tokens))
+        # Clear what a run that overflowed may have left: masked positions get weight 0 in attention, but
+        # 0 * inf is NaN.
+        self.cache.zero_()
+
+        padded_length = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET  # rounded up
         with fast.lock:
-            logp, read = fast.reader(len(prompts), -(-max(lengths) // PROMPT) * PROMPT)(prompts, last)
-            self.logp.copy_(logp[row])
-            self.cache[..., : max(lengths), :] = read[:, :, row, :, : max(lengths)]
-        for state in (self.count, self.tick, self.spoiled):
-            state.zero_()
-        torch.ge(self.count, self.longest, out=self.done)
+            read_prompts = fast.prompt_reader(len(prompts), padded_length)
+            logp, prompt_cache = read_prompts(prompts, last_position)
+            state.logp.copy_(logp[prompt_index])
+            self.cache[..., :longest, :] = prompt_cache[:, :, prompt_index, :, :longest]
+
+        state.n_tokens.zero_()
+        state.chunk_index.zero_()
+        state.has_nan.zero_()
+        torch.ge(state.n_tokens, state.max_tokens, out=state.done)  # a row may be limited to no token at all
         self.sampler.begin(options)
-        self._farthest, self._left = max(lengths), max(high for _, high in limits)
+        self._max_position = longest
+        self._tokens_left = max(max_tokens)
 
     def decode(self) -> Iterator[tuple[int, LMStep]]:
-        """Yield each row's steps."""
-        counts = [0] * self.n
-        over, coming = all(self.done.tolist()), deque[tuple[OnItsWay, Tensor]]()
-        while not over:
-            while self._left > 0 and len(coming) <= self.ahead:
-                coming.append(self._chunk())
-            told, seen = coming.popleft()
-            place, spoiled, done, *drawn = told.tolist()
-            if any(spoiled):
+        """Yield (row, step) of every token, a chunk at a time."""
+        counts = [0] * len(self.state.n_tokens)  # tokens yielded of each row
+        queued = deque[tuple[AsyncCopy, Tensor]]()
+        finished = all(self.state.done.tolist())
+        while not finished:
+            # Queue work for the device before waiting for its oldest chunk.
+            while self._tokens_left > 0 and len(queued) <= self.chunks_ahead:
+                queued.append(self._queue_chunk())
+            chunk, chunk_logp = queued.popleft()
+            next_draw, has_nan, done, *chunk_tokens = chunk.tolist()  # lists of B numbers
+            if any(has_nan):
                 raise WorkbenchError(
                     f"the LM's log-probabilities are NaN after token {min(counts)}; float16 overflows so. "
                     "Try lm_dtype='bfloat16' or 'float32'"
                 )
-            for tick, tokens in enumerate(drawn):
-                for row, (token, logp) in enumerate(zip(tokens, seen[tick].unbind(), strict=True)):
+            for tokens, logp in zip(chunk_tokens, chunk_logp, strict=True):  # in the order of time
+                for row, token in enumerate(tokens):
                     if token >= 0:
-                        yield row, LMStep(counts[row], token, logp)
+                        yield row, LMStep(counts[row], token, logp[row])
                         counts[row] += 1
-            over = all(done)
-            self.sampler.refill(place)
+            finished = all(done)
+            self.sampler.refill(next_draw)
 
-    def _chunk(self) -> tuple[OnItsWay, Tensor]:
-        """Let the device draw tokens; what the host wants to know of them, and their log-probabilities."""
-        self._left -= CHUNK
-        self._farthest = min(self._farthest + CHUNK, self.positions)
-        step = self._graph()
-        for _ in range(CHUNK):
-            step()
-        state = torch.stack((self.sampler.choice.place, self.spoiled.long(), self.done.long()))
-        return OnItsWay(torch.cat((state, self.drawn.T))), self.seen.transpose(0, 1).clone()
+    def _queue_chunk(self) -> tuple[AsyncCopy, Tensor]:
+        """Let the device decode a chunk.
 
-    def _graph(self) -> Graph:
-        return self._graphs[min(length for length in self._graphs if length >= self._farthest)]
+        Returns
+        -------
+        chunk : AsyncCopy (3 + CHUNK_TOKENS, B)
+            next_draw, has_nan and done after the chunk, then its tokens.
+        chunk_logp : Tensor (CHUNK_TOKENS, B, n_ids)
+            On the device.
+        """
+        self._tokens_left -= CHUNK_TOKENS
+        self._max_position = min(self._max_position + CHUNK_TOKENS, self.positions)
+        length = min(length for length in self._graphs if length >= self._max_position)
+        for _ in range(CHUNK_TOKENS):
+            self._graphs[length]()
+        state = self.state
+        flags = (self.sampler.state.next_draw, state.has_nan.long(), state.done.long())
+        chunk = torch.cat((torch.stack(flags), state.chunk_tokens.T))
+        return AsyncCopy(chunk), state.chunk_logp.transpose(0, 1).clone()  # the next chunk overwrites it
 
     def _step(self, length: int) -> None:
-        """Pick a token from what is known, then work out what follows it, looking at `length` positions."""
-        fast, lm = self.fast, self.fast.lm
-        token, used = self.sampler.pick(self.logp, self.count < self.shortest)
-        x = lm.speech_embedding.weight[token]  # an embedding layer takes 10 us for this
-        logits = fast.layers.logits(x, self.cache, self.cos, self.sin, self.position, length)
-        fast.move(
-            token,
-            used,
-            lm.config.speech_token_size,
-            self.logp,
-            self.done,
-            self.spoiled,
-            self.drawn,
-            self.seen,
-            self.tick,
-            self.count,
-            self.position,
-            self.longest,
-            self.sampler.choice.place,
-            self.sampler.choice.recent,
-        )
-        torch.log_softmax(logits.to(self.logp.dtype), -1, out=self.logp)
+        """Pick a token of each row, then compute the log-probabilities of the next one.
+
+        `length` is the number of cached positions that attention reads. This is what the graphs record.
+        """
+        fast, lm, state = self.fast, self.fast.lm, self.state
+        token, draws_used = self.sampler.pick(state.logp, state.n_tokens < state.min_tokens)
+        x = lm.speech_embedding.weight[token]  # (B, D); calling the embedding layer would take 10 us
+        logits = fast.decode_step.logits(x, self.cache, self.cos, self.sin, state.position, length)
+        fast.advance(token, draws_used, lm.config.speech_token_size, state, self.sampler.state)
+        torch.log_softmax(logits.to(state.logp.dtype), -1, out=state.logp)
 
 
-def _layers(lm: LM, precise: bool) -> "LayerSteps | LayerKernels":
-    """What goes through the layers; on a GPU the kernels, unless they would round in another way."""
-    weight = lm.llm_decoder.weight
-    alike = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not precise)
-    if alike and has_tf32(weight.device) and lm.config.head_dim.bit_count() == 1:
-        from workbench.speech.fast.kernels.lm import LayerKernels  # it needs Triton, which only GPUs have
-
-        return LayerKernels(lm, "tf32x3" if precise else "tf32")
-    return LayerSteps(lm)
-
-
-def _move(
-    token: Tensor,
-    used: Tensor,
-    stops_from: int,
-    logp: Tensor,
-    done: Tensor,
-    spoiled: Tensor,
-    drawn: Tensor,
-    seen: Tensor,
-    tick: Tensor,
-    count: Tensor,
-    position: Tensor,
-    longest: Tensor,
-    place: Tensor,
-    recent: Tensor,
+def _advance(
+    token: Tensor, draws_used: Tensor, first_stop_id: int, state: _DecodeState, sampler: SamplerState
 ) -> None:
-    """Keep a token and what it was picked from, and go on."""
-    alive = ~done
-    going = alive & (token < stops_from)
-    drawn.index_copy_(1, tick, torch.where(going, token, -1)[:, None])
-    seen.index_copy_(1, tick, logp[:, None])
-    spoiled |= alive & logp.isnan().any(1)
-    tick.add_(1).remainder_(drawn.shape[1])
-    count += going
-    position += going
-    done |= ~going | (count >= longest)
-    keep(token, used * alive, going, place, recent)
+    """Record a token of each row and the log-probabilities it was drawn from, and move on by one position.
+
+    Parameters
+    ----------
+    token, draws_used : Tensor (B,)
+        From `DeviceSampler.pick`.
+    first_stop_id : int
+        This id and all above it stop a row.
+    state : _DecodeState
+        Changed in place, all but its log-probabilities.
+    sampler : SamplerState
+        Changed in place.
+    """
+    running = ~state.done  # rows that had not stopped before this token
+    active = running & (token < first_stop_id)  # rows that go on after it: their token counts
+
+    # Write the token and its log-probabilities into the chunk.
+    counted_token = torch.where(active, token, -1)
+    state.chunk_tokens.index_copy_(1, state.chunk_index, counted_token[:, None])
+    state.chunk_logp.index_copy_(1, state.chunk_index, state.logp[:, None])
+    state.has_nan.logical_or_(running & state.logp.isnan().any(1))
+    state.chunk_index.add_(1).remainder_(CHUNK_TOKENS)
+
+    # A stopped row stays where it is: its later tokens overwrite one position of the cache.
+    state.n_tokens.add_(active)
+    state.position.add_(active)
+    state.done.logical_or_(~active | (state.n_tokens >= state.max_tokens))
+    record_pick(token, draws_used * running, active, sampler)

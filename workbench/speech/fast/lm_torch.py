@@ -1,6 +1,9 @@
-"""One position of the LM in torch: on a CPU, and on a GPU where `lm_kernels` would round in another way.
+"""One decoding step of the LM in torch.
 
-Shape letters: `B` rows, `S` positions looked at, `D` width, `H` heads of keys, `G` queries each.
+For a CPU, and for a GPU where the Triton kernels cannot be compiled or would round differently.
+
+Shape letters: `B` rows of the batch, `S` cached positions that attention reads, `D` width, `H` heads of keys
+and values, `G` query heads to each of them.
 """
 
 from typing import NamedTuple
@@ -10,63 +13,77 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.fast.cuda_graphs import compiled
-from workbench.speech.fast.fuse import join_rows
-from workbench.speech.models.lm import LM, RMSNorm, rotate_half
+from workbench.speech.fast.fuse import fuse_linear
+from workbench.speech.models.lm import LM, rotate_half
 
-LEAST_POSITIONS = 512  # a graph looks at this many or twice, four times, ... as many
-
-
-class JoinedLayer(NamedTuple):
-    """What one layer of the decoder stack multiplies with."""
-
-    before: RMSNorm  # attention
-    after: RMSNorm
-    qkv: tuple[Tensor, Tensor]  # weight and bias
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
+# Attention reads this many cached positions, or 2, 4, 8, ... times as many: few sizes need few CUDA graphs.
+MIN_POSITIONS = 512
 
 
-def joined_layers(lm: LM) -> list[JoinedLayer]:
-    """Lay weights of the same input together; the LM goes on working with them."""
+class FusedLayer(NamedTuple):
+    """The weights of one decoder layer; layers that read the same input are fused into one."""
+
+    attention_norm: Tensor  # (D,)
+    mlp_norm: Tensor  # (D,)
+    qkv_weight: Tensor  # ((G H + 2 H) head_dim, D): queries, then keys, then values
+    qkv_bias: Tensor  # ((G H + 2 H) head_dim,)
+    out_weight: Tensor  # (D, G H head_dim)
+    gate_up_weight: Tensor  # (2 F, D): the gate of the MLP, then what it gates
+    down_weight: Tensor  # (D, F)
+
+
+def fuse_layers(lm: LM) -> list[FusedLayer]:
+    """Fuse the linear layers of an LM that the caller owns.
+
+    The LM goes on working: its parameters become views of the fused weights, so nothing is stored twice.
+    """
     layers = []
     for layer in lm.qwen.layers:
-        attn, mlp = layer.self_attn, layer.mlp
-        qkv = join_rows(attn.q_proj, attn.k_proj, attn.v_proj)
-        gate_up, _ = join_rows(mlp.gate_proj, mlp.up_proj)
-        norms = layer.input_layernorm, layer.post_attention_layernorm
-        layers.append(JoinedLayer(*norms, qkv, attn.o_proj.weight, gate_up, mlp.down_proj.weight))
+        attention, mlp = layer.self_attn, layer.mlp
+        qkv_weight, qkv_bias = fuse_linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        gate_up_weight, _ = fuse_linear(mlp.gate_proj, mlp.up_proj)
+        fused = FusedLayer(
+            attention_norm=layer.input_layernorm.weight,
+            mlp_norm=layer.post_attention_layernorm.weight,
+            qkv_weight=qkv_weight,
+            qkv_bias=qkv_bias,
+            out_weight=attention.o_proj.weight,
+            gate_up_weight=gate_up_weight,
+            down_weight=mlp.down_proj.weight,
+        )
+        layers.append(fused)
     return layers
 
 
-class LayerSteps:
-    """The decoder stack for one new position of each row; rounds where `LM` rounds.
+class TorchDecodeStep:
+    """Run the decoder stack for one new position of each row, rounding where `LM` rounds.
 
     Parameters
     ----------
     lm : LM
-        Its weights are used where they are.
+    layers : list of FusedLayer
+        What `fuse_layers` returned for it.
     """
 
-    def __init__(self, lm: LM) -> None:
-        c = lm.config
+    def __init__(self, lm: LM, layers: list[FusedLayer]) -> None:
         device = lm.llm_decoder.weight.device
-        self.lm = lm
-        self.sizes = c.num_key_value_heads, c.head_dim
-        self._ask, self._answer = (compiled(function, device, "rows") for function in (_ask, _answer))
-        self.layers = joined_layers(lm)
+        self.lm, self.layers = lm, layers
+        self.kv_heads, self.head_dim = lm.config.num_key_value_heads, lm.config.head_dim
+        self.eps = lm.config.rms_norm_eps
+        self._attention_inputs = compiled(_attention_inputs, device, "rows")
+        self._output_and_mlp = compiled(_output_and_mlp, device, "rows")
 
-    def prepare(self, rows: int) -> None:
-        """Nothing: torch has its kernels."""
+    def compile_for(self, rows: int) -> None:
+        """Do nothing: torch brings its kernels. `TritonDecodeStep` compiles some here."""
 
-    def lengths(self, positions: int) -> list[int]:
-        """How many positions each graph looks at, until one sees so many."""
-        return doubling(positions)
+    def attention_lengths(self, positions: int) -> list[int]:
+        """Return the values of `length` for which a cache of `positions` positions needs a CUDA graph."""
+        return doubled_lengths(positions)
 
     def logits(
         self, x: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, length: int
     ) -> Tensor:
-        """Put a position into the cache and say what may follow.
+        """Write the new position's keys and values into the cache, and return the logits that follow it.
 
         Parameters
         ----------
@@ -75,63 +92,66 @@ class LayerSteps:
         cache : Tensor (layers, 2, B, H, positions, head_dim)
             Keys and values; written at `position`.
         cos, sin : Tensor (positions, head_dim / 2)
+            Of the rotary embedding.
         position : Tensor (B,)
+            Index of each row's new position.
         length : int
-            Positions looked at, more than the last of `position`.
+            Cached positions that attention reads, more than the largest `position`.
 
         Returns
         -------
         Tensor (B, n_ids)
         """
-        row, turn = torch.arange(len(x), device=x.device), (cos[position], sin[position])
-        visible = torch.arange(length, device=x.device) <= position[:, None]
-        hidden = torch.zeros_like(visible, dtype=x.dtype).masked_fill(~visible, -torch.inf)
-        hidden = hidden.repeat_interleave(self.sizes[0], dim=0)[:, None]  # (B H, 1, S)
-        for (before, after, qkv, *weights), kv in zip(self.layers, cache, strict=True):
-            q, new = self._ask(x, *turn, before.weight, before.eps, *qkv, *self.sizes)
-            kv[:, row, :, position] = new
-            k, v = (y[:, :, :length].flatten(0, 1) for y in kv)
-            scores = torch.baddbmm(hidden, q.flatten(0, 1), k.mT, alpha=self.sizes[1] ** -0.5)
-            seen = torch.bmm(scores.softmax(-1), v).view(len(x), -1)
-            x = self._answer(x, seen, after.weight, after.eps, *weights)
+        batch = len(x)
+        row = torch.arange(batch, device=x.device)
+        rope = cos[position], sin[position]  # (B, head_dim / 2) each
+        # A row attends to its new position and those before it; the rest of the cache is of older runs.
+        attn_mask = torch.arange(length, device=x.device) <= position[:, None]  # (B, S)
+        attn_bias = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(~attn_mask, -torch.inf)
+        attn_bias = attn_bias.repeat_interleave(self.kv_heads, dim=0)[:, None]  # (B H, 1, S)
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            q, new_kv = self._attention_inputs(x, rope, layer, self.eps, self.kv_heads, self.head_dim)
+            layer_cache[:, row, :, position] = new_kv  # (B, 2, H, head_dim)
+            k = layer_cache[0, :, :, :length].flatten(0, 1)  # (B H, S, head_dim)
+            v = layer_cache[1, :, :, :length].flatten(0, 1)
+            # The G queries of a key's head are the rows of one matrix: no key is read twice.
+            q = q.flatten(0, 1)  # (B H, G, head_dim)
+            scores = torch.baddbmm(attn_bias, q, k.mT, alpha=self.head_dim**-0.5)  # (B H, G, S)
+            attn_out = torch.bmm(scores.softmax(-1), v).view(batch, -1)  # (B, H G head_dim)
+            x = self._output_and_mlp(x, attn_out, layer, self.eps)
         return self.lm.llm_decoder(self.lm.qwen.norm(x))
 
 
-def doubling(positions: int) -> list[int]:
-    """`LEAST_POSITIONS`, twice as many and so on, until so many are reached."""
-    lengths = [LEAST_POSITIONS]
+def doubled_lengths(positions: int) -> list[int]:
+    """Return `MIN_POSITIONS` and its doubles, up to the first that is at least `positions`."""
+    lengths = [MIN_POSITIONS]
     while lengths[-1] < positions:
         lengths.append(2 * lengths[-1])
     return lengths
 
 
-def _ask(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    norm: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor,
-    n: int,
-    dim: int,
+def _attention_inputs(
+    x: Tensor, rope: tuple[Tensor, Tensor], layer: FusedLayer, eps: float, kv_heads: int, head_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """(B, D) -> queries (B, H, G, head_dim); keys and values (B, 2, H, head_dim)."""
-    y = F.linear(_rms_norm(x, norm, eps), weight, bias).unflatten(-1, (-1, dim))  # (B, heads + 2 H, dim)
-    q, k, v = y.split((y.shape[1] - 2 * n, n, n), dim=1)
-    turn = cos[:, None], sin[:, None]
-    return rotate_half(q, *turn).unflatten(1, (n, -1)), torch.stack((rotate_half(k, *turn), v), dim=1)
+    """Return queries (B, H, G, head_dim), and keys and values (B, 2, H, head_dim), for an input (B, D)."""
+    x = _rms_norm(x, layer.attention_norm, eps)
+    qkv = F.linear(x, layer.qkv_weight, layer.qkv_bias).unflatten(-1, (-1, head_dim))  # (B, heads, head_dim)
+    q, k, v = qkv.split((qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
+    cos, sin = rope[0][:, None], rope[1][:, None]  # (B, 1, head_dim / 2): the same for every head
+    q = rotate_half(q, cos, sin).unflatten(1, (kv_heads, -1))
+    k = rotate_half(k, cos, sin)
+    return q, torch.stack((k, v), dim=1)
 
 
-def _answer(
-    x: Tensor, seen: Tensor, norm: Tensor, eps: float, out: Tensor, gate_up: Tensor, down: Tensor
-) -> Tensor:
-    """(B, D) and what was seen, (B, heads * head_dim) -> (B, D)."""
-    x = x + F.linear(seen, out)
-    gate, up = F.linear(_rms_norm(x, norm, eps), gate_up).chunk(2, dim=-1)
-    return x + F.linear(F.silu(gate) * up, down)
+def _output_and_mlp(x: Tensor, attn_out: Tensor, layer: FusedLayer, eps: float) -> Tensor:
+    """Finish a layer from its input (B, D) and what attention returned (B, H G head_dim): -> (B, D)."""
+    x = x + F.linear(attn_out, layer.out_weight)
+    gate, up = F.linear(_rms_norm(x, layer.mlp_norm, eps), layer.gate_up_weight).chunk(2, dim=-1)
+    return x + F.linear(F.silu(gate) * up, layer.down_weight)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Compute `RMSNorm.forward` with a weight that is given: (B, D) -> (B, D)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * normalised.to(x.dtype)

@@ -1,8 +1,11 @@
-"""Repetition-aware sampling without leaving the device, for several utterances at once.
+"""Repetition-aware sampling on the device, for several utterances at once.
 
-Same rules and, for the same log-probabilities, same tokens as `Sampler`: its generator is a stream of
-exponential draws, of which every choice takes as many as it has candidates. The stream is drawn where it
-always was, on the CPU, and the device keeps a window of it and a place in it.
+The rules are those of `models.sampling.Sampler` and so, for equal log-probabilities, are the tokens.
+`Sampler` draws exponential random numbers from a generator on the CPU, one for each candidate of a choice.
+Here the same numbers are drawn ahead, on the CPU too, and copied to the device, into a ring buffer for each
+row. The device counts how many of them it has used.
+
+Shape letters: `B` rows of the batch, `C` candidates of a choice.
 """
 
 from collections.abc import Sequence
@@ -14,38 +17,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import LMConfig, Options
-from workbench.speech.fast.cuda_graphs import compiled, sent
+from workbench.speech.fast.cuda_graphs import compiled, to_device_async
 
-MANY = 200_000  # draws; they take 4 ms
+MIN_PARALLEL_DRAWS = 200_000  # random numbers; they take 4 ms, below that threads cost more than they save
+DRAW_THREADS = 8
 
 
-class Choice(NamedTuple):
-    """What one token is picked by; tensors stay where they are while a run lasts."""
+class SamplerState(NamedTuple):
+    """The inputs of a choice. The tensors keep their addresses for the sampler's life, for CUDA graphs."""
 
-    stops: Tensor  # (n_ids,) bool, masked while it is too early
-    silent: Tensor  # (n_ids,) bool, ids that never count as repeated
-    order: Tensor  # (n_ids,) of equal probabilities the lower id comes first
+    stop_ids: Tensor  # (n_ids,) bool, ids that are masked while it is too early to stop
+    silent_ids: Tensor  # (n_ids,) bool, ids that never count as repeated
+    reversed_ids: Tensor  # (n_ids,) n_ids - 1, ..., 1, 0: sorts equal probabilities, the lower id first
     top_p: Tensor  # (B,) float32
-    repeats: Tensor  # (B,) float64, how many within the window are too many
-    recent: Tensor  # (B, win_size) latest tokens, -1 where there is none yet
-    stream: Tensor  # (B, window) draws, round and round
-    place: Tensor  # (B,) of the next draw, counted from the start
+    max_repeats: Tensor  # (B,) float64, a token that is this often in the window counts as repeated
+    recent_tokens: Tensor  # (B, win_size) the window: latest tokens, -1 where there are none yet
+    draws: Tensor  # (B, buffer) exponential random numbers, a ring buffer
+    next_draw: Tensor  # (B,) index of the next one, counted from the start of the run
 
 
 class DeviceSampler:
-    """Picks the next token of each row.
+    """Pick the next token of each row.
 
     Parameters
     ----------
     options : Options
-        top_k, win_size, what repeats and what then, and what stops are the same for every row.
+        top_k, win_size, silent_tokens_repeat, repetition_fallback and mask_stop_ids, the same for every row.
     config : LMConfig
         Which ids stop.
     silent_tokens : sequence of int
         Ids that sound like silence or breath.
     rows : int
     picks : int
-        Tokens picked between two calls of `refill`.
+        Tokens picked between two calls of `refill`, at most.
     device : torch.device
     """
 
@@ -59,127 +63,182 @@ class DeviceSampler:
         device: torch.device,
     ) -> None:
         self.top_k = min(options.top_k, config.n_ids)
-        self.again = self.top_k if options.repetition_fallback == "top_k" else None
+        # Candidates of the second choice, after a repetition: as many as of the first, or all ids.
+        self.fallback_top_k = self.top_k if options.repetition_fallback == "top_k" else None
+        draws_per_pick = self.top_k + (self.fallback_top_k or config.n_ids)
+
         ids = torch.arange(config.n_ids, device=device)
-        size = config.speech_token_size
-        free = () if options.silent_tokens_repeat else sorted(silent_tokens)
-        window = picks * (self.top_k + (self.again or config.n_ids))
-        self.choice = Choice(
-            stops=ids >= size if options.mask_stop_ids else ids == size,
-            silent=torch.isin(ids, torch.tensor(free, device=device, dtype=ids.dtype)),
-            order=config.n_ids - 1 - ids,
+        first_stop = config.speech_token_size  # eos; other special ids follow it
+        never_repeated = () if options.silent_tokens_repeat else sorted(silent_tokens)
+        self.state = SamplerState(
+            stop_ids=ids >= first_stop if options.mask_stop_ids else ids == first_stop,
+            silent_ids=torch.isin(ids, torch.tensor(never_repeated, device=device, dtype=ids.dtype)),
+            reversed_ids=config.n_ids - 1 - ids,
             top_p=torch.ones(rows, device=device),
-            repeats=torch.ones(rows, device=device, dtype=torch.float64),
-            recent=torch.full((rows, options.win_size), -1, device=device),
-            stream=torch.ones(rows, window, device=device),
-            place=torch.zeros(rows, device=device, dtype=torch.long),
+            max_repeats=torch.ones(rows, device=device, dtype=torch.float64),
+            recent_tokens=torch.full((rows, options.win_size), -1, device=device),
+            draws=torch.ones(rows, picks * draws_per_pick, device=device),
+            next_draw=torch.zeros(rows, device=device, dtype=torch.long),
         )
         self._choose = compiled(_choose, device, "rows")
-        self._places = [0] * rows
+        self._refilled = [0] * rows  # each row's `next_draw` at the last refill
         self._generators: list[torch.Generator] = []
-        self._pool = ThreadPoolExecutor(8)
+        self._threads = ThreadPoolExecutor(DRAW_THREADS)
 
     def begin(self, options: Sequence[Options]) -> None:
-        """Start anew, with the seed, top_p and tau_r of each row."""
-        c = self.choice
+        """Start a run with the seed, top_p and tau_r of each row."""
+        state = self.state
         self._generators = [torch.Generator().manual_seed(o.seed) for o in options]
-        c.top_p.copy_(torch.tensor([o.top_p for o in options]))
-        c.repeats.copy_(torch.tensor([o.win_size * o.tau_r for o in options], dtype=torch.float64))
-        c.recent.fill_(-1)
-        c.place.zero_()
-        self._places = [0] * len(options)
-        drawn = torch.empty(c.stream.shape)
-        self._draw(list(drawn))
-        c.stream.copy_(drawn)
+        state.top_p.copy_(torch.tensor([o.top_p for o in options]))
+        max_repeats = [o.win_size * o.tau_r for o in options]
+        state.max_repeats.copy_(torch.tensor(max_repeats, dtype=torch.float64))
+        state.recent_tokens.fill_(-1)
+        state.next_draw.zero_()
+        self._refilled = [0] * len(options)
+        draws = torch.empty(state.draws.shape)
+        self._fill(list(draws))
+        state.draws.copy_(draws)
 
-    def refill(self, places: Sequence[int]) -> None:
-        """Replace the draws that were used; `places` are the rows' `place`."""
-        stream = self.choice.stream
-        used = [new - old for new, old in zip(places, self._places, strict=True)]
-        drawn = torch.empty(sum(used), pin_memory=stream.is_cuda)
-        self._draw(list(drawn.split(used)))
-        drawn = drawn.to(stream.device, non_blocking=True)
-        count = sent([used, self._places], self.choice.place)
-        row = torch.repeat_interleave(count[0], output_size=sum(used))
-        first = count[1] - count[0].cumsum(0) + count[0]
-        column = (torch.arange(sum(used), device=stream.device) + first[row]) % stream.shape[1]
-        stream[row, column] = drawn
-        self._places = list(places)
+    def refill(self, next_draw: Sequence[int]) -> None:
+        """Replace the random numbers that were used by new ones.
+
+        Parameters
+        ----------
+        next_draw : sequence of int
+            Values of `SamplerState.next_draw`, which the host learns a little later than the device.
+        """
+        ring = self.state.draws
+        counts = [new - old for new, old in zip(next_draw, self._refilled, strict=True)]
+        total = sum(counts)
+        draws = torch.empty(total, pin_memory=ring.is_cuda)  # pinned memory, so that the copy does not wait
+        self._fill(list(draws.split(counts)))
+        draws = draws.to(ring.device, non_blocking=True)
+
+        # `draws` holds the rows one after the other. Find the row of each number, and its place in the ring:
+        # the first number of a row goes where the last refill of that row ended.
+        used, refilled = to_device_async([counts, self._refilled], self.state.next_draw)  # (B,) each
+        row = torch.repeat_interleave(used, output_size=total)  # (total,)
+        offset = used.cumsum(0) - used  # (B,) where each row begins in `draws`
+        place = torch.arange(total, device=ring.device) - offset[row] + refilled[row]
+        ring[row, place % ring.shape[1]] = draws
+        self._refilled = list(next_draw)
 
     def pick(self, logp: Tensor, too_early: Tensor) -> tuple[Tensor, Tensor]:
-        """Pick from log-probabilities (B, n_ids); `keep`, to be compiled with the rest, makes it count.
+        """Pick a token of each row; `record_pick` then makes the choice count.
+
+        Parameters
+        ----------
+        logp : Tensor (B, n_ids)
+            Log-probabilities.
+        too_early : Tensor (B,) bool
+            Whether the row is too short to stop.
 
         Returns
         -------
         token : Tensor (B,)
-        used : Tensor (B,)
-            Draws that the choice takes.
+        draws_used : Tensor (B,)
+            Random numbers that the choice takes.
         """
-        return self._choose(logp, too_early, *self.choice, self.top_k, self.again)
+        return self._choose(logp, too_early, self.state, self.top_k, self.fallback_top_k)
 
-    def _draw(self, rows: Sequence[Tensor]) -> None:
-        """Fill each row from its generator; side by side they go faster if they are many."""
-        if sum(map(len, rows)) < MANY:
-            list(map(_exponential, rows, self._generators))
+    def _fill(self, rows: Sequence[Tensor]) -> None:
+        """Fill each tensor from its row's generator, in threads if there is much to draw."""
+        if sum(map(len, rows)) < MIN_PARALLEL_DRAWS:
+            list(map(_fill_exponential, rows, self._generators))
         else:
-            list(self._pool.map(_exponential, rows, self._generators))
+            list(self._threads.map(_fill_exponential, rows, self._generators))
+
+
+def record_pick(token: Tensor, draws_used: Tensor, active: Tensor, state: SamplerState) -> None:
+    """Update the sampler's state after a pick. Not part of `pick`, so that it is compiled with what follows.
+
+    Parameters
+    ----------
+    token, draws_used : Tensor (B,)
+        From `DeviceSampler.pick`; draws_used is 0 where the row had stopped before.
+    active : Tensor (B,) bool
+        Rows whose token counts.
+    state : SamplerState
+        Changed in place.
+    """
+    state.next_draw.add_(draws_used)
+    if state.recent_tokens.shape[1]:  # win_size 0 means that no token is remembered
+        shifted = torch.cat((state.recent_tokens[:, 1:], token[:, None]), dim=1)
+        state.recent_tokens.copy_(torch.where(active[:, None], shifted, state.recent_tokens))
 
 
 def _choose(
-    logp: Tensor,
-    too_early: Tensor,
-    stops: Tensor,
-    silent: Tensor,
-    order: Tensor,
-    top_p: Tensor,
-    repeats: Tensor,
-    recent: Tensor,
-    stream: Tensor,
-    place: Tensor,
-    top_k: int,
-    again: int | None,
+    logp: Tensor, too_early: Tensor, state: SamplerState, top_k: int, fallback_top_k: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Draw from the nucleus; where that repeats, mask it and draw again from `again` ids, or from all."""
-    scores = logp.float().masked_fill(too_early[:, None] & stops, -torch.inf)
-    ids, probs, n = _nucleus(scores, order, top_p, top_k)
-    first = ids.gather(1, _race(probs, n, stream, place))
-    repeated = ((recent == first).sum(1) >= repeats) & ~silent[first[:, 0]]
+    """Draw from the nucleus. If the token is repeated, mask it and draw again; see `DeviceSampler.pick`.
+
+    There is no branch on values in a CUDA graph: both draws are always made, and `where` takes one of them.
+    """
+    scores = logp.float().masked_fill(too_early[:, None] & state.stop_ids, -torch.inf)
+
+    # First draw: from the nucleus.
+    ids, probs, n_first = _nucleus(scores, state.reversed_ids, state.top_p, top_k)
+    first = ids.gather(1, _exponential_race(probs, n_first, state.draws, state.next_draw))  # (B, 1)
+    repeats = (state.recent_tokens == first).sum(1)
+    is_repeated = (repeats >= state.max_repeats) & ~state.silent_ids[first[:, 0]]
+
+    # Second draw: without the first token, from the `fallback_top_k` likeliest ids or from all. It takes the
+    # random numbers after those of the first.
     scores = scores.scatter(1, first, -torch.inf)
-    if again is None:
-        more = torch.full_like(n, scores.shape[1])
-        second = _race(scores.softmax(1), more, stream, place + n)
+    next_draw = state.next_draw + n_first
+    if fallback_top_k is None:
+        n_second = torch.full_like(n_first, scores.shape[1])
+        second = _exponential_race(scores.softmax(1), n_second, state.draws, next_draw)
     else:
-        ids, probs, more = _nucleus(scores, order, torch.ones_like(top_p), again)
-        second = ids.gather(1, _race(probs, more, stream, place + n))
-    return torch.where(repeated, second[:, 0], first[:, 0]), n + more * repeated
+        no_limit = torch.ones_like(state.top_p)
+        ids, probs, n_second = _nucleus(scores, state.reversed_ids, no_limit, fallback_top_k)
+        second = ids.gather(1, _exponential_race(probs, n_second, state.draws, next_draw))
+
+    token = torch.where(is_repeated, second[:, 0], first[:, 0])
+    return token, n_first + n_second * is_repeated
 
 
-def keep(token: Tensor, used: Tensor, going: Tensor, place: Tensor, recent: Tensor) -> None:
-    """Move `Choice.place` on by the draws used; keep tokens (B,) in `Choice.recent` where a row is going."""
-    place += used
-    if recent.shape[1]:
-        shifted = torch.cat((recent[:, 1:], token[:, None]), dim=1)
-        recent.copy_(torch.where(going[:, None], shifted, recent))
+def _nucleus(
+    scores: Tensor, reversed_ids: Tensor, top_p: Tensor, top_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the `top_k` likeliest ids, their probabilities, and how many of them are candidates.
+
+    Shapes: (B, top_k), (B, top_k) and (B,).
+    """
+    all_probs = scores.softmax(1)  # (B, n_ids)
+    # `topk` does not say how it orders equal values. So sort by one int64 key: the probability in the upper
+    # 32 bits, the reversed id in the lower. The bits of positive float32 numbers, read as an integer, are in
+    # the order of the numbers.
+    key = (all_probs.view(torch.int32).long() << 32) | reversed_ids
+    top_keys = key.topk(top_k, dim=1).values
+    ids = len(reversed_ids) - 1 - (top_keys & 0xFFFF_FFFF)
+    probs = all_probs.gather(1, ids)
+    # An id is a candidate if those before it sum to less than top_p; the first id always is.
+    sum_before = F.pad(probs.cumsum(1)[:, :-1], (1, 0))
+    n_candidates = (sum_before < top_p[:, None]).sum(1).clamp(min=1)
+    return ids, probs, n_candidates
 
 
-def _nucleus(scores: Tensor, order: Tensor, top_p: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `top_k` likeliest ids and probabilities (B, top_k); how many of them are candidates (B,)."""
-    every = scores.softmax(1)
-    # One whole number for probability and id sorts both: float32 bits of positive numbers are in order.
-    key = (every.view(torch.int32).long() << 32) | order
-    ids = len(order) - 1 - (key.topk(top_k, dim=1).values & 0xFFFF_FFFF)
-    probs = every.gather(1, ids)
-    before = F.pad(probs.cumsum(1)[:, :-1], (1, 0))
-    return ids, probs, (before < top_p[:, None]).sum(1).clamp(min=1)
+def _exponential_race(probs: Tensor, n_candidates: Tensor, draws: Tensor, next_draw: Tensor) -> Tensor:
+    """Draw an index in proportion to its probability, as `models.sampling.draw` does.
 
+    Parameters
+    ----------
+    probs : Tensor (B, C)
+    n_candidates : Tensor (B,)
+        Only the first so many of a row's probabilities take part.
+    draws : Tensor (B, buffer)
+    next_draw : Tensor (B,)
 
-def _race(probs: Tensor, n: Tensor, stream: Tensor, place: Tensor) -> Tensor:
-    """The exponential race of `draw`, over the first n (B,) of probabilities (B, c): (B, 1)."""
+    Returns
+    -------
+    Tensor (B, 1)
+    """
     column = torch.arange(probs.shape[1], device=probs.device)
-    q = stream.gather(1, (place[:, None] + column) % stream.shape[1])
-    race = (probs / q).masked_fill(column >= n[:, None], -1.0)
+    q = draws.gather(1, (next_draw[:, None] + column) % draws.shape[1])  # (B, C)
+    race = (probs / q).masked_fill(column >= n_candidates[:, None], -1.0)
     return race.argmax(1, keepdim=True)
 
 
-def _exponential(row: Tensor, generator: torch.Generator) -> None:
+def _fill_exponential(row: Tensor, generator: torch.Generator) -> None:
     row.exponential_(1, generator=generator)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from workbench.errors import WorkbenchError
 from workbench.speech.config import FlowConfig, Options
 from workbench.speech.models.dit import DiT
-from workbench.speech.models.numerics import ProductConv1d, exact_float32
+from workbench.speech.models.numerics import MatmulConv1d, exact_float32
 
 # What gives the velocity; called as `DiT.forward` is: x, mask, mu, t, spks, cond, streaming.
 Estimator = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
@@ -56,8 +56,8 @@ class PreLookahead(nn.Module):
     def __init__(self, channels: int, hidden: int, lookahead: int) -> None:
         super().__init__()
         self.lookahead = lookahead
-        self.conv1 = ProductConv1d(channels, hidden, lookahead + 1)
-        self.conv2 = ProductConv1d(hidden, channels, 3)
+        self.conv1 = MatmulConv1d(channels, hidden, lookahead + 1)
+        self.conv2 = MatmulConv1d(hidden, channels, 3)
 
     def forward(self, x: Tensor, finalize: bool) -> Tensor:  # (B, L, 80) -> (B, L or L - 3, 80)
         h = x.transpose(1, 2)

@@ -37,7 +37,7 @@ def _tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-class ProductConv1d(nn.Conv1d):
+class MatmulConv1d(nn.Conv1d):
     """A convolution without padding, computed as one product.
 
     In full float32 and always the same way, cuDNN may take Fourier transforms for it: thousands of kernels.
@@ -47,10 +47,10 @@ class ProductConv1d(nn.Conv1d):
         super().__init__(inputs, outputs, kernel)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, L) -> (B, C', L - kernel + 1)
-        return convolved_by_product(x, self.weight, self.bias)
+        return conv1d_by_matmul(x, self.weight, self.bias)
 
 
-def convolved_by_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def conv1d_by_matmul(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve (B, C, L) with (C', C, kernel) to (B, C', L - kernel + 1)."""
     windows = x.unfold(2, weight.shape[2], 1).transpose(1, 2).flatten(2)
     return F.linear(windows, weight.flatten(1), bias).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The attention kernel against float64, one program after the other on the CPU.
+"""The attention kernel against float64, interpreted on the CPU.
 
 Triton reads TRITON_INTERPRET when it is imported, so `test_kernels.py` runs this file in a process of its own.
 """
@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from workbench.speech.fast.kernels import attention as float32_attention
-from workbench.speech.fast.kernels.attention import Tile, attended, suits
-from workbench.speech.fast.tf32x3 import split
+from workbench.speech.fast.kernels import attention
+from workbench.speech.fast.kernels.attention import Tile, attend, supports_head_width
+from workbench.speech.fast.tf32x3 import split_tf32
 
 pytestmark = pytest.mark.usefixtures("no_grad", "loops")
 
@@ -18,46 +18,46 @@ def drawn(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def right(qkv):
+def expected_attention(qkv):
     q, k, v = qkv.double().permute(2, 0, 3, 1, 4)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def whole(y):
-    """What was split: the low part and a high one."""
+def unsplit(y):
+    """The numbers that were split: low part plus high part."""
     low, high, again = y.chunk(3, dim=1)
     assert torch.equal(high, again)
     return low + high
 
 
-def near(found, expected):
+def assert_near(found, expected):
     assert (found - expected).abs().max() <= 2e-6 * expected.abs().max()
 
 
 @pytest.mark.parametrize("width", [16, 64])
 @pytest.mark.parametrize("length", [1, 32, 75])
-def test_every_frame_looks_at_every_frame(length, width, monkeypatch):
-    monkeypatch.setattr(float32_attention, "TILE", Tile(32, 16, 4, 2))
+def test_attention_equals_float64(length, width, monkeypatch):
+    monkeypatch.setattr(attention, "TILE", Tile(32, 16, 4, 2))
     qkv = 2 * drawn(2, length, 3, 3, width)
-    y = attended(qkv)
-    near(whole(y), right(qkv))
-    assert torch.equal(split(whole(y)), y)
+    y = attend(qkv)
+    assert_near(unsplit(y), expected_attention(qkv))
+    assert torch.equal(split_tf32(unsplit(y)), y)
 
 
-def test_scores_of_any_size(monkeypatch):
-    """The highest comes last, and no power may overflow."""
-    monkeypatch.setattr(float32_attention, "TILE", Tile(16, 16, 4, 2))
+def test_large_scores_do_not_overflow(monkeypatch):
+    """The highest score comes last."""
+    monkeypatch.setattr(attention, "TILE", Tile(16, 16, 4, 2))
     qkv = drawn(1, 40, 3, 1, 16)
     qkv[:, :, 0] = qkv[:, :, 0].abs()
     qkv[:, :, 1] = torch.arange(40.0)[:, None, None]
-    near(whole(attended(qkv)), right(qkv))
+    assert_near(unsplit(attend(qkv)), expected_attention(qkv))
 
 
-def test_a_row_is_the_same_in_any_batch():
+def test_a_row_is_computed_alike_in_any_batch():
     qkv = drawn(2, 75, 3, 2, 16)
-    assert torch.equal(attended(qkv).chunk(2)[1], attended(qkv[1:]))
+    assert torch.equal(attend(qkv).chunk(2)[1], attend(qkv[1:]))
 
 
-def test_what_suits():
-    assert suits(16) and suits(64)
-    assert not suits(8) and not suits(48)
+def test_supported_head_widths():
+    assert supports_head_width(16) and supports_head_width(64)
+    assert not supports_head_width(8) and not supports_head_width(48)

@@ -1,4 +1,4 @@
-"""The LM's kernels, one program after the other on the CPU, against the same layers in torch.
+"""The LM's kernels, interpreted on the CPU, against the same layers in torch.
 
 Triton reads TRITON_INTERPRET when it is imported, so `test_kernels.py` runs this file in a process of its own.
 """
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from workbench.speech.config import LMConfig
 from workbench.speech.fast.kernels import lm as lm_kernels
-from workbench.speech.fast.lm_torch import LayerSteps
+from workbench.speech.fast.lm_torch import TorchDecodeStep, fuse_layers
 from workbench.speech.models.lm import LM, KVCache, RMSNorm
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -31,28 +31,32 @@ def lm():
     return LM(CONFIG).eval().requires_grad_(False)
 
 
-def near(found, right):
+def assert_near(found, right):
     assert (found - right).abs().max() < 2e-6 * right.abs().max()
 
 
 @pytest.mark.parametrize("rows", [1, 17])
-def test_a_product_with_what_goes_before_and_after(rows):
+def test_projection_with_norm_bias_residual_and_gate(rows):
     torch.manual_seed(rows)
     x, add = torch.randn(rows, 96), torch.randn(rows, 70)
     weight, bias = torch.randn(70, 96), torch.randn(70)
     norm = RMSNorm(96, 1e-6)
     norm.weight.uniform_()
-    near(lm_kernels.project(x, weight, norm=norm, bias=bias), F.linear(norm(x), weight, bias))
-    near(lm_kernels.project(x, weight, add=add), F.linear(x, weight) + add)
+    assert_near(
+        lm_kernels.project(x, weight, norm=norm.weight, eps=norm.eps, bias=bias),
+        F.linear(norm(x), weight, bias),
+    )
+    assert_near(lm_kernels.project(x, weight, add=add), F.linear(x, weight) + add)
     gate, up = F.linear(norm(x), weight).chunk(2, dim=1)
-    near(lm_kernels.project(x, weight, norm=norm, gated=True), F.silu(gate) * up)
+    assert_near(lm_kernels.project(x, weight, norm=norm.weight, eps=norm.eps, gated=True), F.silu(gate) * up)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_positions_in_order(lm, rows, monkeypatch):
-    """Prompts of several lengths, then two tokens, as the decoder asks for them."""
-    monkeypatch.setattr(lm_kernels, "SPAN", 16)
-    kernels, steps = lm_kernels.LayerKernels(lm, "tf32x3"), LayerSteps(lm)
+def test_decode_steps_equal_torchs(lm, rows, monkeypatch):
+    """Two tokens after prompts of several lengths."""
+    monkeypatch.setattr(lm_kernels, "CACHE_BLOCK", 16)
+    layers = fuse_layers(lm)
+    kernels, steps = lm_kernels.TritonDecodeStep(lm, layers, "tf32x3"), TorchDecodeStep(lm, layers)
     c, positions = CONFIG, 64
     ours = torch.zeros(c.num_hidden_layers, 2, rows, c.num_key_value_heads, positions, c.head_dim)
     before = KVCache(c.num_hidden_layers)
@@ -63,9 +67,9 @@ def test_positions_in_order(lm, rows, monkeypatch):
     position = torch.tensor([40, 33, 1][:rows])
     for _ in range(2):
         x = torch.randn(rows, c.hidden_size)
-        near(
+        assert_near(
             kernels.logits(x, ours, cos, sin, position, positions),
             steps.logits(x, theirs, cos, sin, position, positions),
         )
-        near(ours, theirs)
+        assert_near(ours, theirs)
         position += 1

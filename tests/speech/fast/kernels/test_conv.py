@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from workbench.speech.fast.hift import _fold
-from workbench.speech.models.hift import HiFT
+from tests.speech.fast.common import rebuilt_hift
+from workbench.speech.fast.hift import _replace_layers
 
-causal_conv = pytest.importorskip(
+conv_kernel = pytest.importorskip(
     "workbench.speech.fast.kernels.conv", reason="no Triton", exc_type=ImportError
 )
 
@@ -19,16 +19,16 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED el
 runs = pytest.mark.skipif(DEVICE.type == "cpu" and not INTERPRETED, reason="needs Triton's interpreter")
 pytestmark = pytest.mark.usefixtures("no_grad", "loops")
 
-LENGTH = 135  # odd, and more than one program's
-ERROR = {1: 1e-3, 3: 2e-6}  # of the largest value; TF32 has 11 bits
+LENGTH = 135  # odd, and more than one program computes
+MAX_ERROR = {1: 1e-3, 3: 2e-6}  # by the number of products, relative to the largest value
 
 
 def drawn(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE)
 
 
-def near(found, right, products):
-    assert (found.double() - right).abs().max() <= ERROR[products] * right.abs().max()
+def assert_near(found, right, products):
+    assert (found.double() - right).abs().max() <= MAX_ERROR[products] * right.abs().max()
 
 
 def layer(weight, bias, dilation=1, groups=1):
@@ -42,48 +42,47 @@ def layer(weight, bias, dilation=1, groups=1):
 @runs
 @pytest.mark.parametrize("dilation", [1, 3, 5])
 @pytest.mark.parametrize("kernel", [3, 7, 11])
-def test_every_shape(kernel, dilation):
+def test_kernel_equals_conv1d_at_all_sizes(kernel, dilation):
     channels, products = {3: (48, 1), 7: (32, 3), 11: (16, 3)}[kernel]
     x, residual = drawn(2, channels, LENGTH), drawn(2, channels, LENGTH + 1)[..., 1:].contiguous()
     weight, bias, alpha = drawn(channels, channels, kernel), drawn(channels), 1 + drawn(channels) ** 2
-    conv = causal_conv.packed(layer(weight, bias, dilation), products)
-    snake = causal_conv.Activation(alpha, 1 / (alpha + 1e-9))
+    conv = conv_kernel.pack_conv(layer(weight, bias, dilation), products)
+    snake = conv_kernel.SnakeWeights(alpha, 1 / (alpha + 1e-9))
     padded = F.pad(x.double(), ((kernel - 1) * dilation, 0))
     right = F.conv1d(padded, weight.double(), bias.double(), dilation=dilation)
 
-    total, activated = causal_conv.convolved(x, conv, residual, snake)
-    near(total, right + residual, products)
-    near(activated, total + (total * alpha[:, None]).sin() ** 2 * snake.inverse[:, None], 3)
-    none, activated = causal_conv.convolved(x, conv, activation=snake)
+    total, activated = conv_kernel.convolve(x, conv, residual, snake)
+    assert_near(total, right + residual, products)
+    assert_near(activated, total + (total * alpha[:, None]).sin() ** 2 * snake.inverse[:, None], 3)
+    none, activated = conv_kernel.convolve(x, conv, activation=snake)
     assert none is None
-    # A sine of a large argument shows every error of the sum, so it is asked for its own.
+    # A sine of a large argument shows every error of the sum, so the sum has its own test.
     between = total - residual
-    near(activated, between + (between * alpha[:, None]).sin() ** 2 * snake.inverse[:, None], products)
+    assert_near(activated, between + (between * alpha[:, None]).sin() ** 2 * snake.inverse[:, None], products)
 
 
 @runs
-def test_groups_see_their_own_channels():
+def test_groups_read_their_own_channels():
     x, weight, bias = drawn(2, 64, LENGTH), drawn(64, 16, 5), drawn(64)
-    found, _ = causal_conv.convolved(x, causal_conv.packed(layer(weight, bias, groups=4), 3))
-    near(found, F.conv1d(F.pad(x.double(), (4, 0)), weight.double(), bias.double(), groups=4), 3)
+    found, _ = conv_kernel.convolve(x, conv_kernel.pack_conv(layer(weight, bias, groups=4), 3))
+    assert_near(found, F.conv1d(F.pad(x.double(), (4, 0)), weight.double(), bias.double(), groups=4), 3)
 
 
 @runs
-def test_a_row_is_the_same_in_any_batch():
-    x, conv = drawn(2, 32, LENGTH), causal_conv.packed(layer(drawn(32, 32, 3), drawn(32)), 3)
-    whole, none = causal_conv.convolved(x, conv)
+def test_a_row_is_computed_alike_in_any_batch():
+    x, conv = drawn(2, 32, LENGTH), conv_kernel.pack_conv(layer(drawn(32, 32, 3), drawn(32)), 3)
+    batch, none = conv_kernel.convolve(x, conv)
     assert none is None
-    for row, alone in zip(whole, x, strict=True):
-        assert torch.equal(causal_conv.convolved(alone[None].contiguous(), conv)[0][0], row)
+    for row, alone in zip(batch, x, strict=True):
+        assert torch.equal(conv_kernel.convolve(alone[None].contiguous(), conv)[0][0], row)
 
 
 @runs
-def test_a_block_is_the_eager_one(hift_model):
-    """The fixture's blocks of 32 and 16 channels."""
-    own = HiFT(hift_model.config)
-    own.load_state_dict(hift_model.state_dict())
-    _fold(own.to(DEVICE).eval().requires_grad_(False))
+def test_fused_block_equals_the_eager_one(hift_model):
+    """The parity file's blocks of 32 and 16 channels."""
+    own = rebuilt_hift(hift_model).to(DEVICE)
+    _replace_layers(own)
     for i in (0, 3):
         x = drawn(2, hift_model.resblocks[i].convs1[0].in_channels, LENGTH)
         right = copy.deepcopy(hift_model.resblocks[i]).double()(x.double().cpu()).to(DEVICE)
-        near(causal_conv.JoinedBlock(own.resblocks[i], 3)(x), right, 3)
+        assert_near(conv_kernel.FusedResBlock(own.resblocks[i], 3)(x), right, 3)

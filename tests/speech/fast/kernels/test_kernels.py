@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def test_kernels():
+def test_kernels_in_the_interpreter():
     pytest.importorskip("triton")
     files = [*sorted(HERE.glob("kernels_*.py")), HERE / "test_conv.py"]
     run = subprocess.run(

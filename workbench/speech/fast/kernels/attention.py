@@ -1,9 +1,12 @@
-"""Attention in float32 on tensor cores: one Triton kernel. For GPUs alone.
+"""Float32 attention without a mask, on tensor cores: one Triton kernel. For GPUs alone.
 
-A library would be better, but flash attention is for half precision, and what torch has for float32 keeps the
-tensor cores waiting. Products are made of three in TF32, as in `causal_conv`; scores stay in registers.
+Flash attention libraries compute in half precision, and torch's float32 attention keeps the tensor cores
+waiting. This kernel is flash attention with each product made of three in TF32 (see `tf32x3`). The matrix of
+scores stays in registers.
 
 Source: Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022.
+
+Shape letters: `B` batch, `S` frames, `H` heads, `D` width of a head.
 """
 
 from math import log, log2
@@ -13,54 +16,54 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workbench.speech.fast.kernels.conv import rounded
+from workbench.speech.fast.kernels.conv import round_to_tf32
 from workbench.speech.fast.kernels.flow import store_parts
-from workbench.speech.fast.tf32x3 import UNREAD
+from workbench.speech.fast.tf32x3 import DROPPED_BITS
 
-LEAST_WIDTH = 16  # of a head, and powers of two from there
+MIN_HEAD_WIDTH = 16  # the smallest matrix that Triton multiplies
 
 
 class Tile(NamedTuple):
-    """What one program of the kernel computes, and with what."""
+    """The block sizes of one program of the kernel, and its resources."""
 
-    queries: int
-    keys: int  # read at a time
+    queries: int  # frames that it computes
+    keys: int  # frames that it loads at a time
     warps: int
-    stages: int
+    stages: int  # of Triton's pipeline: loads that run ahead of the arithmetic
 
 
-TILE = Tile(64, 64, 4, 2)  # of those tried on an H200 the fastest, though a few registers spill
+TILE = Tile(64, 64, 4, 2)  # the fastest of those tried on an H200, though a few registers spill
 
 
-def suits(width: int) -> bool:
-    """Whether the kernel computes heads of such a width."""
-    return width >= LEAST_WIDTH and log2(width).is_integer()
+def supports_head_width(width: int) -> bool:
+    """Return whether the kernel computes heads of this width: powers of two from `MIN_HEAD_WIDTH`."""
+    return width >= MIN_HEAD_WIDTH and log2(width).is_integer()
 
 
-def attended(qkv: Tensor) -> Tensor:
-    """Let every frame look at every frame, and lay out what it saw for a `SplitLinear`.
+def attend(qkv: Tensor) -> Tensor:
+    """Compute attention of every frame to every frame.
 
     Parameters
     ----------
     qkv : Tensor (B, S, 3, H, D), float32
-        Queries, keys and values, contiguous; D suits.
+        Queries, keys and values, contiguous; `supports_head_width(D)`.
 
     Returns
     -------
     Tensor (B S, 3 H D)
-        What `split` makes of the heads side by side.
+        The heads side by side, in the layout of `tf32x3.split_tf32`: the input of a `Tf32x3Linear`.
     """
-    n, length, _, heads, width = qkv.shape
-    y = qkv.new_empty(n * length, 3 * heads * width)
-    # Rows go last, so that one row is computed in the same way in any batch.
-    grid = (triton.cdiv(length, TILE.queries), heads, n)
+    batch, length, _, heads, width = qkv.shape
+    y = qkv.new_empty(batch * length, 3 * heads * width)
+    # The batch is the last dimension of the grid, so that a row is computed in the same way in any batch.
+    grid = (triton.cdiv(length, TILE.queries), heads, batch)
     _attend[grid](
         qkv,
         y,
         length,
         heads,
-        1 / (width**0.5 * log(2)),
-        UNREAD,
+        1 / (width**0.5 * log(2)),  # log(2), because the kernel takes powers of 2 in place of e
+        DROPPED_BITS,
         width,
         TILE.queries,
         TILE.keys,
@@ -70,60 +73,79 @@ def attended(qkv: Tensor) -> Tensor:
     return y
 
 
-@triton.jit(do_not_specialize=["length", "heads"])  # one kernel for all lengths: it takes seconds
+# Not specialised by these two: one kernel for all sizes, since compiling one takes seconds.
+@triton.jit(do_not_specialize=["length", "heads"])
 def _attend(
-    qkv,
-    y,
-    length,
-    heads,
+    qkv,  # (B, S, 3, H, D) float32
+    y,  # (B S, 3 H D)
+    length,  # S
+    heads,  # H
     scale,
-    unread: tl.constexpr,
-    width: tl.constexpr,
+    dropped_bits: tl.constexpr,
+    width: tl.constexpr,  # D
     block_queries: tl.constexpr,
     block_keys: tl.constexpr,
 ):
-    asking = tl.program_id(0) * block_queries + tl.arange(0, block_queries)
-    inside = (asking < length)[:, None]
+    """`attend` for a block of query frames of one head and row in each program."""
+    query = tl.program_id(0) * block_queries + tl.arange(0, block_queries)
+    query_mask = (query < length)[:, None]
     columns = tl.arange(0, width)[None, :]
-    size = heads * width
-    first = tl.program_id(2).to(tl.int64) * length
-    qkv += first * 3 * size + tl.program_id(1) * width
-    # Powers of two instead of e, since the GPU has an instruction for them.
-    q = tl.load(qkv + asking[:, None] * 3 * size + columns, mask=inside, other=0.0) * scale
-    q_big = rounded(q)
+    frame_size = heads * width  # elements of the queries, of the keys or of the values of one frame
+    first_frame = tl.program_id(2).to(tl.int64) * length
+    qkv += first_frame * 3 * frame_size + tl.program_id(1) * width
+
+    # Load the queries (block_queries, width) and split them. They carry the scale of the scores.
+    q_ptrs = qkv + query[:, None] * 3 * frame_size + columns
+    q = tl.load(q_ptrs, mask=query_mask, other=0.0) * scale
+    q_big = round_to_tf32(q)
     q_small = q - q_big
-    highest = tl.full((block_queries,), float("-inf"), tl.float32)
-    weight = tl.zeros((block_queries,), tl.float32)
-    # Keys by queries, and the result turned: what is split in every turn of the loop, k and v, are then the
-    # operands that tensor cores read from registers. The other way round takes a third longer.
-    total = tl.zeros((width, block_queries), tl.float32)
+
+    # Running softmax, for each query: `max_score` is the highest score so far, `weight_sum` the sum of
+    # 2 ** (score - max_score), `acc` the values times these weights, not yet divided by the sum.
+    # Scores are keys by queries, and `acc` is transposed as well: k and v, which are split anew in every pass
+    # of the loop, are then the operands that tensor cores read from registers. The other way round takes a
+    # third longer.
+    max_score = tl.full((block_queries,), float("-inf"), tl.float32)
+    weight_sum = tl.zeros((block_queries,), tl.float32)
+    acc = tl.zeros((width, block_queries), tl.float32)
     for start in range(0, length, block_keys):
-        seen = start + tl.arange(0, block_keys)
-        keys = qkv + size + seen[:, None] * 3 * size + columns
-        k = tl.load(keys, mask=(seen < length)[:, None], other=0.0)
-        k_big = rounded(k)
+        # Load the keys (block_keys, width) and split them.
+        key = start + tl.arange(0, block_keys)
+        k_ptrs = qkv + frame_size + key[:, None] * 3 * frame_size + columns
+        k = tl.load(k_ptrs, mask=(key < length)[:, None], other=0.0)
+        k_big = round_to_tf32(k)
         k_small = k - k_big
-        # Small ones first, as in `split_float32`.
+
+        # Scores (block_keys, block_queries): three products, the small ones first.
         scores = tl.dot(k_small, q_big.T, input_precision="tf32")
         scores = tl.dot(k_big, q_small.T, scores, input_precision="tf32")
         scores = tl.dot(k_big, q_big.T, scores, input_precision="tf32")
-        scores = tl.where((seen < length)[:, None], scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 0))
-        p = tl.exp2(scores - higher[None, :])
-        fades = tl.exp2(highest - higher)
-        weight = weight * fades + tl.sum(p, 0)
-        highest = higher
-        p_big = rounded(p)
+        scores = tl.where((key < length)[:, None], scores, float("-inf"))
+
+        # Softmax update: sums so far shrink where the highest score has risen. The GPU has an instruction for
+        # powers of two.
+        new_max = tl.maximum(max_score, tl.max(scores, 0))
+        p = tl.exp2(scores - new_max[None, :])
+        shrink = tl.exp2(max_score - new_max)
+        weight_sum = weight_sum * shrink + tl.sum(p, 0)
+        max_score = new_max
+        p_big = round_to_tf32(p)
         p_small = p - p_big
-        values = qkv + 2 * size + seen[None, :] * 3 * size + tl.arange(0, width)[:, None]
-        v = tl.load(values, mask=(seen < length)[None, :], other=0.0)
-        v_big = rounded(v)
+
+        # Load the values, transposed to (width, block_keys), and split them.
+        v_ptrs = qkv + 2 * frame_size + key[None, :] * 3 * frame_size + tl.arange(0, width)[:, None]
+        v = tl.load(v_ptrs, mask=(key < length)[None, :], other=0.0)
+        v_big = round_to_tf32(v)
         v_small = v - v_big
-        # A sum of its own: tensor cores would cut off the last bits of all that came before.
-        part = tl.dot(v_small, p_big, input_precision="tf32")
-        part = tl.dot(v_big, p_small, part, input_precision="tf32")
-        part = tl.dot(v_big, p_big, part, input_precision="tf32")
-        total = total * fades[None, :] + part
-    total = (total / weight[None, :]).T
-    place = y + (first + asking[:, None]) * 3 * size + tl.program_id(1) * width + columns
-    store_parts(place, total, size, unread, inside)
+
+        # Weighted values of this block, summed apart from `acc`: added to a large sum, tensor cores would cut
+        # off the last bits of all that came before.
+        block_acc = tl.dot(v_small, p_big, input_precision="tf32")
+        block_acc = tl.dot(v_big, p_small, block_acc, input_precision="tf32")
+        block_acc = tl.dot(v_big, p_big, block_acc, input_precision="tf32")
+        acc = acc * shrink[None, :] + block_acc
+
+    # Divide by the sum of the weights, transpose back to (block_queries, width), and store in three parts.
+    attn_out = (acc / weight_sum[None, :]).T
+    y_ptrs = y + (first_frame + query[:, None]) * 3 * frame_size + tl.program_id(1) * width + columns
+    store_parts(y_ptrs, attn_out, frame_size, dropped_bits, query_mask)

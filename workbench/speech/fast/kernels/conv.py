@@ -1,8 +1,11 @@
-"""Causal convolutions on tensor cores, in float32 or close to it: one Triton kernel. For GPUs alone.
+"""Causal convolutions on tensor cores, in float32 or in TF32: one Triton kernel. For GPUs alone.
 
-A library would be better, but cuDNN computes float32 convolutions without tensor cores, at half of what
-the arithmetic could do, and transposes many of them before and after. Here a float32 is the sum of two
-TF32 numbers, and three of their four products make a product that is float32's but for its last bits.
+cuDNN computes float32 convolutions without tensor cores, at half the speed the arithmetic allows, and
+transposes the data before and after many of them. This kernel takes one TF32 product, or three: with three,
+each float32 is the sum of a big and a small TF32 number, and of the four products of such sums all but
+small * small are computed. That is float32 but for its last bits; see `tf32x3`.
+
+Shape letters: `B` batch, `G` groups, `C` channels of a group, `L` length.
 """
 
 from functools import partial
@@ -14,146 +17,151 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from workbench.speech.fast.cuda_graphs import side_by_side
+from workbench.speech.fast.cuda_graphs import compile_in_parallel
 from workbench.speech.models.hift import ResBlock
 
-LEAST_CHANNELS = 16  # and multiples of it
+MIN_CHANNELS = 16  # C must be a multiple of this, the smallest matrix that Triton multiplies
 
 
 class Tile(NamedTuple):
-    """What one program of the kernel computes, and with what."""
+    """The block sizes of one program of the kernel, and its resources."""
 
-    length: int
-    n_out: int
-    n_in: int  # channels read at a time
+    length: int  # samples that it computes
+    n_out: int  # channels that it computes
+    n_in: int  # channels that it loads at a time
     warps: int
-    stages: int
+    stages: int  # of Triton's pipeline: loads that run ahead of the arithmetic
 
 
-# By the number of products: 1 rounds to TF32, 3 does not. Of five measured on an H200, the best for a single
-# row if exact, for 16 rows if not.
+# By the number of products. Of five tiles measured on an H200, the best for 16 rows in TF32 (one product),
+# and for a single row in float32 (three).
 TILES = {1: Tile(128, 128, 32, 8, 3), 3: Tile(64, 64, 32, 4, 3)}
 
 
-class Activation(NamedTuple):
-    """x + sin(alpha x)^2 * inverse; both (C,)."""
+class SnakeWeights(NamedTuple):
+    """Weights of the activation x + sin(alpha x)^2 * inverse, each (C,)."""
 
     alpha: Tensor
-    inverse: Tensor
+    inverse: Tensor  # 1 / alpha
 
 
-class Packed(NamedTuple):
-    """A convolution's weights as the kernel reads them."""
+class PackedConv(NamedTuple):
+    """A convolution with its weights laid out for the kernel."""
 
-    weight: Tensor  # (1 or 2, groups, kernel, C, C): rounded to TF32, and what that left over
-    bias: Tensor  # (groups C,)
+    weight: Tensor  # (1 or 2, G, kernel, C out, C in): rounded to TF32; with 2, also the rounding's remainder
+    bias: Tensor  # (G C,)
     dilation: int
 
 
-class JoinedBlock(nn.Module):
-    """`ResBlock` whose activations and sums are done by the convolutions before them.
+class FusedResBlock(nn.Module):
+    """`ResBlock` in which each convolution also computes the sum and the activation that follow it.
 
     Parameters
     ----------
     block : ResBlock
-        Without weight norm, its activations fused.
+        Without weight norm; its activations have `alpha` and `inverse`.
     products : {1, 3}
         3 is exact, 1 rounds to TF32.
     """
 
     def __init__(self, block: ResBlock, products: int) -> None:
         super().__init__()
-        self.first = block.activations1[0]
-        after = [*(_of(snake) for snake in block.activations1[1:]), None]
-        self.layers = [
-            (packed(conv1, products), _of(snake), packed(conv2, products), following)
-            for conv1, snake, conv2, following in zip(
-                block.convs1, block.activations2, block.convs2, after, strict=True
-            )
-        ]
+        self.first_activation = block.activations1[0]
+        # Each pair of convolutions ends with the first activation of the next pair; the last one with none.
+        next_activations: list[SnakeWeights | None] = [_weights_of(a) for a in block.activations1[1:]]
+        next_activations.append(None)
+        self.pairs = []
+        for i, next_activation in enumerate(next_activations):
+            conv1 = pack_conv(block.convs1[i], products)
+            conv2 = pack_conv(block.convs2[i], products)
+            self.pairs.append((conv1, _weights_of(block.activations2[i]), conv2, next_activation))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        activated = self.first(x)
-        for conv1, snake, conv2, following in self.layers:
-            _, activated = convolved(activated, conv1, activation=snake)
-            x, activated = convolved(activated, conv2, residual=x, activation=following)
+        activated = self.first_activation(x)
+        for conv1, activation, conv2, next_activation in self.pairs:
+            _, activated = convolve(activated, conv1, activation=activation)
+            x, activated = convolve(activated, conv2, residual=x, activation=next_activation)
         return x
 
 
-def prepare(channels: set[int], products: int, device: torch.device) -> None:
-    """Compile what `JoinedBlock` calls, for lengths that are multiples of 16 and others."""
+def compile_for(channels: set[int], products: int, device: torch.device) -> None:
+    """Compile all variants of the kernel that `FusedResBlock` uses with these numbers of channels."""
     calls = []
     for size in {gcd(each, TILES[products].n_out) for each in channels}:
         conv = nn.Conv1d(size, size, 3, device=device)
-        layer, snake = packed(conv, products), Activation(conv.bias.detach(), conv.bias.detach())
-        for length in (16, 17):
+        packed = pack_conv(conv, products)
+        activation = SnakeWeights(conv.bias.detach(), conv.bias.detach())
+        for length in (16, 17):  # Triton compiles lengths that are multiples of 16 separately
             x = torch.zeros(1, size, length, device=device)
             calls += [
-                partial(convolved, x, layer, activation=snake),
-                partial(convolved, x, layer, residual=x, activation=snake),
-                partial(convolved, x, layer, residual=x),
+                partial(convolve, x, packed, activation=activation),
+                partial(convolve, x, packed, residual=x, activation=activation),
+                partial(convolve, x, packed, residual=x),
             ]
-    side_by_side(device, *calls)
+    compile_in_parallel(device, *calls)
 
 
-def _of(snake: nn.Module) -> Activation:
-    return Activation(snake.alpha.flatten(), snake.inverse.flatten())
+def _weights_of(activation: nn.Module) -> SnakeWeights:
+    return SnakeWeights(activation.alpha.flatten(), activation.inverse.flatten())
 
 
-def packed(conv: nn.Conv1d, products: int) -> Packed:
-    """Lay out the weights of a convolution.
+def pack_conv(conv: nn.Conv1d, products: int) -> PackedConv:
+    """Lay out the weights of a convolution for the kernel.
 
     Parameters
     ----------
     conv : Conv1d
-        float32, with as many channels C out of a group as into it, a multiple of `LEAST_CHANNELS`.
+        float32, with as many output as input channels C in a group, a multiple of `MIN_CHANNELS`.
     products : {1, 3}
         3 is exact, 1 rounds to TF32.
     """
-    taps = conv.weight.detach().unflatten(0, (conv.groups, -1)).permute(0, 3, 1, 2).contiguous()
-    big = _tf32(taps)
-    parts = [big] if products == 1 else [big, _tf32(taps - big)]
-    return Packed(torch.stack(parts), conv.bias.detach().contiguous(), conv.dilation[0])
+    # (G C out, C in, kernel) -> (G, kernel, C out, C in)
+    weight = conv.weight.detach().unflatten(0, (conv.groups, -1)).permute(0, 3, 1, 2).contiguous()
+    big = _round_to_tf32(weight)
+    parts = [big] if products == 1 else [big, _round_to_tf32(weight - big)]
+    return PackedConv(torch.stack(parts), conv.bias.detach().contiguous(), conv.dilation[0])
 
 
-def convolved(
-    x: Tensor, conv: Packed, residual: Tensor | None = None, activation: Activation | None = None
+def convolve(
+    x: Tensor, conv: PackedConv, residual: Tensor | None = None, activation: SnakeWeights | None = None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Convolve, add, and activate.
+    """Compute a causal convolution, add a residual and apply an activation.
 
     Parameters
     ----------
-    x : Tensor (B, groups C, L), float32
+    x : Tensor (B, G C, L), float32
         Contiguous.
-    conv : Packed
-    residual : Tensor (B, groups C, L), optional
+    conv : PackedConv
+    residual : Tensor (B, G C, L), optional
         Added to the result.
-    activation : Activation, optional
+    activation : SnakeWeights, optional
 
     Returns
     -------
-    sum : Tensor (B, groups C, L) or None
-        The convolution and the residual. None where there is an activation and no residual, since what
-        is between two convolutions is of no use to anybody.
-    activated : Tensor (B, groups C, L) or None
-        The same behind the activation.
+    sum : Tensor (B, G C, L) or None
+        Convolution plus residual. None with an activation and no residual: between two convolutions only the
+        activated tensor is needed.
+    activated : Tensor (B, G C, L) or None
+        The activation of the sum.
     """
-    n, _, length = x.shape
+    batch, _, length = x.shape
     parts, groups, taps, channels, _ = conv.weight.shape
-    products = 2 * parts - 1
+    products = 1 if parts == 1 else 3
     tile = TILES[products]
-    n_out, n_in = gcd(channels, tile.n_out), gcd(channels, tile.n_in)
+    block_out, block_in = gcd(channels, tile.n_out), gcd(channels, tile.n_in)
+    alpha, inverse = activation or (None, None)
     y = None if residual is None and activation is not None else torch.empty_like(x)
     activated = None if activation is None else torch.empty_like(x)
-    # Rows go last, so that one row is computed in the same way in any batch.
-    grid = (channels // n_out, triton.cdiv(length, tile.length), n * groups)
+    # The batch is the last dimension of the grid, so that a row is computed in the same way in any batch.
+    grid = (channels // block_out, triton.cdiv(length, tile.length), batch * groups)
     _convolve[grid](
         x,
         conv.weight,
         conv.bias,
         residual,
-        *(activation or (None, None)),
+        alpha,
+        inverse,
         y,
         activated,
         length,
@@ -163,75 +171,91 @@ def convolved(
         conv.dilation,
         products,
         tile.length,
-        n_out,
-        n_in,
+        block_out,
+        block_in,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
     return y, activated
 
 
-@triton.jit(do_not_specialize=["groups", "taps", "dilation"])  # one kernel for all shapes: it takes seconds
+# Not specialised by these three: one kernel for all shapes, since compiling one takes seconds.
+@triton.jit(do_not_specialize=["groups", "taps", "dilation"])
 def _convolve(
-    x,
-    weight,
-    bias,
-    residual,
-    alpha,
-    inverse,
-    y,
-    activated,
-    length,
-    channels,
-    groups,
-    taps,
+    x,  # (B, G C, L) float32
+    weight,  # (1 or 2, G, taps, C out, C in)
+    bias,  # (G C,)
+    residual,  # (B, G C, L) or None
+    alpha,  # (C,) or None
+    inverse,  # (C,) or None
+    y,  # (B, G C, L) or None
+    activated,  # (B, G C, L) or None
+    length,  # L
+    channels,  # C
+    groups,  # G
+    taps,  # kernel size
     dilation,
-    products: tl.constexpr,
+    products: tl.constexpr,  # 1 or 3
     block_length: tl.constexpr,
     block_out: tl.constexpr,
     block_in: tl.constexpr,
 ):
+    """`convolve` for a block of positions and output channels of one group and row in each program."""
     out = tl.program_id(0) * block_out + tl.arange(0, block_out)
-    at = tl.program_id(1) * block_length + tl.arange(0, block_length)
-    row = tl.program_id(2).to(tl.int64) * channels * length
+    position = tl.program_id(1) * block_length + tl.arange(0, block_length)
+    # The third index counts rows and their groups: it finds the group's channels in x and in y.
+    group_offset = tl.program_id(2).to(tl.int64) * channels * length
     group = tl.program_id(2) % groups
-    size = taps * channels * channels
-    weight += group * size
+    group_weights = taps * channels * channels
+    weight += group * group_weights
     bias += group * channels
-    total = tl.zeros((block_length, block_out), tl.float32)
-    # One loop, so that loads run ahead through all of it; taps go inside, for they read nearly the same x.
+    acc = tl.zeros((block_length, block_out), tl.float32)
+    # One loop over taps and blocks of input channels, so that Triton's pipeline of loads never ends in
+    # between. Taps change fastest, because neighbouring taps read nearly the same part of x.
     for i in range(taps * (channels // block_in)):
-        tap, come = i % taps, i // taps * block_in + tl.arange(0, block_in)
-        seen = at + (tap - taps + 1) * dilation
-        inside = (seen >= 0) & (seen < length)
-        part = tl.load(x + row + come[None, :] * length + seen[:, None], mask=inside[:, None], other=0.0)
-        place = (tap * channels + out[None, :]) * channels + come[:, None]
-        big = rounded(part)
-        weight_big = tl.load(weight + place)
+        tap, channel = i % taps, i // taps * block_in + tl.arange(0, block_in)
+
+        # Load inputs (block_length, block_in). The last tap reads the position itself, the others the past.
+        source = position + (tap - taps + 1) * dilation
+        source_mask = (source >= 0) & (source < length)
+        x_ptrs = x + group_offset + channel[None, :] * length + source[:, None]
+        x_block = tl.load(x_ptrs, mask=source_mask[:, None], other=0.0)
+        weight_offset = (tap * channels + out[None, :]) * channels + channel[:, None]
+
+        # Multiply by the weights (block_in, block_out). Small products first: see `tf32x3`.
+        x_big = round_to_tf32(x_block)
+        weight_big = tl.load(weight + weight_offset)
         if products == 3:
-            weight_small = tl.load(weight + groups * size + place)
-            total = tl.dot(part - big, weight_big, total, input_precision="tf32")
-            total = tl.dot(big, weight_small, total, input_precision="tf32")
-        total = tl.dot(big, weight_big, total, input_precision="tf32")
-    total += tl.load(bias + out)[None, :]
-    place = row + out[None, :] * length + at[:, None]
-    inside = (at < length)[:, None]
+            weight_small = tl.load(weight + groups * group_weights + weight_offset)
+            acc = tl.dot(x_block - x_big, weight_big, acc, input_precision="tf32")
+            acc = tl.dot(x_big, weight_small, acc, input_precision="tf32")
+        acc = tl.dot(x_big, weight_big, acc, input_precision="tf32")
+
+    # Bias, residual, activation. Each result is written only if it is wanted.
+    acc += tl.load(bias + out)[None, :]
+    y_offset = group_offset + out[None, :] * length + position[:, None]
+    y_mask = (position < length)[:, None]
     if residual is not None:
-        total += tl.load(residual + place, mask=inside, other=0.0)
+        acc += tl.load(residual + y_offset, mask=y_mask, other=0.0)
     if y is not None:
-        tl.store(y + place, total, mask=inside)
+        tl.store(y + y_offset, acc, mask=y_mask)
     if activated is not None:
-        wave = tl.sin(total * tl.load(alpha + out)[None, :])
-        total += wave * wave * tl.load(inverse + out)[None, :]
-        tl.store(activated + place, total, mask=inside)
+        sine = tl.sin(acc * tl.load(alpha + out)[None, :])
+        acc += sine * sine * tl.load(inverse + out)[None, :]
+        tl.store(activated + y_offset, acc, mask=y_mask)
+
+
+# Rounding to TF32 clears the last 13 of float32's 23 bits of mantissa (-0x2000 is the mask that keeps the
+# rest), after adding half of the last bit that stays, 0x1000. Tensor cores alone would cut the bits off.
 
 
 @triton.jit
-def rounded(x):
-    """Round to the 11 bits of TF32, which tensor cores would cut off instead."""
+def round_to_tf32(x):
+    """Round float32 numbers to TF32."""
     bits = x.to(tl.int32, bitcast=True)
     return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
 
 
-def _tf32(x: Tensor) -> Tensor:
+def _round_to_tf32(x: Tensor) -> Tensor:
+    """Round float32 numbers to TF32, in torch."""
     return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)

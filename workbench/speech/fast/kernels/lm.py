@@ -1,11 +1,20 @@
-"""One position of the LM on a GPU, in five kernels a layer.
+"""One decoding step of the LM on a GPU, in five Triton kernels a layer.
 
-Written by hand because a single position waits for launches and for memory, not for arithmetic. cuBLAS and
-torch's compiler need a dozen kernels for a layer and half of its time in the products of attention, whose
-matrices have one row: 76 us in float32 on an H200, of which 15 are needed to read the weights.
+With a single position a GPU waits for launches and for memory, not for arithmetic. cuBLAS and torch's
+compiler need a dozen kernels for a layer, and half of its time goes into the matrix products of attention,
+which have one row: 76 us a layer in float32 on an H200, of which reading the weights takes 15. The five
+kernels here are
 
-The state between layers is float32. Rows of a batch are multiplied on tensor cores; float32 as three
-products in TF32, which keeps its accuracy. Triton compiles this file; without a GPU it is not imported.
+    RMS norm + QKV projection  (`project`)
+    rotary embedding + attention + cache update  (`attend`)
+    output projection + residual  (`project`)
+    RMS norm + gate and up projections + SwiGLU  (`project`)
+    down projection + residual  (`project`)
+
+The state between the layers is float32. With several rows the products run on tensor cores; a float32 product
+is then three in TF32, which keeps its accuracy (see `tf32x3`).
+
+Shape letters: `B` rows of the batch, `D` inputs, `O` outputs, `H` heads of keys and values.
 """
 
 from typing import Any
@@ -15,124 +24,139 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from workbench.speech.fast.cuda_graphs import side_by_side
-from workbench.speech.fast.lm_torch import joined_layers
+from workbench.speech.fast.cuda_graphs import compile_in_parallel
+from workbench.speech.fast.lm_torch import FusedLayer
 from workbench.speech.models.lm import LM
 
-SPAN = 256  # positions that attention looks at together
-FEW_OUTPUTS = 2048  # of so few, a program takes fewer, so that all of the GPU has something to do
+CACHE_BLOCK = 256  # cached positions that attention loads at a time
+# Projections with fewer outputs than this compute fewer of them in a program: there are then enough programs
+# for all multiprocessors of the GPU.
+FEW_OUTPUTS = 2048
 
 
-class LayerKernels:
-    """The decoder stack for one new position of each row; weights are used where they are.
+class TritonDecodeStep:
+    """Run the decoder stack for one new position of each row.
 
     Parameters
     ----------
     lm : LM
         On a GPU, in float32 or bfloat16.
+    layers : list of FusedLayer
+        What `fuse_layers` returned for it.
     precision : {"tf32x3", "tf32"}
-        Of float32 products of several rows; "tf32x3" is as good as float32.
+        Of float32 products of several rows; "tf32x3" is as accurate as float32.
     """
 
-    def __init__(self, lm: LM, precision: str) -> None:
+    def __init__(self, lm: LM, layers: list[FusedLayer], precision: str) -> None:
         c = lm.config
-        self.lm, self.precision = lm, precision
+        self.lm, self.layers, self.precision = lm, layers, precision
         self.heads = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        self.layers = joined_layers(lm)
+        self.eps = c.rms_norm_eps
 
-    def prepare(self, rows: int) -> None:
-        """Compile all kernels for a number of rows."""
-        weight = self.lm.llm_decoder.weight
-        (before, after, qkv, out, gate_up, down), device = self.layers[0], weight.device
-        queries, keys, dim = self.heads
-        position = torch.zeros(rows, device=device, dtype=torch.long)
-        cache = torch.zeros(2, rows, keys, 16, dim, device=device, dtype=weight.dtype)
-        turn = torch.zeros(1, dim // 2, device=device, dtype=weight.dtype)
+    def compile_for(self, rows: int) -> None:
+        """Compile all kernels for a number of rows, by calling each once on zeros."""
+        layer, head_weight = self.layers[0], self.lm.llm_decoder.weight
+        device, dtype = head_weight.device, head_weight.dtype
+        n_heads, n_kv_heads, head_dim = self.heads
 
-        def some(width: int) -> Tensor:
+        def zeros(width: int) -> Tensor:
             return torch.zeros(rows, width, device=device)
 
-        wide, narrow = some(down.shape[1]), some(len(out))
-        seen, asked = some(queries * dim), some((queries + 2 * keys) * dim)
-        side_by_side(
+        state = zeros(self.lm.config.hidden_size)
+        gated = zeros(layer.down_weight.shape[1])
+        qkv = zeros((n_heads + 2 * n_kv_heads) * head_dim)
+        attn_out = zeros(n_heads * head_dim)
+        position = torch.zeros(rows, device=device, dtype=torch.long)
+        # 16 positions, like the number of a real cache: Triton compiles multiples of 16 separately.
+        cache = torch.zeros(2, rows, n_kv_heads, 16, head_dim, device=device, dtype=dtype)
+        rope = torch.zeros(1, head_dim // 2, device=device, dtype=dtype)
+        compile_in_parallel(
             device,
-            lambda: self._project(narrow, qkv[0], norm=before, bias=qkv[1]),
-            lambda: attend(asked, cache, turn, turn, position, self.heads),
-            lambda: self._project(seen, out, add=narrow),
-            lambda: self._project(narrow, gate_up, norm=after, gated=True),
-            lambda: self._project(wide, down, add=narrow),
-            lambda: self._project(narrow, weight, norm=self.lm.qwen.norm),
+            lambda: self._project(state, layer.qkv_weight, norm=layer.attention_norm, bias=layer.qkv_bias),
+            lambda: attend(qkv, cache, rope, rope, position, self.heads),
+            lambda: self._project(attn_out, layer.out_weight, add=state),
+            lambda: self._project(state, layer.gate_up_weight, norm=layer.mlp_norm, gated=True),
+            lambda: self._project(gated, layer.down_weight, add=state),
+            lambda: self._project(state, head_weight, norm=self.lm.qwen.norm.weight),
         )
 
-    def lengths(self, positions: int) -> list[int]:
-        """One graph serves them all: the kernels look as far as a row has come."""
+    def attention_lengths(self, positions: int) -> list[int]:
+        """Return one length for all: the kernel reads just the positions that a row has filled."""
         return [positions]
 
     def logits(self, x: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, _: int) -> Tensor:
-        """Put a position into the cache and say what may follow; see `LayerSteps.logits`."""
+        """Write the new position into the cache and return the logits; see `TorchDecodeStep.logits`."""
         x = x.float()
-        for (before, after, qkv, out, gate_up, down), kv in zip(self.layers, cache, strict=True):
-            asked = self._project(x, qkv[0], norm=before, bias=qkv[1])
-            x = self._project(attend(asked, kv, cos, sin, position, self.heads), out, add=x)
-            x = self._project(self._project(x, gate_up, norm=after, gated=True), down, add=x)
-        return self._project(x, self.lm.llm_decoder.weight, norm=self.lm.qwen.norm)
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            qkv = self._project(x, layer.qkv_weight, norm=layer.attention_norm, bias=layer.qkv_bias)
+            attn_out = attend(qkv, layer_cache, cos, sin, position, self.heads)
+            x = self._project(attn_out, layer.out_weight, add=x)
+            gated = self._project(x, layer.gate_up_weight, norm=layer.mlp_norm, gated=True)
+            x = self._project(gated, layer.down_weight, add=x)
+        return self._project(x, self.lm.llm_decoder.weight, norm=self.lm.qwen.norm.weight)
 
-    def _project(self, x: Tensor, weight: Tensor, **rest: Any) -> Tensor:
-        return project(x, weight, precision=self.precision, **rest)
+    def _project(self, x: Tensor, weight: Tensor, **options: Any) -> Tensor:
+        return project(x, weight, eps=self.eps, precision=self.precision, **options)
 
 
 def project(
     x: Tensor,
     weight: Tensor,
-    norm: torch.nn.Module | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
     bias: Tensor | None = None,
     add: Tensor | None = None,
     gated: bool = False,
     precision: str = "tf32x3",
 ) -> Tensor:
-    """Multiply few rows with a matrix, in one kernel with what goes before and after.
+    """Multiply a few rows by a matrix, in one kernel with the steps before and after.
 
     Parameters
     ----------
-    x : Tensor (B, D)
-        float32.
+    x : Tensor (B, D), float32
     weight : Tensor (O, D), or (2 O, D) if `gated`
-    norm : RMSNorm, optional
-        Applied to x before.
+        float32 or bfloat16.
+    norm : Tensor (D,), optional
+        Weight of an RMS norm that is applied to x first.
+    eps : float
+        Of the norm.
     bias : Tensor (O,), optional
-    add : Tensor (B, O), optional
-        Added afterwards.
+    add : Tensor (B, O), float32, optional
+        Residual, added to the result.
     gated : bool
-        The result is silu(first half) * second half.
+        The result is SwiGLU: silu(first half of the products) * second half.
     precision : {"tf32x3", "tf32"}
+        Of float32 products of several rows.
 
     Returns
     -------
-    Tensor (B, O)
-        float32.
+    Tensor (B, O), float32
     """
-    rows, width = x.shape
+    rows, inputs = x.shape
     outputs = len(weight) // 2 if gated else len(weight)
     y = x.new_empty(rows, outputs)
+    # Block sizes were measured on an H200.
     if rows == 1:
-        kernel = _project_one
-        tile = {"OUTS": 2 if outputs < FEW_OUTPUTS else 4, "INS": 1024, "num_warps": 4}
+        kernel = _project_one_row
+        tile = {"BLOCK_OUT": 2 if outputs < FEW_OUTPUTS else 4, "BLOCK_IN": 1024, "num_warps": 4}
     else:
-        kernel = _project_many
-        padded = max(16, triton.next_power_of_2(rows))
-        ins = (2048 if gated else 4096) // (padded * weight.element_size())  # what fits beside each other
-        tile = {"ROWS": padded, "OUTS": 16, "PARTS": 4, "INS": ins}
+        kernel = _project_rows
+        padded_rows = max(16, triton.next_power_of_2(rows))  # tensor cores multiply at least 16 rows
+        # Inputs of a block, so that the blocks of x and of the weights stay in shared memory together.
+        elements = 2048 if gated else 4096
+        block_in = elements // (padded_rows * weight.element_size())
+        tile = {"ROWS": padded_rows, "BLOCK_OUT": 16, "PARTS": 4, "BLOCK_IN": block_in}
         tile |= {"PRECISION": precision, "num_warps": 4, "num_stages": 3}
-    kernel[(triton.cdiv(outputs, tile["OUTS"]),)](
+    kernel[(triton.cdiv(outputs, tile["BLOCK_OUT"]),)](
         x,
         weight,
-        None if norm is None else norm.weight,
+        norm,
         bias,
         add,
         y,
         rows,
-        0.0 if norm is None else norm.eps,
-        WIDTH=width,
+        eps,
+        INPUTS=inputs,
         OUTPUTS=outputs,
         GATED=gated,
         **tile,
@@ -141,30 +165,30 @@ def project(
 
 
 def attend(
-    asked: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, heads: tuple[int, int, int]
+    qkv: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, heads: tuple[int, int, int]
 ) -> Tensor:
-    """Rotate a position's queries and keys, look back, and keep its keys and values.
+    """Apply the rotary embedding, attend to the cache and the new position, and write that into the cache.
 
     Parameters
     ----------
-    asked : Tensor (B, (heads + 2 H) * head_dim)
-        Queries, keys and values, float32.
+    qkv : Tensor (B, (query heads + 2 H) * head_dim), float32
+        Queries, keys and values of the new position.
     cache : Tensor (2, B, H, positions, head_dim)
-        Keys and values; `position` is written, what comes before is read.
+        Keys and values. Positions before `position` are read, `position` is written.
     cos, sin : Tensor (positions, head_dim / 2)
     position : Tensor (B,)
     heads : (int, int, int)
-        Query heads, heads H of keys and values, head_dim, which must be a power of two.
+        Query heads; heads H of keys and values; head_dim, a power of two.
 
     Returns
     -------
-    Tensor (B, heads * head_dim)
-        float32.
+    Tensor (B, query heads * head_dim), float32
     """
-    queries, keys, dim = heads
-    y = asked.new_empty(len(asked), queries * dim)
-    _attend[(len(asked), queries)](
-        asked,
+    n_heads, n_kv_heads, head_dim = heads
+    batch = len(qkv)
+    y = qkv.new_empty(batch, n_heads * head_dim)
+    _attend[(batch, n_heads)](
+        qkv,
         cache,
         cos,
         sin,
@@ -172,182 +196,217 @@ def attend(
         y,
         cache.stride(0),
         cache.shape[3],
-        dim**-0.5,
-        QUERIES=queries,
-        KEYS=keys,
-        DIM=dim,
-        SPAN=SPAN,
+        head_dim**-0.5,
+        HEADS=n_heads,
+        KV_HEADS=n_kv_heads,
+        DIM=head_dim,
+        BLOCK=CACHE_BLOCK,
         num_warps=8,
     )
     return y
 
 
 @triton.jit
-def _project_one(
-    x_ptr,
-    weight_ptr,
-    norm_ptr,
-    bias_ptr,
-    add_ptr,
-    y_ptr,
-    rows,
+def _project_one_row(
+    x_ptr,  # (1, INPUTS) float32
+    weight_ptr,  # (OUTPUTS, INPUTS), or (2 OUTPUTS, INPUTS) if GATED
+    norm_ptr,  # (INPUTS,) or None
+    bias_ptr,  # (OUTPUTS,) or None
+    add_ptr,  # (1, OUTPUTS) or None
+    y_ptr,  # (1, OUTPUTS)
+    rows,  # not used: the signature is that of `_project_rows`
     eps,
-    WIDTH: tl.constexpr,
+    INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     GATED: tl.constexpr,
-    OUTS: tl.constexpr,
-    INS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,  # outputs of one program
+    BLOCK_IN: tl.constexpr,  # inputs loaded at a time
 ):
-    out = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
-    real = out < OUTPUTS
-    total = tl.zeros((OUTS, INS), tl.float32)
-    second = tl.zeros((OUTS, INS), tl.float32)
-    squares = tl.zeros((INS,), tl.float32)
-    for start in tl.static_range(0, WIDTH, INS):
-        column = start + tl.arange(0, INS)
-        inside = column < WIDTH
-        here = real[:, None] & inside[None, :]
-        at = weight_ptr + out[:, None] * WIDTH + column[None, :]
-        weight = tl.load(at, mask=here, other=0.0).to(tl.float32)
+    """`project` of one row. No tensor cores: reading the weights is all that takes time."""
+    out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    out_mask = out < OUTPUTS
+    # Products are added up elementwise, and over the inputs only once, after the loop.
+    acc = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
+    acc_up = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)  # of the second half of the weights, if GATED
+    squares = tl.zeros((BLOCK_IN,), tl.float32)  # for the RMS norm
+    for start in tl.static_range(0, INPUTS, BLOCK_IN):
+        # Load a block of weights: rows `out`, columns `column`.
+        column = start + tl.arange(0, BLOCK_IN)
+        in_mask = column < INPUTS
+        mask = out_mask[:, None] & in_mask[None, :]
+        weight_ptrs = weight_ptr + out[:, None] * INPUTS + column[None, :]
+        weight = tl.load(weight_ptrs, mask=mask, other=0.0).to(tl.float32)
         if GATED:
-            other = tl.load(at + OUTPUTS * WIDTH, mask=here, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + column, mask=inside, other=0.0)
+            weight_up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=mask, other=0.0).to(tl.float32)
+
+        # Load the inputs. The norm is x / rms(x) * norm. Its weight is applied here; dividing by the rms
+        # waits until after the loop, when the sum of the squares is known, so that x is read once.
+        x = tl.load(x_ptr + column, mask=in_mask, other=0.0)
         if norm_ptr is not None:
             squares += x * x
-            x *= tl.load(norm_ptr + column, mask=inside, other=0.0).to(tl.float32)
-        total += weight * x[None, :]
+            x *= tl.load(norm_ptr + column, mask=in_mask, other=0.0).to(tl.float32)
+
+        acc += weight * x[None, :]
         if GATED:
-            second += other * x[None, :]
-    y = tl.sum(total, 1)
+            acc_up += weight_up * x[None, :]
+    y = tl.sum(acc, 1)
     if GATED:
-        up = tl.sum(second, 1)
+        up = tl.sum(acc_up, 1)
+
+    # Second half of the norm: one factor for the whole row.
     if norm_ptr is not None:
-        # One number a row: the product is taken first, so that x is read once.
-        size = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)
-        y *= size
+        inverse_rms = tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps)
+        y *= inverse_rms
         if GATED:
-            up *= size
+            up *= inverse_rms
+
+    # SwiGLU, bias, residual.
     if GATED:
         y = y * tl.sigmoid(y) * up
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + out, mask=real, other=0.0).to(tl.float32)
+        y += tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)
     if add_ptr is not None:
-        y += tl.load(add_ptr + out, mask=real, other=0.0)
-    tl.store(y_ptr + out, y, mask=real)
+        y += tl.load(add_ptr + out, mask=out_mask, other=0.0)
+    tl.store(y_ptr + out, y, mask=out_mask)
 
 
 @triton.jit
-def _project_many(
-    x_ptr,
-    weight_ptr,
-    norm_ptr,
-    bias_ptr,
-    add_ptr,
-    y_ptr,
+def _project_rows(
+    x_ptr,  # (rows, INPUTS) float32
+    weight_ptr,  # (OUTPUTS, INPUTS), or (2 OUTPUTS, INPUTS) if GATED
+    norm_ptr,  # (INPUTS,) or None
+    bias_ptr,  # (OUTPUTS,) or None
+    add_ptr,  # (rows, OUTPUTS) or None
+    y_ptr,  # (rows, OUTPUTS)
     rows,
     eps,
-    WIDTH: tl.constexpr,
+    INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     GATED: tl.constexpr,
-    ROWS: tl.constexpr,
-    OUTS: tl.constexpr,
-    PARTS: tl.constexpr,
-    INS: tl.constexpr,
+    ROWS: tl.constexpr,  # rows, padded for the tensor cores
+    BLOCK_OUT: tl.constexpr,  # outputs of one program
+    PARTS: tl.constexpr,  # sums that are kept apart, one for each warp
+    BLOCK_IN: tl.constexpr,  # inputs loaded at a time, of each part
     PRECISION: tl.constexpr,
 ):
-    # Each warp adds up a part of its own: one after the other, the sums would take longer than the memory.
-    out = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
+    """`project` of several rows, on tensor cores.
+
+    The inputs are cut into PARTS, and each warp adds up the products of its own part. One sum after the other
+    would take longer than reading the weights does.
+    """
+    out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     row, part = tl.arange(0, ROWS), tl.arange(0, PARTS)
-    real, filled = out < OUTPUTS, row < rows
-    total = tl.zeros((PARTS, ROWS, OUTS), tl.float32)
-    second = tl.zeros((PARTS, ROWS, OUTS), tl.float32)
-    squares = tl.zeros((PARTS, ROWS), tl.float32)
-    for start in range(0, WIDTH, PARTS * INS):
-        column = start + part[:, None] * INS + tl.arange(0, INS)[None, :]
-        inside = column < WIDTH
-        x_at = x_ptr + row[None, :, None] * WIDTH + column[:, None, :]
-        x = tl.load(x_at, mask=filled[None, :, None] & inside[:, None, :], other=0.0)
-        at = weight_ptr + out[None, None, :] * WIDTH + column[:, :, None]
-        here = real[None, None, :] & inside[:, :, None]
-        weight = tl.load(at, mask=here, other=0.0)
+    out_mask, row_mask = out < OUTPUTS, row < rows
+    acc = tl.zeros((PARTS, ROWS, BLOCK_OUT), tl.float32)
+    acc_up = tl.zeros((PARTS, ROWS, BLOCK_OUT), tl.float32)  # of the second half of the weights, if GATED
+    squares = tl.zeros((PARTS, ROWS), tl.float32)  # for the RMS norm
+    for start in range(0, INPUTS, PARTS * BLOCK_IN):
+        # Load the inputs, (PARTS, ROWS, BLOCK_IN), and the weights, (PARTS, BLOCK_IN, BLOCK_OUT).
+        column = start + part[:, None] * BLOCK_IN + tl.arange(0, BLOCK_IN)[None, :]  # (PARTS, BLOCK_IN)
+        in_mask = column < INPUTS
+        x_ptrs = x_ptr + row[None, :, None] * INPUTS + column[:, None, :]
+        x = tl.load(x_ptrs, mask=row_mask[None, :, None] & in_mask[:, None, :], other=0.0)
+        weight_ptrs = weight_ptr + out[None, None, :] * INPUTS + column[:, :, None]
+        weight_mask = out_mask[None, None, :] & in_mask[:, :, None]
+        weight = tl.load(weight_ptrs, mask=weight_mask, other=0.0)
+
+        # First half of the norm, as in `_project_one_row`.
         if norm_ptr is not None:
             squares += tl.sum(x * x, 2)
-            x *= tl.load(norm_ptr + column, mask=inside, other=0.0).to(tl.float32)[:, None, :]
+            x *= tl.load(norm_ptr + column, mask=in_mask, other=0.0).to(tl.float32)[:, None, :]
+
         x = x.to(weight.dtype)
-        total = tl.dot(x, weight, total, input_precision=PRECISION)
+        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
         if GATED:
-            other = tl.load(at + OUTPUTS * WIDTH, mask=here, other=0.0)
-            second = tl.dot(x, other, second, input_precision=PRECISION)
-    y, up = tl.sum(total, 0), tl.sum(second, 0)
+            weight_up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=weight_mask, other=0.0)
+            acc_up = tl.dot(x, weight_up, acc_up, input_precision=PRECISION)
+    y, up = tl.sum(acc, 0), tl.sum(acc_up, 0)  # (ROWS, BLOCK_OUT)
+
+    # Second half of the norm: one factor for each row.
     if norm_ptr is not None:
-        size = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)[:, None]
-        y *= size
-        up *= size
+        inverse_rms = tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps)[:, None]
+        y *= inverse_rms
+        up *= inverse_rms
+
+    # SwiGLU, bias, residual.
     if GATED:
         y = y * tl.sigmoid(y) * up
-    place = row[:, None] * OUTPUTS + out[None, :]
-    both = filled[:, None] & real[None, :]
+    y_offset = row[:, None] * OUTPUTS + out[None, :]
+    y_mask = row_mask[:, None] & out_mask[None, :]
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + out, mask=real, other=0.0).to(tl.float32)[None, :]
+        y += tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)[None, :]
     if add_ptr is not None:
-        y += tl.load(add_ptr + place, mask=both, other=0.0)
-    tl.store(y_ptr + place, y, mask=both)
+        y += tl.load(add_ptr + y_offset, mask=y_mask, other=0.0)
+    tl.store(y_ptr + y_offset, y, mask=y_mask)
 
 
 @triton.jit
 def _attend(
-    asked_ptr,
-    cache_ptr,
-    cos_ptr,
-    sin_ptr,
-    position_ptr,
-    y_ptr,
-    to_values,
-    positions,
-    scale,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    DIM: tl.constexpr,
-    SPAN: tl.constexpr,
+    qkv_ptr,  # (B, (HEADS + 2 KV_HEADS) DIM) float32
+    cache_ptr,  # (2, B, KV_HEADS, positions, DIM)
+    cos_ptr,  # (positions, DIM / 2)
+    sin_ptr,  # (positions, DIM / 2)
+    position_ptr,  # (B,) int64
+    y_ptr,  # (B, HEADS DIM) float32
+    values_offset,  # elements from the keys to the values in the cache
+    positions,  # of the cache
+    scale,  # DIM ** -0.5
+    HEADS: tl.constexpr,  # of queries
+    KV_HEADS: tl.constexpr,  # of keys and values
+    DIM: tl.constexpr,  # of a head
+    BLOCK: tl.constexpr,  # cached positions loaded at a time
 ):
+    """`attend` for one row and one query head in each program, with a running softmax over the cache."""
     row, head = tl.program_id(0), tl.program_id(1)
-    kv = head // (QUERIES // KEYS)
+    kv_head = head // (HEADS // KV_HEADS)
     position = tl.load(position_ptr + row)
+
+    # Load the new position's query and key, and apply the rotary embedding. It turns the first half of a head
+    # against the second, so each half is a vector of its own: q1, q2, k1, k2. The query carries the scale.
     HALF: tl.constexpr = DIM // 2
-    half, whole = tl.arange(0, HALF), tl.arange(0, DIM)
-    cos = tl.load(cos_ptr + position * HALF + half).to(tl.float32)
-    sin = tl.load(sin_ptr + position * HALF + half).to(tl.float32)
-    asked_ptr += row * (QUERIES + 2 * KEYS) * DIM
-    q = asked_ptr + head * DIM + half
-    k = asked_ptr + (QUERIES + kv) * DIM + half
-    q1, q2, k1, k2 = tl.load(q), tl.load(q + HALF), tl.load(k), tl.load(k + HALF)
+    half_index, dim_index = tl.arange(0, HALF), tl.arange(0, DIM)
+    cos = tl.load(cos_ptr + position * HALF + half_index).to(tl.float32)
+    sin = tl.load(sin_ptr + position * HALF + half_index).to(tl.float32)
+    qkv_ptr += row * (HEADS + 2 * KV_HEADS) * DIM
+    q_ptrs = qkv_ptr + head * DIM + half_index
+    k_ptrs = qkv_ptr + (HEADS + kv_head) * DIM + half_index
+    q1, q2 = tl.load(q_ptrs), tl.load(q_ptrs + HALF)
+    k1, k2 = tl.load(k_ptrs), tl.load(k_ptrs + HALF)
     q1, q2 = (q1 * cos - q2 * sin) * scale, (q2 * cos + q1 * sin) * scale
     k1, k2 = k1 * cos - k2 * sin, k2 * cos + k1 * sin
-    value = tl.load(asked_ptr + (QUERIES + KEYS + kv) * DIM + whole)
-    keys = cache_ptr + (row * KEYS + kv) * positions * DIM
-    values = keys + to_values
-    # A position sees itself first, then what came before, a span at a time.
-    most = tl.sum(q1 * k1 + q2 * k2, 0)
-    total, seen = tl.exp(most - most), value
+    v = tl.load(qkv_ptr + (HEADS + KV_HEADS + kv_head) * DIM + dim_index)
+    cached_keys = cache_ptr + (row * KV_HEADS + kv_head) * positions * DIM
+    cached_values = cached_keys + values_offset
+
+    # Start the softmax with the new position itself. `max_score` is the highest score so far, `weight_sum`
+    # the sum of exp(score - max_score), `attn_out` the values times these weights, before dividing by it.
+    max_score = tl.sum(q1 * k1 + q2 * k2, 0)
+    weight_sum, attn_out = tl.exp(max_score - max_score), v  # a tensor of 1: its own score is the highest
     start = 0
     while start < position:
-        at = start + tl.arange(0, SPAN)
-        visible = (at < position)[:, None]
-        past = keys + at[:, None] * DIM
-        past1 = tl.load(past + half[None, :], mask=visible, other=0.0).to(tl.float32)
-        past2 = tl.load(past + HALF + half[None, :], mask=visible, other=0.0).to(tl.float32)
-        kept = tl.load(values + at[:, None] * DIM + whole[None, :], mask=visible, other=0.0).to(tl.float32)
-        scores = tl.sum(past1 * q1[None, :] + past2 * q2[None, :], 1)
-        scores = tl.where(at < position, scores, float("-inf"))
-        higher = tl.maximum(most, tl.max(scores, 0))
-        weight, shrink = tl.exp(scores - higher), tl.exp(most - higher)
-        seen = seen * shrink + tl.sum(weight[:, None] * kept, 0)
-        total = total * shrink + tl.sum(weight, 0)
-        most = higher
-        start += SPAN
-    tl.store(y_ptr + (row * QUERIES + head) * DIM + whole, seen / total)
-    if head % (QUERIES // KEYS) == 0:
-        kept_at = position * DIM
-        tl.store(keys + kept_at + half, k1.to(cache_ptr.dtype.element_ty))
-        tl.store(keys + kept_at + HALF + half, k2.to(cache_ptr.dtype.element_ty))
-        tl.store(values + kept_at + whole, value.to(cache_ptr.dtype.element_ty))
+        # Load a block of cached keys (in halves) and values, (BLOCK, HALF) and (BLOCK, DIM).
+        past = start + tl.arange(0, BLOCK)
+        past_mask = (past < position)[:, None]
+        past_k_ptrs = cached_keys + past[:, None] * DIM
+        past_k1 = tl.load(past_k_ptrs + half_index[None, :], mask=past_mask, other=0.0).to(tl.float32)
+        past_k2 = tl.load(past_k_ptrs + HALF + half_index[None, :], mask=past_mask, other=0.0).to(tl.float32)
+        past_v_ptrs = cached_values + past[:, None] * DIM + dim_index[None, :]
+        past_v = tl.load(past_v_ptrs, mask=past_mask, other=0.0).to(tl.float32)
+
+        # Scores (BLOCK,), and the softmax update: sums so far shrink if the highest score has risen.
+        scores = tl.sum(past_k1 * q1[None, :] + past_k2 * q2[None, :], 1)
+        scores = tl.where(past < position, scores, float("-inf"))
+        new_max = tl.maximum(max_score, tl.max(scores, 0))
+        weights, shrink = tl.exp(scores - new_max), tl.exp(max_score - new_max)
+        attn_out = attn_out * shrink + tl.sum(weights[:, None] * past_v, 0)
+        weight_sum = weight_sum * shrink + tl.sum(weights, 0)
+        max_score = new_max
+        start += BLOCK
+    tl.store(y_ptr + (row * HEADS + head) * DIM + dim_index, attn_out / weight_sum)
+
+    # Write the new key and value into the cache; one of the query heads that share them does it.
+    if head % (HEADS // KV_HEADS) == 0:
+        new_offset = position * DIM
+        tl.store(cached_keys + new_offset + half_index, k1.to(cache_ptr.dtype.element_ty))
+        tl.store(cached_keys + new_offset + HALF + half_index, k2.to(cache_ptr.dtype.element_ty))
+        tl.store(cached_values + new_offset + dim_index, v.to(cache_ptr.dtype.element_ty))
