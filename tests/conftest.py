@@ -51,6 +51,14 @@ def tuples(value):
     return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """Mark each test that opens a page as `browser`."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 CHROMIUM = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
 CHROMIUM += " --disable-background-networking --disable-component-update --disable-sync"
 CHROMIUM += " --autoplay-policy=no-user-gesture-required"

@@ -1,5 +1,6 @@
 """The shell: what is written, what is printed, how errors read."""
 
+import pytest
 import soundfile
 
 from workbench.cli import main, options_of
@@ -7,6 +8,7 @@ from workbench.cli import main, options_of
 QUICK = ["--option", "max_tokens=12", "--option", "n_timesteps=2"]
 
 
+@pytest.mark.slow
 def test_speak_writes_and_tells(tmp_path, capsys):
     assert main(["speak", "It is late.", "The ship leaves.", "-o", str(tmp_path), "--name", "x", *QUICK]) == 0
     files = sorted(p.name for p in tmp_path.iterdir())
@@ -18,6 +20,7 @@ def test_speak_writes_and_tells(tmp_path, capsys):
         assert word in out
 
 
+@pytest.mark.slow
 def test_long_text_becomes_segments(tmp_path):
     text = "The ship leaves at midnight, and nobody on the long pier knows its name. " * 4
     assert main(["speak", text, "-o", str(tmp_path), *QUICK]) == 0
@@ -51,6 +54,7 @@ def test_option_values():
     assert found == {"n_timesteps": 3, "solver": "heun", "noise_seed": None, "mask_stop_ids": True}
 
 
+@pytest.mark.slow
 def test_traces_can_be_compared(tmp_path, capsys):
     for name, more in (("a", []), ("b", ["--option", "cfg_rate=0.5"])):
         speak = ["speak", "It is late.", "-o", str(tmp_path), "--name", name, "--trace", "everything"]

@@ -18,6 +18,7 @@ def options(pipe):
     return pipe.checkpoint.options.but(n_timesteps=2, max_tokens=10, seed=7)
 
 
+@pytest.mark.slow
 def test_headroom_is_that_of_the_largest_value(pipe, utt, options):
     trace = pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
     room = headroom(pipe, trace)
@@ -34,6 +35,7 @@ def test_headroom_is_that_of_the_largest_value(pipe, utt, options):
         headroom(pipe, trace, "int8")
 
 
+@pytest.mark.slow
 def test_every_part_is_flipped_alone(pipe, utt, options):
     found = bisect_precision(pipe, utt, "bfloat16", options)
     stages = found.rows[found.rows["part"].isin(PARTS)]
@@ -68,6 +70,7 @@ def test_what_is_recommended_was_heard_together(monkeypatch):
     assert found.recommended["f0_dtype"] == "float16" and found.recommended["flow_dtype"] == "float32"
 
 
+@pytest.mark.slow
 def test_an_f0_that_overflows_is_not_safe(pipe, utt, options):
     loud = wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
     name = "f0_predictor.classifier.weight"
@@ -88,10 +91,12 @@ def test_a_module_is_narrow_for_a_while():
     assert not linear._forward_hooks and not linear._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_runs_repeat_and_recording_changes_nothing(pipe, utt, options):
     assert repeatable(pipe, utt, options) == {"determinism": 0.0, "observer": 0.0}
 
 
+@pytest.mark.slow
 def test_what_recording_costs_is_measured(pipe):
     short = utterance_of_size(pipe.config, text=4, prompt=10)
     cost = trace_cost(

@@ -394,6 +394,8 @@ def test_the_kernel_follows_and_leads(page, tmp_path):
     assert page.evaluate("leave(), model.listening()") == 0
 
 
+@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel client's own
 def test_exported_notebook_plays(browser, page, tmp_path):
     code = """

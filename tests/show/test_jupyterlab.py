@@ -13,6 +13,8 @@ import pytest
 
 from tests.paths import ROOT
 
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
 LAB = f"""import workbench as wb
 pipe = wb.Pipeline(wb.Checkpoint.load("{ROOT}/data/voices/tiny"))
 utt = pipe.prepare("Hello.", "{ROOT}/data/prompts/kumo_0.flac")

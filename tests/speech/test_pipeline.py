@@ -182,6 +182,7 @@ def test_vocoder_alone(pipe):
     assert (log_mel(sound.wav[0], pipe.config.mel) - mel).abs().mean() < 1.0
 
 
+@pytest.mark.slow
 def test_one_step_is_far_from_the_solution(pipe, prompt):
     """The glitch of the case is real on this voice: 1 step is 3 times farther off than 10."""
     utt = pipe.convert("data/prompts/kumo_1.flac", prompt)
@@ -220,6 +221,7 @@ def test_lm_precisions(pipe, prompt):
         assert 0 < len(token) <= 5
 
 
+@pytest.mark.slow
 def test_stream_of_the_voice_is_whole(pipe, prompt):
     utt = pipe.convert("data/prompts/kumo_1.flac", prompt)
     chunks = list(stream(pipe, utt))

@@ -30,6 +30,7 @@ def short(voice):
         return speed.measure_speed(voice, lengths=(1.0,), batches=(1, 2), rounds=1)
 
 
+@pytest.mark.slow
 def test_every_way_and_stage_is_timed(short):
     alone, pair = (short.stages[short.stages.batch == n] for n in (1, 2))
     assert list(zip(alone.compute, alone.stage, strict=True)) == [
@@ -42,6 +43,7 @@ def test_every_way_and_stage_is_timed(short):
     assert short.sweep.compute.tolist() == ["exact", "fast"] and (short.sweep.variants == 3).all()
 
 
+@pytest.mark.slow
 def test_times_fit_together(short):
     runs = short.runs.set_index(["compute", "batch"])
     for (way, n), row in runs.iterrows():
@@ -52,6 +54,7 @@ def test_times_fit_together(short):
         assert row.tokens_per_second == pytest.approx(25 * n / lm)
 
 
+@pytest.mark.slow
 def test_work_is_counted(voice, short):
     """By hand: what the LM reads for a token, and the flow's products for one of its linear layers alone."""
     lm, dit = voice.config.lm, voice.config.flow.dit
@@ -68,6 +71,7 @@ def test_work_is_counted(voice, short):
     assert least < row.per_second * row.seconds < 2 * least
 
 
+@pytest.mark.slow
 def test_a_share_is_of_a_measured_ceiling(short):
     most = short.about["ceilings"]
     assert most.keys() == {"bytes", "float32", "tf32", "bfloat16"} and all(v > 0 for v in most.values())
@@ -75,12 +79,14 @@ def test_a_share_is_of_a_measured_ceiling(short):
         assert row.share == pytest.approx(row.per_second / most[row.of])
 
 
+@pytest.mark.slow
 def test_it_is_json_and_text(short):
     again = json.loads(json.dumps(short.to_dict()))
     assert again["about"]["checkpoint"] == "tiny" and len(again["stages"]) == len(short.stages)
     assert "eager again" in str(short) and str(round(short.about["text_tokens"])) in str(short)
 
 
+@pytest.mark.slow
 def test_deviation_of_exact_is_rounding(voice):
     pipe = wb.Pipeline(voice, progress=False)
     utt = pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")
@@ -102,6 +108,7 @@ def test_snr_is_in_decibel():
     assert math.isclose(deviation._snr(found, right), 20, abs_tol=1e-4)
 
 
+@pytest.mark.slow
 def test_bench_writes_what_it_prints(tmp_path, capsys, monkeypatch, short):
     asked = []
     monkeypatch.setattr(speed, "measure_speed", lambda *args: asked.append(args) or short)

@@ -38,6 +38,7 @@ def but(trace, **changes):
     return wb.Trace(data, trace.attrs)
 
 
+@pytest.mark.slow
 def test_a_run_equals_itself(pipe, whole):
     found = compare(whole, whole, pipe)
     assert found.verdict == "MATCH" and found.ok and found.causes == [] and not found.unchecked
@@ -58,6 +59,7 @@ def test_every_result_is_worked_out_again(whole):
     assert all(step.ready(whole) for step in transitions(whole))
 
 
+@pytest.mark.slow
 def test_the_cause_is_where_the_error_was_made(pipe, whole):
     """A wrong velocity at step 1 spoils all that follows, and only it is named."""
     options = pipe.checkpoint.options.but(**whole.attrs["options"])
@@ -88,6 +90,7 @@ def test_the_cause_is_where_the_error_was_made(pipe, whole):
         found.assert_ok()
 
 
+@pytest.mark.slow
 def test_rounding_is_told_from_error(pipe, whole):
     options = pipe.checkpoint.options.but(**whole.attrs["options"])
     double = pipe.replay(whole, "flow", options.but(flow_dtype="float64"), wb.EVERYTHING)
@@ -101,6 +104,7 @@ def test_rounding_is_told_from_error(pipe, whole):
     assert any("flow_dtype" in guard for guard in found.guards)
 
 
+@pytest.mark.slow
 def test_missing_is_never_green(pipe, whole):
     found = compare(whole, but(whole, hift_f0=None), pipe)
     assert found.verdict == "MISSING" and not found.ok and "missing" in found.line
@@ -116,6 +120,7 @@ def test_nan_never_passes(whole):
         assert found.verdict == "NONFINITE" and not found.ok and "flow/mel" in found.line
 
 
+@pytest.mark.slow
 def test_other_tokens_cannot_be_compared(pipe, whole, options):
     other = pipe.synthesise(
         pipe.prepare("It is late.", "data/prompts/kumo_1.flac"), options=options.but(seed=8), save="flow/*"
@@ -146,6 +151,7 @@ def test_the_same_tensor_dumped_twice(whole):
     assert any("dumped twice" in text for text in found.hints)
 
 
+@pytest.mark.slow
 def test_a_run_from_inside_the_ode(pipe, whole):
     part = pipe.replay(whole, "flow/step/1", save=wb.EVERYTHING)
     found = compare(whole, part, pipe)
@@ -174,6 +180,7 @@ def test_measures():
     assert row["prompt"] == pytest.approx(4.5**0.5) and row["target"] == pytest.approx(8**0.5)
 
 
+@pytest.mark.slow
 def test_it_shows_itself(pipe, whole):
     html = compare(whole, but(whole, flow_mel=whole["flow/mel"] * 2), pipe)._repr_html_()
     assert "DIVERGED" in html and "first cause: flow/mel" in html and "<table" in html

@@ -22,6 +22,8 @@ from workbench.diagnose.experiments.row_cache import KeptRows, measure_key, rows
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.pipeline import Pipeline
 
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
 HERE = os.getpid()
 MEASURES = {"mel_l1": mel_l1, "sound_db": sound_db, "seconds": seconds}  # those that a clock is no part of
 VARIANTS = {f"{n} steps": {"n_timesteps": n, "max_tokens": 8} for n in (2, 1, 3)}

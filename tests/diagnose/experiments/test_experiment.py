@@ -116,6 +116,7 @@ def test_worst_place_is_where_the_sound_differs():
     assert worst_place(shorter, one).empty and math.isnan(sound_db(shorter, one))
 
 
+@pytest.mark.slow
 def test_a_block_is_one_batch(pipe, utt, tmp_path):
     changes = {"compute": "exact", "n_timesteps": 2, "max_tokens": 8}
     variants = {f"rate {rate}": changes | {"cfg_rate": rate} for rate in (0.2, 0.7, 1.5)}

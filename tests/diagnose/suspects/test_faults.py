@@ -82,6 +82,7 @@ RARE = {
 LOCAL = [f for f in CATALOGUE if f.stage != "in" and f.name not in RARE and f.fields != ("lm/drawn_token",)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", LOCAL, ids=lambda fault: fault.name)
 def test_a_fault_changes_its_own_results_and_no_others(pipe, trace, fault):
     options = pipe.checkpoint.options.but(**trace.attrs["options"])

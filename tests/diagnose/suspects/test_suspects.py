@@ -13,6 +13,8 @@ from workbench.diagnose.suspects.simulate import Rehearsals
 from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 
+pytestmark = pytest.mark.slow
+
 NAMED = {fault.name: fault for fault in CATALOGUE}
 TEN = (
     "mel-log10",

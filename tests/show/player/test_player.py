@@ -268,6 +268,8 @@ def test_trace_in_a_cell_has_its_player():
     assert trace_html(Trace({"hift/f0": torch.ones(3)}, {})).startswith("<div><b>Trace")
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_import_stays_light():
     code = "import sys, workbench; print([m for m in ('anywidget', 'matplotlib', 'IPython') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -397,6 +397,7 @@ def test_comparison(trace, one_step):
         plots.comparison(wb.compare(wb.Trace({}, {}), wb.Trace({}, {})))
 
 
+@pytest.mark.slow
 def test_comparison_marks_the_first_cause(pipe, trace):
     half = pipe.replay(
         trace, "flow", pipe.checkpoint.options.but(n_timesteps=STEPS, flow_dtype="bfloat16"), wb.EVERYTHING
@@ -496,6 +497,8 @@ def test_provenance(trace, log, one_step):
     assert "\n" not in plots.provenance(wb.Trace({}, odd)) and len(plots.provenance(wb.Trace({}, odd))) < 100
 
 
+@pytest.mark.slow
+@pytest.mark.process
 def test_importing_the_package_does_not_import_matplotlib():
     code = "import sys, workbench as wb; assert 'matplotlib' not in sys.modules; wb.plots.mel; assert 'plots' in dir(wb)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,10 @@ import workbench as wb
 from workbench.cli import main
 from workbench.show.report.notebook import FOLDER, notebook_path, run_notebook
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the kernel client's own
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the kernel client's own
+]
 
 PARAMETERS = """seconds = 1.0
 label = "mine"

@@ -12,6 +12,8 @@ from workbench.diagnose.benchmarks.accuracy import own_deviation
 from workbench.diagnose.suspects.benchmark import inject
 from workbench.diagnose.suspects.faults import CATALOGUE
 
+pytestmark = pytest.mark.slow
+
 MISTAKES = [fault for fault in CATALOGUE if fault.name in ("uncond-keeps-mu", "cfg-off", "last-slope")]
 
 

@@ -74,6 +74,7 @@ def test_cancel_and_errors_leave_no_result():
     assert seen.job.wait(5) and isinstance(seen.errors[0], ZeroDivisionError)
 
 
+@pytest.mark.slow
 def test_ode_explorer_shows_the_run_that_its_controls_say(pipe, utt):
     lab = OdeExplorer(pipe, utt, seed=7).now()
     assert measured(lab.result).set_index("measure")["value"]["mel_l1"] == 0 and lab.status.value == ""
@@ -91,6 +92,7 @@ def test_ode_explorer_shows_the_run_that_its_controls_say(pipe, utt):
     assert not plt.get_fignums()
 
 
+@pytest.mark.slow
 def test_static_twin_has_pictures_tables_and_sound(pipe, trace):
     lab = VocoderLab(pipe, trace).now()
     assert torch.equal(lab.compute({}, lambda steps, *_: steps).trace.wav, trace.wav)
@@ -100,6 +102,7 @@ def test_static_twin_has_pictures_tables_and_sound(pipe, trace):
     assert bundle["text/html"] == page and "application/vnd.jupyter.widget-view+json" in bundle
 
 
+@pytest.mark.slow
 def test_sampling_lab_draws_tokens_and_counts_runs(pipe, utt):
     lab = SamplingLab(pipe, utt).now()
     drawn = lab.compute({"seed": 7, "max_silent_run": ""}, lambda steps, *_: steps)
@@ -122,6 +125,7 @@ def test_run_lengths():
     ]
 
 
+@pytest.mark.slow
 def test_trace_browser_reaches_every_field(trace):
     browser = TraceBrowser(trace)
     for name in trace:
@@ -134,6 +138,7 @@ def test_trace_browser_reaches_every_field(trace):
         TraceBrowser(wb.Trace({}, {}))
 
 
+@pytest.mark.slow
 def test_comparison_browser_opens_at_the_first_bad_row(pipe, utt, trace):
     other = pipe.replay(trace, "flow", pipe.checkpoint.options.but(cfg_rate=0.0), save=wb.EVERYTHING)
     compared = wb.compare(trace, other)

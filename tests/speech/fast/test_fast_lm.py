@@ -76,6 +76,7 @@ def test_a_seed_draws_the_eager_tokens(fast_lm, lm_model, utts, rule):
 
 
 @needs_mkl
+@pytest.mark.slow
 def test_a_run_may_outgrow_its_first_graph(fast_lm, lm_model, utts):
     """Attention reads a power of two of positions; a run that has more goes on in the next graph."""
     o = Options(max_tokens=MIN_POSITIONS + 20, seed=1, mask_stop_ids=True)

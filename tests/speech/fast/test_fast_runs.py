@@ -8,7 +8,7 @@ from tests.paths import ROOT
 from tests.speech.fast.common import assert_near, needs_mkl
 from workbench.speech import batch
 
-pytestmark = pytest.mark.usefixtures("no_grad")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_grad")]
 
 PROMPT = ROOT / "data" / "prompts" / "kumo_0.flac"
 

@@ -76,6 +76,7 @@ def test_the_rust_writer_has_our_key_and_version():
     assert KEY in text and f'"version":{VERSION},' in text
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("rustc") is None, reason="no Rust compiler")
 def test_a_trace_from_the_rust_writer_loads(tmp_path):
     calls = [

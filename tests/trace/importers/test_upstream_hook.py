@@ -143,6 +143,7 @@ def speak(model, trace):
     return model.hift.inference(speech_feat=mel, finalize=True)[0]
 
 
+@pytest.mark.slow
 def test_its_dump_equals_our_run(tmp_path, pipe, ours, upstream):
     silent = speak(upstream, ours)
     record(upstream, tmp_path / "dump")
@@ -158,6 +159,7 @@ def test_its_dump_equals_our_run(tmp_path, pipe, ours, upstream):
     assert torch.equal(pipe.replay(trace, "flow", pipe.checkpoint.options).wav, ours.wav)
 
 
+@pytest.mark.slow
 def test_a_fault_in_the_dump_is_found(tmp_path, pipe, ours, upstream):
     record(upstream, tmp_path)
     upstream.flow.decoder.inference_cfg_rate = 0.5  # beside the stated option
