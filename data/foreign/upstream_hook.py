@@ -1,6 +1,6 @@
-"""Record upstream CosyVoice3 while it speaks: one safetensors file a sentence, or a chunk when streaming.
+"""Record a run of upstream CosyVoice3: one safetensors file per sentence, or per chunk when streaming.
 
-Needs torch and safetensors, nothing of the workbench. Beside your script:
+This file needs torch and safetensors, and nothing of the workbench. Copy it beside your script:
 
     from upstream_hook import record
 
@@ -9,8 +9,8 @@ Needs torch and safetensors, nothing of the workbench. Beside your script:
     for out in cosyvoice.inference_zero_shot(text, prompt_text, prompt_wav):
         ...
 
-Then here: `wb.read_foreign("dump/0.safetensors", "data/foreign/upstream.toml")`. The names in the file are
-those of upstream's own arguments; the tensors are as they were, in their own precision.
+Then read a file: `wb.read_foreign("dump/0.safetensors", "data/foreign/upstream.toml")`. The names in the file
+are those of upstream's arguments; the tensors keep their precision.
 """
 
 import functools
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 
 def record(model, folder):
-    """Listen to `model.llm`, `model.flow` and `model.hift` from now on, and write files into a folder."""
+    """Record each later call of `model.llm`, `model.flow` and `model.hift` into files of a folder."""
     folder, kept, decoder = Path(folder), {}, model.flow.decoder
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -50,9 +50,9 @@ def record(model, folder):
     @around(decoder, "forward_estimator")
     def estimate(inner, x, mask, mu, t, *more, **named):
         k, rate = sum(name.startswith("v1_") for name in kept), decoder.inference_cfg_rate
-        keep(**{f"x{k}": x[:1], f"t{k}": t[0]})  # first, because TensorRT writes its result into x
+        keep(**{f"x{k}": x[:1], f"t{k}": t[0]})  # before the call: TensorRT writes its result into x
         v = inner(x, mask, mu, t, *more, **named)
-        # What guidance makes of them cannot be seen from here; the next x tells whether it was this.
+        # Upstream combines the two branches elsewhere. If it does so in another way, the next x will differ.
         keep(**{f"v1_{k}": v[:1], f"v2_{k}": v[1:], f"v_cfg_{k}": (1.0 + rate) * v[:1] - rate * v[1:]})
         return v
 

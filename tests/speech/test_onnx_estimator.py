@@ -112,6 +112,9 @@ def test_names_and_shapes_equal_upstreams(exported):
 def test_the_file_keeps_names_of_weights_but_no_paths(exported, voice):
     content = exported[0].read_bytes()
     assert str(Path.cwd()).encode() not in content and b"site-packages" not in content
+    other = exported[0].with_name("other")
+    other.touch()
+    assert exported[0].stat().st_mode == other.stat().st_mode
     stored = {w.name: numpy_helper.to_array(w) for w in onnx.load(exported[0]).graph.initializer}
     own = voice.weights["flow"]["decoder.estimator.proj_out.bias"].float()
     assert torch.equal(torch.from_numpy(stored["proj_out.bias"].copy()), own)

@@ -181,6 +181,7 @@ def taps(
 
     Examples
     --------
+    >>> import torch
     >>> estimator = voice.flow().decoder.estimator
     >>> length = 12  # frames
     >>> x = torch.zeros(2, 80, length)

@@ -60,6 +60,7 @@ class Trace(Mapping[str, Tensor]):
 
     A trace of tensors from elsewhere:
 
+    >>> import torch
     >>> wb.Trace({"flow/mel": torch.zeros(80, 50)}, {"text": "silence"})
     Trace('silence', 0.00 s, 1 fields)
     """

@@ -112,6 +112,13 @@ def test_round_trip_is_bit_equal(tiny, saved):
     assert torch.equal(a.excitation(4_800), b.excitation(4_800))
 
 
+def test_saved_files_have_the_mode_of_any_new_file(saved, tmp_path):
+    (tmp_path / "other").touch()
+    assert {path.stat().st_mode for path in saved.iterdir() if path.is_file()} == {
+        (tmp_path / "other").stat().st_mode
+    }
+
+
 def test_random_depends_on_its_seed_alone(tiny):
     state = torch.random.get_rng_state()
     same(Checkpoint.random(TINY, seed=3), tiny)

@@ -107,6 +107,8 @@ def test_pcm16_survives_a_round_trip(tmp_path):
     assert torch.equal(audio.read_wav(tmp_path / "new" / "a.wav")[0], first)
     assert [f.name for f in (tmp_path / "new").iterdir()] == ["a.wav"]
     assert soundfile.info(tmp_path / "new" / "a.wav").subtype == "PCM_16"
+    (tmp_path / "other").touch()
+    assert (tmp_path / "new" / "a.wav").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_samples_beyond_full_scale_are_clipped(tmp_path):

@@ -45,7 +45,7 @@ MAX_ODE_STEPS = 100  # that a table may state
 
 
 class TensorName(NamedTuple):
-    """The field that a name in a log stands for."""
+    """The meaning of a tensor's name in a log: a field of the schema."""
 
     field: str  # of the schema; "" for a tensor that the table lists as having no field
     knot: str  # one of KNOTS for flow/x, else ""
@@ -163,7 +163,7 @@ class LineReader:
         step_match = STEP.search(before_numbers) or STEP.search(text)
         step = int(step_match[1]) if step_match else None
 
-        # What the heading says holds unless the line itself says otherwise.
+        # Source and tensor of the heading hold for the line, unless the line has its own or ends the section.
         if _ends_section(text):
             self._heading = None
         heading = self._heading
@@ -188,7 +188,7 @@ class LineReader:
         return LogLine(number, heading.number, tag, step, tuple(values), unknown)
 
     def _remember(self, number: int, text: str) -> None:
-        """Note what a line without numbers says about the lines after it."""
+        """Remember a heading or an announced step, for the lines after it."""
         if _is_heading(text):
             self._heading = Heading(number, self._tag(text), self._last_name(text[-MAX_NAME_DISTANCE:]))
         elif text[:1].strip():  # a line that is not indented ends the section of a heading

@@ -11,6 +11,9 @@ For example, these lines are two runs, because the steps begin again:
     [PY ODE] step 1: x max=4.18
     [PY ODE] step 2: x max=4.05
     [PY ODE] step 1: x max=4.11
+
+An ODE of n steps has n velocities and n + 1 states (knots): step k leads from knot k to knot k + 1, both
+counted from 0 in a trace. A log may count from 0 or 1, and may print the state before or after a step.
 """
 
 import math
@@ -25,11 +28,12 @@ from workbench.trace.schema import FIELDS, LOOPS, REGIONS, SAMPLE_RATE, STATS, S
 from workbench.trace.trace import Trace
 
 MAX_RUNS = 200  # of one source; bounds memory for a log of any length
-MAX_STEPS = 200  # of the ODE; twice what a run may have, with room for odd numbering
-# Stands for a field here. The schema has none for the width of a step; widths add up to the knots, flow/t.
+MAX_STEPS = 200  # of the ODE, three times what a run may have; bounds the size of a trace
+# Statistic that logs print of a step, and the name of its slot. The schema has no field for the widths of
+# steps, but they add up to the times of the knots, flow/t.
 STEP_WIDTH = "dt"
 HALF_UNITS = "half_units"  # attribute of a trace: half a unit of the last printed digit, by field
-# Statistics of a field that is one positive number, such as a time; each of them is that number.
+# Statistics of a tensor with one positive value, such as a time: each of them is that value.
 STATS_OF_ONE_NUMBER = ("min", "max", "mean", "mean_abs", "rms")
 
 # A field, and the index of its knot, step or draw; None for a field without such a dimension.
@@ -63,7 +67,7 @@ def group_lines(lines: list[LogLine], names: LogNames) -> tuple[list["LoggedRun"
     left_out : int
         Lines beyond the first `MAX_RUNS` runs of their source.
     """
-    # Where the whole log has one source, lines that name none belong to it.
+    # If the log has one source, lines that name no source belong to it.
     tags = sorted({line.tag for line in lines} - {""})
     if len(tags) == 1:
         lines = [line._replace(tag=tags[0]) for line in lines]
@@ -91,9 +95,9 @@ def group_lines(lines: list[LogLine], names: LogNames) -> tuple[list["LoggedRun"
 
 
 def _counts_from_zero(lines: list[LogLine]) -> bool:
-    """Whether a source numbers the first velocity or step width with 0, whatever the table says.
+    """Whether a source numbers its first velocity or step width with 0, so that the table does not apply.
 
-    A state "step 0: x" does not count: it may be the noise before step 1.
+    A state "step 0: x" proves nothing: it may be the noise before step 1.
     """
     at_zero = [line for line in lines if line.step == 0]
     return any(_is_of_step(value) for line in at_zero for value in line.values)
@@ -105,14 +109,14 @@ def _is_looped(field: str) -> bool:
 
 
 def _needs_step(value: PrintedValue) -> bool:
-    """Whether it takes a step to know which entry of a field a number is."""
+    """Whether a number belongs to a step or knot, so that its place is unknown without a step."""
     if value.tensor is None:
         return value.kind == STEP_WIDTH
     return _is_looped(value.tensor.field) and value.tensor.knot != "last"
 
 
 def _is_of_step(value: PrintedValue) -> bool:
-    """Whether a number belongs to a step itself (a velocity, a width), not to a knot beside it (a state)."""
+    """Whether a number belongs to a step (a velocity, a width), not to a knot (a state)."""
     return _needs_step(value) and (value.tensor is None or not value.tensor.knot)
 
 
@@ -182,7 +186,9 @@ def _count_steps(waiting: list[LogLine], next_step: int | None, names: LogNames)
     repeats: Counter[tuple[TensorName | None, str]] = Counter()  # how often each statistic was printed so far
     numbered = []
     for line in reversed(waiting) if backwards else waiting:
-        keys = _keys(tuple(value for value in line.values if _needs_step(value)))
+        looped_values = tuple(value for value in line.values if _needs_step(value))
+        keys = _keys(looped_values)
+        # How many steps this line is away from the step that counting begins with.
         steps_away = max(repeats[key] for key in keys)
         repeats.update(keys)
         step = next_step - steps_away if backwards else names.first_step + steps_away
@@ -246,7 +252,8 @@ class LoggedRun:
         for printed in line.values:
             slot = self._slot(printed, line.step)
             if slot is not None:
-                self._add_statistic(slot, *_kind_and_value(printed))
+                kind, new = _kind_and_value(printed)
+                self._add_statistic(slot, kind, new)
             elif printed.kind == SHAPE:
                 self.shapes.setdefault(printed.tensor.field, list(printed.value))
             elif printed.kind == "prompt_frames" and math.isfinite(printed.value):
@@ -327,8 +334,8 @@ class LoggedRun:
         time = 0.0
         half_unit = 0.0
         step = 0
-        while "dt" in self.statistics.get((STEP_WIDTH, step), {}):
-            width = self.statistics[STEP_WIDTH, step]["dt"]
+        while STEP_WIDTH in self.statistics.get((STEP_WIDTH, step), {}):
+            width = self.statistics[STEP_WIDTH, step][STEP_WIDTH]
             time += width.value
             half_unit += width.half_unit
             step += 1
@@ -359,7 +366,8 @@ def _as_tensor(field: str, entries: dict[int | None, Statistics]) -> tuple[Tenso
     half_units = torch.zeros((n_entries, len(STATS)), dtype=torch.float64)
     for index, statistics in entries.items():
         for kind, (value, half_unit) in _with_rms(statistics).items():
-            position = (index or 0, STATS.index(kind))
+            row = 0 if index is None else index
+            position = (row, STATS.index(kind))
             values[position] = value
             half_units[position] = half_unit if math.isfinite(half_unit) else 0.0
     if "region" in dims_of(field + SUFFIX):
@@ -374,8 +382,8 @@ def _as_tensor(field: str, entries: dict[int | None, Statistics]) -> tuple[Tenso
 def _with_rms(statistics: Statistics) -> Statistics:
     """Return the statistics that a trace has, with the rms where mean and standard deviation were printed.
 
-    rms^2 = mean^2 + std^2 holds for the deviation divided by n. torch divides by n - 1, so that the result
-    is only taken to be right to one percent of the deviation.
+    rms^2 = mean^2 + std^2 holds for a deviation that is divided by n. torch divides by n - 1, so one percent
+    of the deviation is added to the uncertainty.
     """
     kept = {kind: rounded for kind, rounded in statistics.items() if kind in STATS}
     if "std" in statistics and "mean" in statistics and "rms" not in statistics:

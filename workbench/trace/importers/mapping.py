@@ -63,7 +63,7 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
 
     Examples
     --------
-    >>> import pathlib, tempfile
+    >>> import pathlib, tempfile, torch
     >>> from safetensors.torch import save_file
     >>> dump = pathlib.Path(tempfile.mkdtemp()) / "dump.safetensors"
     >>> save_file({"step1_v1": torch.zeros(1, 80, 9), "step2_v1": torch.ones(1, 80, 9)}, dump)
