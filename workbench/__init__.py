@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors; the table below is what runs
-    from workbench.diagnose.compare.compare import Comparison, compare
+    from workbench.diagnose.compare.compare import compare
+    from workbench.diagnose.compare.comparison import Comparison
     from workbench.diagnose.compare.plausibility import implausible
     from workbench.diagnose.experiments import metrics
     from workbench.diagnose.experiments.cached_runs import CachedRuns
@@ -45,7 +46,7 @@ PUBLIC = {
     "SUMMARY": "workbench.trace.record",
     "CachedRuns": "workbench.diagnose.experiments.cached_runs",
     "Checkpoint": "workbench.speech.checkpoint.checkpoint",
-    "Comparison": "workbench.diagnose.compare.compare",
+    "Comparison": "workbench.diagnose.compare.comparison",
     "Config": "workbench.speech.config",
     "Diagnosis": "workbench.diagnose.suspects.suspects",
     "Experiment": "workbench.diagnose.experiments.experiment",

@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--device", default="cpu")
     verb.set_defaults(run=report)
 
-    verb = verbs.add_parser("diagnose", help="name the known mistakes that a run looks like")
+    verb = verbs.add_parser("diagnose", help="name the known faults that a run looks like")
     verb.add_argument("candidate", help="a trace or a log of the implementation that is in doubt")
     verb.add_argument("--reference", help="a right run of the same utterance; not needed for a whole trace")
     verb.add_argument("--names", help="table of what logs call tensors (default: logs.toml)")
@@ -79,11 +79,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--top", type=int, default=5, help="suspects to list")
     verb.set_defaults(run=diagnose)
 
-    verb = verbs.add_parser("suspects", help="list the known mistakes, or test whether they are found")
-    verb.add_argument("--self-test", action="store_true", help="make every mistake and ask for it")
-    verb.add_argument("--name", action="append", default=[], help="only this mistake; may be repeated")
-    verb.add_argument("--pairs", type=int, default=0, help="so many pairs of mistakes as well")
-    verb.add_argument("--clean", type=int, default=0, help="so many runs without a mistake as well")
+    verb = verbs.add_parser("suspects", help="list the known faults, or test whether they are found")
+    verb.add_argument("--self-test", action="store_true", help="inject every fault and look for it")
+    verb.add_argument("--name", action="append", default=[], help="only this fault; may be repeated")
+    verb.add_argument("--pairs", type=int, default=0, help="so many pairs of faults as well")
+    verb.add_argument("--clean", type=int, default=0, help="so many runs without a fault as well")
     verb.add_argument("--voice", default="data/voices/tiny", help="checkpoint folder")
     verb.add_argument("-o", "--out", help="also write every row of the self-test as CSV")
     verb.set_defaults(run=suspects)
@@ -177,8 +177,8 @@ def speak(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Print the verdict, what differs before any number, and every row that is not a match."""
-    from workbench.diagnose.compare.compare import VERDICTS
     from workbench.diagnose.compare.compare import compare as put_side_by_side
+    from workbench.diagnose.compare.comparison import VERDICTS
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.importers.log_lines import NAMES
@@ -240,7 +240,7 @@ def diagnose(args: argparse.Namespace) -> int:
     if found.suspects:
         table = found.to_frame().head(args.top)[["suspect", "stage", "explained", "source"]]
         print(table.to_string(index=False, float_format="{:.2f}".format))
-    if found.together:
+    if found.explained_by:
         print(found.suspects[0].evidence.to_string(index=False, float_format="{:.2g}".format))
     return 0
 
@@ -258,7 +258,7 @@ def suspects(args: argparse.Namespace) -> int:
     faults = [fault for fault in CATALOGUE if fault.name in args.name or not args.name]
     if not faults:
         raise WorkbenchError(
-            f"no known mistake is called {', '.join(args.name)}; `workbench suspects` lists them"
+            f"no known fault is called {', '.join(args.name)}; `workbench suspects` lists them"
         )
     if not args.self_test:
         for fault in faults:
@@ -266,7 +266,7 @@ def suspects(args: argparse.Namespace) -> int:
         return 0
     pipe = Pipeline(Checkpoint.load(args.voice), progress=False)
     total = len(faults) * len(VIEWS) + args.pairs + args.clean
-    rows = self_test(pipe, held_out(pipe), faults, pairs=args.pairs, clean=args.clean)
+    rows = self_test(pipe, held_out(pipe), faults, pairs=args.pairs, healthy=args.clean)
     rows = list(tqdm(rows, "self-test", total, unit=" run"))
     print(table(rows).to_string(float_format="{:.3f}".format))
     print(confusions(rows).to_string(index=False))

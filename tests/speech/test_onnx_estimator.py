@@ -251,7 +251,7 @@ def test_a_run_differs_from_torch_by_rounding_alone(pipe, runs):
     found = wb.compare(ours, theirs, pipe)
     rows = found.rows[found.rows["field"].str.startswith(("flow/", "lm/", "in/"))]
     assert set(rows["verdict"]) == {"MATCH", "ROUNDING"}
-    assert found.causes == [] and found.guards == [] and found.ok
+    assert found.causes == [] and found.input_differences == [] and found.ok
 
 
 def test_a_trace_names_the_estimator(runs):

@@ -1,13 +1,13 @@
-"""Fields that cannot be of one run are named before any number is compared."""
+"""Fields whose lengths cannot come from one run are named before any number is compared."""
 
 import pytest
 import torch
 
 import workbench as wb
 from workbench.diagnose.compare.compare import compare
-from workbench.diagnose.compare.misfits import misfits
+from workbench.diagnose.compare.plausibility import inconsistent_lengths
 
-FIT = {
+SHAPES = {  # of the fields of one run
     "in/flow_prompt_token": (3,),
     "in/prompt_mel": (80, 6),
     "lm/speech_token": (5,),
@@ -29,14 +29,17 @@ def trace_of(shapes, **attrs):
     return wb.Trace(data, {"prompt_frames": 6, "sample_rate": 24000, "timings": {}} | attrs)
 
 
-def test_a_run_fits_itself():
-    assert misfits(trace_of(FIT)) == [] and misfits(trace_of({})) == []
-    for name in FIT:  # and does without any of its fields
-        assert misfits(trace_of({other: shape for other, shape in FIT.items() if other != name})) == []
+def test_lengths_of_one_run_are_consistent():
+    assert inconsistent_lengths(trace_of(SHAPES)) == [] and inconsistent_lengths(trace_of({})) == []
+    for name in SHAPES:  # and without any one of its fields
+        assert (
+            inconsistent_lengths(trace_of({other: shape for other, shape in SHAPES.items() if other != name}))
+            == []
+        )
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "said"),
+    ("name", "shape", "expected"),
     [
         ("hift/wav", (4320,), "sample is 4800 in hift/source, but 4320 in hift/wav"),
         ("flow/mel", (80, 9), "target_frame is 9 in flow/mel, but 10 in hift/f0"),
@@ -56,28 +59,32 @@ def test_a_run_fits_itself():
         ("hift/magnitude", (9, 1200), "hift/magnitude has 1200 along stft_frame"),
     ],
 )
-def test_one_field_of_another_run(name, shape, said):
-    found = misfits(trace_of(FIT | {name: shape}))
-    assert found and any(said in text for text in found)
+def test_a_field_of_another_run_is_named(name, shape, expected):
+    found = inconsistent_lengths(trace_of(SHAPES | {name: shape}))
+    assert found and any(expected in text for text in found)
     assert all(text.startswith("fields are not of one run: ") for text in found)
 
 
-def test_all_of_one_stage_of_another_run():
+def test_a_whole_stage_of_another_run_is_named():
     sound = {"hift/wav": (4320,), "hift/source": (4320,), "hift/magnitude": (9, 1081)}
-    found = misfits(trace_of(FIT | sound))
+    found = inconsistent_lengths(trace_of(SHAPES | sound))
     assert any(
         "hift/source, hift/wav has 4320 along sample" in text and "480 samples a frame" in text
         for text in found
     )
     mel = {"flow/mel": (80, 9), "hift/f0": (9,)} | sound
-    assert any("the frames behind the prompt" in text for text in misfits(trace_of(FIT | mel)))
-    assert not any("prompt" in text for text in misfits(trace_of(FIT | mel, options={"speed": 1.1})))
+    assert any(
+        "the frames behind the prompt" in text for text in inconsistent_lengths(trace_of(SHAPES | mel))
+    )
+    assert not any(
+        "prompt" in text for text in inconsistent_lengths(trace_of(SHAPES | mel, options={"speed": 1.1}))
+    )
 
 
-def test_they_are_a_finding_and_not_a_crash():
+def test_compare_reports_inconsistent_lengths():
     pipe = wb.Pipeline(wb.Checkpoint.load("data/voices/tiny"), progress=False)
-    fit, other = trace_of(FIT), trace_of(FIT | {"flow/velocity": (2, 80, 18), "hift/wav": (4320,)})
-    found = compare(fit, other, pipe)
+    right, other = trace_of(SHAPES), trace_of(SHAPES | {"flow/velocity": (2, 80, 18), "hift/wav": (4320,)})
+    found = compare(right, other, pipe)
     assert found.verdict == "SHAPE" and found.causes is None
     assert any(text.startswith("candidate: fields are not of one run: frame is 16") for text in found.hints)
     assert any("sample is 4800 in hift/source, but 4320 in hift/wav" in text for text in found.hints)

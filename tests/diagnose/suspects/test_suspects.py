@@ -1,4 +1,4 @@
-"""Mistakes made on purpose are named, from whole traces, from a mel and a waveform, and from statistics."""
+"""`find_suspects` names injected faults, from whole traces, from a mel and a waveform, and from statistics."""
 
 from dataclasses import replace
 
@@ -7,9 +7,16 @@ import torch
 
 import workbench as wb
 from workbench.cli import main
-from workbench.diagnose.suspects.benchmark import Row, confusions, heard, inject, self_test, summed_up, table
-from workbench.diagnose.suspects.faults import CATALOGUE
-from workbench.diagnose.suspects.simulate import Rehearsals
+from workbench.diagnose.suspects.benchmark import (
+    Row,
+    confusions,
+    mel_and_waveform,
+    self_test,
+    statistics_only,
+    table,
+)
+from workbench.diagnose.suspects.faults import CATALOGUE, inject
+from workbench.diagnose.suspects.simulate import FaultSimulator
 from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 
@@ -31,102 +38,100 @@ TEN = (
 
 
 @pytest.fixture(scope="module")
-def rehearsals(pipe):
+def simulator(pipe):
     utt = pipe.prepare("Eight months to Mars.", "data/prompts/nezumi_1.flac")
     options = pipe.checkpoint.options.but(n_timesteps=3, max_tokens=12, seed=7)
-    return Rehearsals(pipe.synthesise(utt, options=options, save=wb.EVERYTHING), pipe)
+    return FaultSimulator(pipe.synthesise(utt, options=options, save=wb.EVERYTHING), pipe)
 
 
-def ask(rehearsals, candidate, catalogue=CATALOGUE):
-    return find_suspects(rehearsals.reference, candidate, rehearsals.pipe, catalogue, rehearsals)
+def suspects_of(simulator, candidate, catalogue=CATALOGUE):
+    return find_suspects(simulator.reference, candidate, simulator.pipe, catalogue, simulator)
 
 
 @pytest.mark.parametrize("name", TEN)
-def test_a_mistake_in_a_whole_trace_is_named(rehearsals, name):
-    candidate = inject(rehearsals.pipe, rehearsals.reference, (NAMED[name],))
-    found = ask(rehearsals, candidate)
-    assert found.together == (name,) and found.suspects[0].fault.name == name
-    assert found.explained > 0.9 and name in found.line and not found.clean
+def test_a_fault_in_a_whole_trace_is_named(simulator, name):
+    candidate = inject(simulator.pipe, simulator.reference, (NAMED[name],))
+    found = suspects_of(simulator, candidate)
+    assert found.explained_by == (name,) and found.suspects[0].fault.name == name
+    assert found.explained > 0.9 and name in found.line and not found.healthy
     evidence = found.suspects[0].evidence
     assert len(evidence) and evidence["fits"].all() and (evidence["right"] > evidence["allowed"]).any()
     assert "candidate" not in found._repr_html_() and name in found._repr_html_()
 
 
-def test_what_the_candidate_says_of_itself_is_not_asked(rehearsals):
-    candidate = inject(rehearsals.pipe, rehearsals.reference, (NAMED["cfg-off"],))
+def test_injected_faults_leave_no_sign_in_the_attributes(simulator):
+    candidate = inject(simulator.pipe, simulator.reference, (NAMED["cfg-off"],))
     assert set(candidate.attrs["options"]) == {"seed"} and candidate.attrs.get("checkpoint") is None
 
 
 @pytest.mark.parametrize("name", ["cfg-off", "source-noise-none"])
-def test_statistics_will_do(rehearsals, name):
-    candidate = summed_up(inject(rehearsals.pipe, rehearsals.reference, (NAMED[name],)))
+def test_a_fault_is_named_from_statistics_alone(simulator, name):
+    candidate = statistics_only(inject(simulator.pipe, simulator.reference, (NAMED[name],)))
     assert all(field.endswith(".stats") for field in candidate)
     few = [NAMED[other] for other in (*TEN[2:], "cfg-off", "source-noise-none", "source-loud")]
-    assert ask(rehearsals, candidate, few).together == (name,)
+    assert suspects_of(simulator, candidate, few).explained_by == (name,)
 
 
-def test_a_state_that_no_log_prints_is_no_error(rehearsals):
-    candidate = summed_up(inject(rehearsals.pipe, rehearsals.reference, (NAMED["cfg-off"],)))
+def test_a_state_that_no_log_printed_is_no_error(simulator):
+    candidate = statistics_only(inject(simulator.pipe, simulator.reference, (NAMED["cfg-off"],)))
     x = candidate["flow/x.stats"].clone()
     x[0] = float("nan")
-    found = ask(rehearsals, wb.Trace({"flow/x.stats": x}, {}), [NAMED["cfg-off"], NAMED["cfg-sign"]])
-    assert found.together == ("cfg-off",) and found.explained > 0.99
+    found = suspects_of(simulator, wb.Trace({"flow/x.stats": x}, {}), [NAMED["cfg-off"], NAMED["cfg-sign"]])
+    assert found.explained_by == ("cfg-off",) and found.explained > 0.99
 
 
-def test_a_mel_and_a_waveform_will_do(rehearsals):
-    candidate = heard(inject(rehearsals.pipe, rehearsals.reference, (NAMED["window-sum-left-out"],)))
+def test_a_fault_is_named_from_a_mel_and_a_waveform(simulator):
+    candidate = mel_and_waveform(inject(simulator.pipe, simulator.reference, (NAMED["window-sum-left-out"],)))
     assert set(candidate) == {"flow/mel", "hift/wav"}
-    assert ask(rehearsals, candidate).together == ("window-sum-left-out",)
+    assert suspects_of(simulator, candidate).explained_by == ("window-sum-left-out",)
 
 
-def test_two_at_once(rehearsals):
+def test_two_faults_at_once_are_both_named(simulator):
     two = NAMED["speaker-not-normalised"], NAMED["trunk-slope"]
-    found = ask(rehearsals, inject(rehearsals.pipe, rehearsals.reference, two))
-    assert set(found.together) == {fault.name for fault in two} and found.explained > 0.95
+    found = suspects_of(simulator, inject(simulator.pipe, simulator.reference, two))
+    assert set(found.explained_by) == {fault.name for fault in two} and found.explained > 0.95
 
 
-def test_a_right_run_has_no_suspects(pipe, rehearsals):
+def test_a_healthy_run_has_no_suspects(pipe, simulator):
     utt = pipe.prepare("The letter came too late.", "data/prompts/kumo_1.flac")
     options = pipe.checkpoint.options.but(n_timesteps=2, max_tokens=10, seed=3)
     found = find_suspects(None, pipe.synthesise(utt, options=options, save=wb.EVERYTHING), pipe)
     assert (
-        found.clean and not found.together
-    )  # a run that brings its inputs is asked for with its own options
-    same = ask(rehearsals, rehearsals.reference)
-    assert same.clean and not same.suspects and "nothing to explain" in same.line
+        found.healthy and not found.explained_by
+    )  # a run that recorded its inputs is simulated with its own options
+    same = suspects_of(simulator, simulator.reference)
+    assert same.healthy and not same.suspects and "nothing to explain" in same.line
 
 
-def test_what_nobody_made_before_is_none_of_these(rehearsals):
-    data = dict(rehearsals.reference)
+def test_an_unknown_fault_is_none_of_the_catalogue(simulator):
+    data = dict(simulator.reference)
     torch.manual_seed(0)
     data["hift/source"] = data["hift/source"].flip(0)
-    found = ask(rehearsals, wb.Trace(data, rehearsals.reference.attrs))
-    assert not found.together and found.line.startswith("none of these")
+    found = suspects_of(simulator, wb.Trace(data, simulator.reference.attrs))
+    assert not found.explained_by and found.line.startswith("none of these")
 
 
-def test_what_would_tell_two_apart(rehearsals):
+def test_the_next_experiment_names_a_field_to_record(simulator):
     fault = NAMED["uncond-keeps-spks"]
-    whole = inject(rehearsals.pipe, rehearsals.reference, (fault,))
+    whole = inject(simulator.pipe, simulator.reference, (fault,))
     only = wb.Trace({"flow/mel": whole["flow/mel"]}, whole.attrs)
     twins = [fault, NAMED["uncond-keeps-all"], NAMED["cfg-off"], NAMED["gelu-exact"]]
-    found = find_suspects(rehearsals.reference, only, rehearsals.pipe, twins, rehearsals)
+    found = find_suspects(simulator.reference, only, simulator.pipe, twins, simulator)
     assert found.suspects[0].fault is fault
     assert found.next_experiment == "" or "record" in found.next_experiment
 
 
-def test_a_candidate_without_anything_to_follow(rehearsals):
+def test_a_candidate_without_predictable_fields_is_refused(simulator):
     with pytest.raises(WorkbenchError, match="record a mel"):
-        find_suspects(
-            None, wb.Trace({"flow/mu": torch.zeros(80, 4)}, {"sample_rate": 24000}), rehearsals.pipe
-        )
+        find_suspects(None, wb.Trace({"flow/mu": torch.zeros(80, 4)}, {"sample_rate": 24000}), simulator.pipe)
 
 
-def test_the_self_test_counts(pipe):
+def test_the_self_test_counts_right_and_wrong_answers(pipe):
     utt = pipe.prepare("Eight months to Mars.", "data/prompts/kumo_1.flac")
     short = replace(pipe.checkpoint, options=pipe.checkpoint.options.but(n_timesteps=2, max_tokens=8))
     rows = list(
         self_test(
-            wb.Pipeline(short, progress=False), [(utt, 5)], [NAMED["cfg-sign"]], ["whole trace"], clean=1
+            wb.Pipeline(short, progress=False), [(utt, 5)], [NAMED["cfg-sign"]], ["whole trace"], healthy=1
         )
     )
     assert [row.outcome for row in rows] == ["right", "right"] and rows[0].named == "cfg-sign"
@@ -138,13 +143,13 @@ def test_the_self_test_counts(pipe):
     summary = table(more)
     assert summary.loc["whole trace", "top_1"] == 0.5 and summary.loc["whole trace", "top_3"] == 1.0
     assert summary.loc["whole trace", "no_effect"] == 1
-    assert confusions(more).to_dict("records") == [{"view": "whole trace", "made": "a", "named": "b"}]
+    assert confusions(more).to_dict("records") == [{"view": "whole trace", "injected": "a", "named": "b"}]
 
 
-def test_in_a_shell(tmp_path, rehearsals, capsys):
-    candidate = inject(rehearsals.pipe, rehearsals.reference, (NAMED["cfg-off"],))
+def test_diagnose_and_suspects_in_a_shell(tmp_path, simulator, capsys):
+    candidate = inject(simulator.pipe, simulator.reference, (NAMED["cfg-off"],))
     paths = [
-        str(trace.save(tmp_path / name)) for trace, name in ((rehearsals.reference, "a"), (candidate, "b"))
+        str(trace.save(tmp_path / name)) for trace, name in ((simulator.reference, "a"), (candidate, "b"))
     ]
     assert main(["diagnose", paths[1], "--reference", paths[0]]) == 0
     out = capsys.readouterr().out

@@ -406,9 +406,9 @@ def test_comparison_marks_the_first_cause(pipe, trace):
     assert line(ax, "first cause: flow/mu")
 
 
-def diagnosis(shares, together=(), clean=False):
+def diagnosis(shares, explained_by=(), healthy=False):
     found = [SimpleNamespace(fault=SimpleNamespace(name=k), explained=v) for k, v in shares.items()]
-    return Diagnosis(found, together, sum(shares[name] for name in together), clean, "")
+    return Diagnosis(found, explained_by, sum(shares[name] for name in explained_by), healthy, "")
 
 
 def test_suspects():
@@ -418,7 +418,7 @@ def test_suspects():
     assert [text.get_text() for text in ax.get_yticklabels()] == ["rotary", "grid", "slope"]
     assert [bool(bar.get_hatch()) for bar in bars] == [True, False, False]
     assert line(ax, "enough").get_xdata()[0] == 0.5 and ax.get_ylim()[0] > ax.get_ylim()[1]
-    clean = drawn(plots.suspects(diagnosis({}, clean=True)))
+    clean = drawn(plots.suspects(diagnosis({}, healthy=True)))
     assert clean.get_title("left") == "nothing to explain" and "within rounding" in texts(clean)[0]
 
 

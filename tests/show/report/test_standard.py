@@ -9,8 +9,7 @@ import torch
 import workbench as wb
 from workbench.cli import main
 from workbench.diagnose.benchmarks.accuracy import own_deviation
-from workbench.diagnose.suspects.benchmark import inject
-from workbench.diagnose.suspects.faults import CATALOGUE
+from workbench.diagnose.suspects.faults import CATALOGUE, inject
 
 pytestmark = pytest.mark.slow
 

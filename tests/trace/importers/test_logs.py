@@ -380,10 +380,10 @@ def test_hints_name_other_noise_and_growth(log):
 
 def test_shapes_in_logs_are_compared(log, whole):
     (run,) = log("mu shape: [1, 300, 80]\nmu max=2.0\nprompt_mel_len=6\n").runs
-    guards = compare(whole, run).guards
+    guards = compare(whole, run).input_differences
     assert "flow/mu: shapes (80, 12) and (1, 300, 80)" in guards and "prompt_frames: 4 and 6" in guards
     (same,) = log("mu shape: [1, 12, 80]\nmu max=2.0\n").runs
-    assert compare(whole, same).guards == []
+    assert compare(whole, same).input_differences == []
 
 
 def test_plausibility_does_not_mix_statistics_of_several_knots(log):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.diagnose.compare.compare import VERDICTS, compare
+from workbench.diagnose.compare.compare import compare
+from workbench.diagnose.compare.comparison import VERDICTS
 from workbench.trace.importers.logs import read_log
 from workbench.trace.importers.mapping import read_foreign
 from workbench.trace.schema import FIELDS, REGIONS, STATS, VERSION

@@ -1,4 +1,4 @@
-"""How far one tensor is from another, and which mistake that looks like."""
+"""Measure how far one tensor is from another, and recognise simple faults in the difference."""
 
 from typing import Any
 
@@ -10,6 +10,18 @@ from workbench.diagnose.compare.transitions import entry
 from workbench.trace.schema import RATES, SUFFIX
 from workbench.trace.trace import Trace
 
+EPS = torch.finfo(torch.float32).eps  # relative: the smallest rounding error to reckon with
+# What rounding explains is this many times the distance between a float32 and a float64 result: other
+# kernels and another order of sums round differently, seldom by more than a few times.
+ALLOWANCE = 10.0
+
+# Thresholds of `hints`, all relative L2.
+MIN_ERROR = 1e-3  # below it there is nothing to recognise
+MAX_TRANSPOSED_ERROR = 0.1  # at most so much is left after transposing
+MAX_SCALED_ERROR = 0.02  # at most so much is left after scaling
+MIN_SCALE_CHANGE = 0.05  # a smaller change of the norm is not called a scale
+SHIFT_GAIN = 0.2  # shifting must leave less than this share of the error
+
 
 def measure(x: Tensor, y: Tensor, prompt_frames: int | None = None) -> dict[str, Any]:
     """Return how far `y` is from `x`: norms, angle, signal to noise, worst place.
@@ -20,68 +32,88 @@ def measure(x: Tensor, y: Tensor, prompt_frames: int | None = None) -> dict[str,
         Reference and candidate, of one shape.
     prompt_frames : int, optional
         Where the target begins on the last axis, to split the error.
+
+    Returns
+    -------
+    dict
+        `nonfinite`, `rel_l2`, `max_abs`, `rms`, `snr_db`, `cosine`, `norm_ratio`, `worst` (index of the
+        largest error); with `prompt_frames` also `prompt` and `target` (rms error of each region).
     """
     x, y = x.double(), y.double()
-    bad = int((~y.isfinite()).sum())
-    d = y - x
-    nx, ny, nd = float(x.norm()), float(y.norm()), float(d.norm())
-    cosine = float((x * y).sum()) / max(nx * ny, 1e-300)
+    error = y - x
+    x_norm, y_norm, error_norm = float(x.norm()), float(y.norm()), float(error.norm())
+    cosine = float((x * y).sum()) / max(x_norm * y_norm, 1e-300)  # 1e-300: no division by zero
+    worst = ()
+    if error.numel():
+        flat_index = error.abs().nan_to_num(torch.inf).argmax()
+        worst = tuple(int(i) for i in torch.unravel_index(flat_index, error.shape))
+    snr_db = float("inf")
+    if error_norm and x_norm:
+        snr_db = 20 * float(torch.tensor(x_norm / error_norm).log10())
     row = {
-        "nonfinite": bad,
-        "rel_l2": _share(nd, nx),
-        "max_abs": float(d.abs().max()) if d.numel() else 0.0,
-        "rms": nd / max(d.numel(), 1) ** 0.5,
-        "snr_db": 20 * float(torch.tensor(nx / nd).log10()) if nd and nx else float("inf"),
-        "cosine": cosine if nx and ny else float("nan"),
-        "norm_ratio": ny / nx if nx else float("nan"),
-        "worst": tuple(int(i) for i in torch.unravel_index(d.abs().nan_to_num(torch.inf).argmax(), d.shape))
-        if d.numel()
-        else (),
+        "nonfinite": int((~y.isfinite()).sum()),
+        "rel_l2": _ratio(error_norm, x_norm),
+        "max_abs": float(error.abs().max()) if error.numel() else 0.0,
+        "rms": error_norm / max(error.numel(), 1) ** 0.5,
+        "snr_db": snr_db,
+        "cosine": cosine if x_norm and y_norm else float("nan"),
+        "norm_ratio": y_norm / x_norm if x_norm else float("nan"),
+        "worst": worst,
     }
     if prompt_frames is not None:
-        for region, part in (("prompt", d[..., :prompt_frames]), ("target", d[..., prompt_frames:])):
+        regions = {"prompt": error[..., :prompt_frames], "target": error[..., prompt_frames:]}
+        for region, part in regions.items():
             row[region] = float(part.square().mean().sqrt()) if part.numel() else 0.0
     return row
 
 
 def where_is(dims: tuple[str, ...], place: tuple[int, ...], trace: Trace) -> tuple[str, float]:
-    """Return a place in words, and when in the target's sound it is: seconds, NaN where it has no time.
+    """Return a place in words, and its time in the target's audio in seconds; NaN where it has no time.
 
     >>> where_is(("mel", "frame"), (3, 60), Trace({}, {"prompt_frames": 10}))
     ('mel 3, frame 60 (target)', 1.0)
     """
     words, seconds = [], float("nan")
-    for dim, at in zip(dims, place, strict=True):
-        word = f"{dim.replace('_', ' ')} {at}"
+    for dim, index in zip(dims, place, strict=True):
+        word = f"{dim.replace('_', ' ')} {index}"
         if dim == "frame":
-            word += " (target)" if at >= trace.prompt_frames else " (prompt)"
-            at -= trace.prompt_frames
+            word += " (target)" if index >= trace.prompt_frames else " (prompt)"
+            index -= trace.prompt_frames
         words.append(word)
         rate = trace.sample_rate if dim == "sample" else RATES.get(dim)
-        if rate and at >= 0:
-            seconds = at / rate
+        if rate and index >= 0:
+            seconds = index / rate
     return ", ".join(words), seconds
 
 
 def relative(x: Tensor, y: Tensor) -> float:
-    """Return the relative L2 of `y` against `x`; of ids, the share that differs."""
+    """Return the relative L2 distance of `y` to `x`; for ids, the share that differs."""
     if not x.is_floating_point():
         return float((x != y).double().mean()) if x.numel() else 0.0
     x, y = x.double(), y.double()
-    return _share(float((y - x).norm()), float(x.norm()))
+    return _ratio(float((y - x).norm()), float(x.norm()))
 
 
-def _share(error: float, whole: float) -> float:
-    return error / whole if whole else (0.0 if error == 0 else float("inf"))
+def _ratio(error: float, size: float) -> float:
+    if size:
+        return error / size
+    return 0.0 if error == 0 else float("inf")
 
 
 def place_name(field: str, index: int | None) -> str:
-    """Such as flow/x[3]."""
+    """Return the name of a place, such as "flow/x[3]"."""
     return field.removesuffix(SUFFIX) if index is None else f"{field}[{index}]"
 
 
 def hints(reference: Trace, candidate: Trace, rows: pd.DataFrame) -> list[str]:
-    """Shapes of mistakes that can be seen in the tensors themselves."""
+    """Return a sentence for every simple fault that the tensors show: transposed, scaled, shifted, repeated.
+
+    Parameters
+    ----------
+    reference, candidate : Trace
+    rows : DataFrame
+        Places to look at: columns `field` and `index`.
+    """
     found = []
     for field, index in zip(rows["field"], rows["index"], strict=True):
         index = None if pd.isna(index) else int(index)
@@ -89,29 +121,43 @@ def hints(reference: Trace, candidate: Trace, rows: pd.DataFrame) -> list[str]:
             continue
         if index is not None and index >= min(len(reference[field]), len(candidate[field])):
             continue
-        x, y = entry(reference, field, index).double(), entry(candidate, field, index).double()
-        if x.ndim == 2 and y.shape == x.T.shape and x.shape != y.shape and relative(x, y.T) < 0.1:
-            found.append(f"{place_name(field, index)}: the candidate's axes are transposed")
-        if x.shape != y.shape or not y.isfinite().all() or (error := relative(x, y)) < 1e-3:
-            continue
-        ratio = float(y.norm() / x.norm()) if x.norm() else 1.0
-        if x.norm() and abs(ratio - 1) > 0.05 and relative(x * ratio, y) < 0.02:
-            found.append(f"{place_name(field, index)}: the candidate's is {ratio:.3g} times the reference's")
-        if x.ndim and x.shape[-1] > 2:
-            for shift in (1, -1):
-                a, b = (x[..., :-1], y[..., 1:]) if shift == 1 else (x[..., 1:], y[..., :-1])
-                if relative(a, b) < 0.2 * error:
-                    where = place_name(field, index)
-                    found.append(f"{where}: the candidate's is shifted by {shift:+d} along its last axis")
-    for name in ("flow/x", "flow/velocity_cond", "flow/velocity_uncond"):
-        if name in candidate and len(candidate[name]) > 1:
-            same = [
-                k
-                for k in range(1, len(candidate[name]))
-                if torch.equal(candidate[name][k], candidate[name][k - 1])
-            ]
-            if same:
-                found.append(
-                    f"{name}: entry {same[0]} is the very one before it: was the same tensor dumped twice?"
-                )
+        x = entry(reference, field, index).double()
+        y = entry(candidate, field, index).double()
+        found += [f"{place_name(field, index)}: {text}" for text in _hints_of_pair(x, y)]
+    for field in ("flow/x", "flow/velocity_cond", "flow/velocity_uncond"):
+        found += _repeated_entry(candidate, field)
     return found
+
+
+def _hints_of_pair(x: Tensor, y: Tensor) -> list[str]:
+    """Return what the difference between two float64 tensors looks like."""
+    if x.ndim == 2 and x.shape != y.shape and y.shape == x.T.shape:
+        return ["the candidate's axes are transposed"] if relative(x, y.T) < MAX_TRANSPOSED_ERROR else []
+    if x.shape != y.shape or not y.isfinite().all():
+        return []
+    error = relative(x, y)
+    if error < MIN_ERROR:
+        return []
+    found = []
+    if x.norm():
+        scale = float(y.norm() / x.norm())
+        if abs(scale - 1) > MIN_SCALE_CHANGE and relative(x * scale, y) < MAX_SCALED_ERROR:
+            found.append(f"the candidate's is {scale:.3g} times the reference's")
+    if x.ndim and x.shape[-1] > 2:
+        late = relative(x[..., :-1], y[..., 1:])
+        early = relative(x[..., 1:], y[..., :-1])
+        for shift, shifted_error in ((1, late), (-1, early)):
+            if shifted_error < SHIFT_GAIN * error:
+                found.append(f"the candidate's is shifted by {shift:+d} along its last axis")
+    return found
+
+
+def _repeated_entry(trace: Trace, field: str) -> list[str]:
+    """Return a sentence about the first entry of a field that equals the one before it."""
+    if field not in trace:
+        return []
+    entries = trace[field]
+    for k in range(1, len(entries)):
+        if torch.equal(entries[k], entries[k - 1]):
+            return [f"{field}: entry {k} is the very one before it: was the same tensor dumped twice?"]
+    return []

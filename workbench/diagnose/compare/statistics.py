@@ -1,7 +1,7 @@
-"""Two runs of which one kept statistics alone, such as a text log: what can be said of a field.
+"""Compare fields when one side recorded only summary statistics, such as a text log.
 
-Equal statistics do not make equal tensors, and a mean that agrees proves least, so the best that comes out
-here is ALIKE. Statistics that differ do prove that the tensors differ.
+Equal statistics do not prove that the tensors are equal, and an equal mean proves least. So the best
+verdict here is ALIKE. Statistics that differ do prove that the tensors differ.
 """
 
 from typing import Any
@@ -11,37 +11,40 @@ import torch
 from torch import Tensor
 
 from workbench.diagnose.compare.distance import place_name
-from workbench.diagnose.compare.transitions import entry, loop_of
+from workbench.diagnose.compare.transitions import entry, loop_dimension
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.log_runs import HALF_UNITS
 from workbench.trace.record import summarise, summarise_regions
 from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace
 
-FIVE = STATS[:-1]  # those of the finite values
-SIZE = ("rms", "mean_abs")  # either says how large a tensor is
-SAME_SIZE, GROWN = 1.1, 1.25  # times the reference's, either way
+VALUE_STATS = STATS[:-1]  # min, max, mean, mean_abs, rms; the last of STATS counts NaN and Inf
+SIZE_STATS = ("rms", "mean_abs")  # either one measures how large a tensor is
+MAX_SAME_SIZE = 1.1  # sizes within this factor, up or down, count as the same
+MIN_GROWTH = 1.25  # from this factor on, up or down, a size counts as changed
 
 
-def is_there(trace: Trace, field: str) -> bool:
-    """Whether a run kept a field, or statistics of it."""
+def has_field(trace: Trace, field: str) -> bool:
+    """Whether a run recorded a field, or statistics of it."""
     return field in trace or field + SUFFIX in trace
 
 
-def is_noted(trace: Trace, field: str, index: int) -> bool:
-    """Whether a run kept one knot, step or draw of a field, or any statistic of it."""
-    if index >= entries(trace, field):
+def has_entry(trace: Trace, field: str, index: int) -> bool:
+    """Whether a run recorded one knot, step or draw of a field, or any statistic of it."""
+    if index >= entry_count(trace, field):
         return False
     return field in trace or not bool(trace[field + SUFFIX][index].isnan().all())
 
 
-def entries(trace: Trace, field: str) -> int:
-    """How many knots, steps or draws of a field are there."""
+def entry_count(trace: Trace, field: str) -> int:
+    """Return how many knots, steps or draws of a field were recorded."""
     return len(trace[field] if field in trace else trace[field + SUFFIX])
 
 
-def row(reference: Trace, candidate: Trace, field: str, index: int | None, allowed: float) -> dict[str, Any]:
-    """Compare what statistics both sides have of a field, or of one entry of it.
+def compare_statistics(
+    reference: Trace, candidate: Trace, field: str, index: int | None, allowed: float
+) -> dict[str, Any]:
+    """Compare the statistics that both sides have of a field, or of one entry of it.
 
     Parameters
     ----------
@@ -51,71 +54,83 @@ def row(reference: Trace, candidate: Trace, field: str, index: int | None, allow
     index : int, optional
         Knot, step or draw.
     allowed : float
-        Relative L2 that rounding explains. A statistic may differ by as much of the largest value, and by
+        Relative L2 that rounding explains. A statistic may differ by this share of the largest value, plus
         half a unit of the last digit that a log printed.
+
+    Returns
+    -------
+    dict
+        `verdict` and `note`; where numbers were compared also `nonfinite` and `norm_ratio`.
     """
-    x, y = _table(reference, field, index), _table(candidate, field, index)
-    for who, side in (("reference", x), ("candidate", y)):
+    x = _statistics_by_region(reference, field, index)
+    y = _statistics_by_region(candidate, field, index)
+    for side_name, side in (("reference", x), ("candidate", y)):
         if side is None or side.isnan().all():
-            return {"verdict": "MISSING", "note": f"not in the {who}"}
-    if y[-1, -1] > 0:
-        return {"verdict": "NONFINITE", "nonfinite": int(y[-1, -1]), "note": "as the run itself says"}
-    x, y = x[:, :-1], y[:, :-1]
-    both = ~(x.isnan() | y.isnan())
-    if not both.any():
+            return {"verdict": "MISSING", "note": f"not in the {side_name}"}
+    nonfinite = y[-1, -1]  # of the whole field
+    if nonfinite > 0:
+        return {"verdict": "NONFINITE", "nonfinite": int(nonfinite), "note": "as the run itself says"}
+    x, y = x[:, :-1], y[:, :-1]  # (region, statistic), without the count of NaN and Inf
+    on_both_sides = ~(x.isnan() | y.isnan())
+    if not on_both_sides.any():
         return {"verdict": "MISSING", "note": "no statistic is on both sides"}
-    scale = torch.stack([x, y]).abs().nan_to_num(0.0).amax()
-    room = allowed * scale + sum(_half_unit(trace, field, index) for trace in (reference, candidate))
-    far = both & ((y - x).abs() > room)
-    verdict = "DIVERGED" if far.any() else "ALIKE"
-    return {
-        "verdict": verdict,
-        "nonfinite": 0,
-        "norm_ratio": _size_ratio(x[-1], y[-1]),
-        "note": _note(field, x, y, far if far.any() else both, verdict),
-    }
+    # A statistic may differ by what rounding explains and by the digits that a log did not print.
+    largest = torch.stack([x, y]).abs().nan_to_num(0.0).amax()
+    print_error = sum(_half_unit(trace, field, index) for trace in (reference, candidate))
+    tolerance = allowed * largest + print_error
+    differs = on_both_sides & ((y - x).abs() > tolerance)
+    if differs.any():
+        verdict, note = "DIVERGED", _note_of_difference(field, x, y, differs)
+    else:
+        verdict, note = "ALIKE", _note_of_agreement(on_both_sides)
+    return {"verdict": verdict, "nonfinite": 0, "norm_ratio": _size_ratio(x[-1], y[-1]), "note": note}
 
 
 def hints(rows: pd.DataFrame) -> list[str]:
-    """What the statistics of the ODE look like from step to step."""
-    found = []
+    """Return sentences about how the size of the ODE's state develops, judged by statistics alone."""
     states = rows[(rows["field"] == "flow/x") & rows["rel_l2"].isna() & rows["index"].notna()]
     sized = states[states["norm_ratio"].notna()]
     if not len(sized):
-        return found
+        return []
+    found = []
     first, last = sized.iloc[0], sized.iloc[-1]
-    alike = 1 / SAME_SIZE < first["norm_ratio"] < SAME_SIZE
-    if alike and first["verdict"] == "DIVERGED":
+    starts_at_same_size = 1 / MAX_SAME_SIZE < first["norm_ratio"] < MAX_SAME_SIZE
+    ends_at_other_size = not 1 / MIN_GROWTH < last["norm_ratio"] < MIN_GROWTH
+    if starts_at_same_size and first["verdict"] == "DIVERGED":
         found.append(
-            f"{_name(first)}: extremes or signs differ while the size is the same "
+            f"{_place_of(first)}: extremes or signs differ while the size is the same "
             f"({first['norm_ratio']:.2f} times): did the runs start from other noise?"
         )
-    if alike and not 1 / GROWN < last["norm_ratio"] < GROWN:
+    if starts_at_same_size and ends_at_other_size:
         found.append(
-            f"flow/x: of one size at {_name(first)} ({first['norm_ratio']:.2f} times the reference's) and "
-            f"{last['norm_ratio']:.2f} times at {_name(last)}: other noise alone would not do that"
+            f"flow/x: of one size at {_place_of(first)} ({first['norm_ratio']:.2f} times the reference's) "
+            f"and {last['norm_ratio']:.2f} times at {_place_of(last)}: other noise alone would not do that"
         )
     return found
 
 
-def shapes(reference: Trace, candidate: Trace) -> list[str]:
-    """Sentences about shapes that a log printed and that are not those of the other run."""
+def shape_differences(reference: Trace, candidate: Trace) -> list[str]:
+    """Return a sentence for every shape that a log printed and that the other run does not have."""
     found = []
-    for field in (n for n in FIELDS if n not in reference or n not in candidate):
+    for field in FIELDS:
+        if field in reference and field in candidate:
+            continue  # tensors on both sides: `compare` checks their shapes
         x, y = _shape(reference, field), _shape(candidate, field)
-        # A log does not say which axis is which, so only the lengths are compared.
-        if x and y and sorted(n for n in x if n != 1) != sorted(n for n in y if n != 1):
+        if not x or not y:
+            continue
+        # A log does not name its axes and may add axes of length 1, so only the other lengths are compared.
+        if sorted(n for n in x if n != 1) != sorted(n for n in y if n != 1):
             found.append(f"{field}: shapes {x} and {y}")
     return found
 
 
-def _table(trace: Trace, field: str, index: int | None) -> Tensor | None:
-    """Statistics by region, the whole last, (3 or 1, 6); None where the entry is not there."""
-    if index is not None and index >= entries(trace, field):
+def _statistics_by_region(trace: Trace, field: str, index: int | None) -> Tensor | None:
+    """Return statistics (region, 6), the whole field in the last row; None where there is no such entry."""
+    if index is not None and index >= entry_count(trace, field):
         return None
     if field not in trace:
-        kept = trace[field + SUFFIX] if index is None else trace[field + SUFFIX][index]
-        return kept.double().reshape(-1, len(STATS))
+        recorded = trace[field + SUFFIX] if index is None else trace[field + SUFFIX][index]
+        return recorded.double().reshape(-1, len(STATS))  # (3 or 1, 6)
     x = entry(trace, field, index)
     return summarise_regions(x, trace.prompt_frames) if _has_regions(field) else summarise(x)[None]
 
@@ -125,43 +140,50 @@ def _has_regions(field: str) -> bool:
 
 
 def _half_unit(trace: Trace, field: str, index: int | None) -> Tensor:
-    """Half a unit of the last digit that was printed, of the whole; zeros (5,) where nothing was."""
-    half = trace.attrs.get(HALF_UNITS, {}).get(field) if field not in trace else None
-    if half is None:
-        return torch.zeros(len(FIVE), dtype=torch.float64)
+    """Return half a unit of the last printed digit of each statistic (5,); zeros without a log."""
+    printed = trace.attrs.get(HALF_UNITS, {}).get(field) if field not in trace else None
+    if printed is None:
+        return torch.zeros(len(VALUE_STATS), dtype=torch.float64)
     try:
-        return torch.tensor(half if index is None else half[index], dtype=torch.float64)[: len(FIVE)]
+        half_units = printed if index is None else printed[index]
+        return torch.tensor(half_units, dtype=torch.float64)[: len(VALUE_STATS)]
     except (TypeError, ValueError, IndexError) as error:
         raise WorkbenchError(f"{HALF_UNITS} of {field} is not a number for every statistic") from error
 
 
 def _size_ratio(x: Tensor, y: Tensor) -> float:
-    for what in SIZE:
-        a, b = (float(side[STATS.index(what)]) for side in (x, y))
-        if a > 0 and b == b:
+    """Return how many times as large the candidate's field is; NaN where no statistic says so."""
+    for name in SIZE_STATS:
+        a, b = float(x[STATS.index(name)]), float(y[STATS.index(name)])
+        if a > 0 and b == b:  # b is not NaN
             return b / a
     return float("nan")
 
 
-def _note(field: str, x: Tensor, y: Tensor, which: Tensor, verdict: str) -> str:
-    """Which statistics are meant, with their values where they differ."""
+def _note_of_agreement(compared: Tensor) -> str:
+    """Name the statistics that were compared; `compared` is (region, 5)."""
+    in_any_region = compared.any(0).tolist()
+    names = [name for name, there in zip(VALUE_STATS, in_any_region, strict=True) if there]
+    alone = " alone, which proves little" if names == ["mean"] else ""
+    return f"{', '.join(names)} alike{alone}"
+
+
+def _note_of_difference(field: str, x: Tensor, y: Tensor, differs: Tensor) -> str:
+    """Name the statistics that differ, with their values: of the whole field, or else of one region."""
     regions = REGIONS if _has_regions(field) else ("whole",)
-    if verdict == "ALIKE":
-        names = [what for what, there in zip(FIVE, which.any(0).tolist(), strict=True) if there]
-        alone = " alone, which proves little" if names == ["mean"] else ""
-        return f"{', '.join(names)} alike{alone}"
-    first = max(k for k in range(len(regions)) if which[k].any())  # the whole, if it differs
-    values = zip(FIVE, x[first].tolist(), y[first].tolist(), which[first].tolist(), strict=True)
-    differ = ", ".join(f"{what} {a:.4g} and {b:.4g}" for what, a, b, far in values if far)
-    return differ if regions[first] == "whole" else f"{regions[first]}: {differ}"
+    row = max(k for k in range(len(regions)) if differs[k].any())  # the whole field is the last
+    values = zip(VALUE_STATS, x[row].tolist(), y[row].tolist(), differs[row].tolist(), strict=True)
+    text = ", ".join(f"{name} {a:.4g} and {b:.4g}" for name, a, b, is_far in values if is_far)
+    return text if regions[row] == "whole" else f"{regions[row]}: {text}"
 
 
 def _shape(trace: Trace, field: str) -> tuple[int, ...] | None:
+    """Return the shape of a field, or of one entry of a loop; from a log, the shape that it printed."""
     if field in trace:
-        return tuple(trace[field].shape[1 if loop_of(field) else 0 :])
+        return tuple(trace[field].shape[1 if loop_dimension(field) else 0 :])
     printed = trace.attrs.get("shapes", {}).get(field)
     return tuple(printed) if printed else None
 
 
-def _name(line: pd.Series) -> str:
-    return place_name(line["field"], int(line["index"]))
+def _place_of(row: pd.Series) -> str:
+    return place_name(row["field"], int(row["index"]))

@@ -1,7 +1,8 @@
-"""What follows from what: each recorded field worked out again from the fields before it.
+"""Recompute each recorded field from the recorded fields before it.
 
-A transition asks our own model for one result, given what the run itself had at that point. If the run
-then holds something else, the error was made there; if it holds the same, the error came with its inputs.
+A `Transition` is one call of our own model: it takes fields that a run recorded and returns the fields
+that follow from them. If the run recorded something else there, the run made an error at that place. If
+the run recorded the same values, any error in them came with the inputs.
 """
 
 import functools
@@ -14,26 +15,38 @@ from torch import Tensor
 from workbench.speech.config import Options
 from workbench.speech.models import flow
 from workbench.speech.models.flow import SOLVERS, Condition, Velocity
+from workbench.speech.models.hift import Vocoded
 from workbench.speech.models.sampling import Sampler, shorten_silences
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.recording import utterance_of
 from workbench.trace.schema import BRANCH_VELOCITIES, LM_INPUTS, LOOPS, dims_of
 from workbench.trace.trace import Trace
 
-Work = Callable[[Pipeline, Trace, Options], tuple[Tensor, ...]]
+Recompute = Callable[[Pipeline, Trace, Options], tuple[Tensor, ...]]
+
+CONDITION_INPUTS = ("in/flow_prompt_token", "lm/speech_token", "in/prompt_mel", "in/spk_embedding")
+ESTIMATOR_INPUTS = ("flow/x", "flow/t", "flow/mu", "flow/cond", "flow/spks")
+SPECTRUM = ("hift/magnitude", "hift/phase", "hift/wav")  # outputs of the vocoder's last part
+
+DTYPES = ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype")
+# Options that recompute a result in the precision of upstream: float32, and float64 in the f0 predictor.
+# The estimator is always our torch model: other estimators are what is being compared.
+UPSTREAM_PRECISION = {name: getattr(Options(), name) for name in ("estimator", *DTYPES)}
+# Options that recompute a result in float64. Its distance to the result above is what rounding explains.
+FLOAT64_PRECISION = {"estimator": UPSTREAM_PRECISION["estimator"]} | dict.fromkeys(DTYPES, "float64")
 
 
 class Transition(NamedTuple):
-    """Results that one call of our model gives, and what they follow from."""
+    """One call of our model: which fields it returns, and from which fields it computes them."""
 
-    fields: tuple[str, ...]
-    index: int | None  # knot or step of the fields
-    needs: tuple[str, ...]
-    work: Work  # as many tensors as there are fields
+    outputs: tuple[str, ...]
+    index: int | None  # knot or step of the outputs; None for whole fields
+    inputs: tuple[str, ...]
+    recompute: Recompute  # returns one tensor for each of `outputs`
 
-    def ready(self, trace: Trace) -> bool:
-        """Whether the trace holds everything the results follow from."""
-        return all(name in trace for name in self.needs)
+    def can_recompute(self, trace: Trace) -> bool:
+        """Whether the trace holds all inputs."""
+        return all(name in trace for name in self.inputs)
 
 
 def entry(trace: Trace, field: str, index: int | None) -> Tensor:
@@ -41,65 +54,75 @@ def entry(trace: Trace, field: str, index: int | None) -> Tensor:
     return trace[field] if index is None else trace[field][index]
 
 
-def loop_of(field: str) -> str | None:
-    """Return the dimension along which a field grows: draw, knot, step or None."""
+def loop_dimension(field: str) -> str | None:
+    """Return the dimension along which a field grows during a run: "draw", "knot", "step" or None."""
     first = (dims_of(field) or ("",))[0]
     return first if first in LOOPS else None
 
 
-CONDITIONS = ("in/flow_prompt_token", "lm/speech_token", "in/prompt_mel", "in/spk_embedding")
-ESTIMATOR = ("flow/x", "flow/t", "flow/mu", "flow/cond", "flow/spks")
-
-
 def transitions(trace: Trace) -> Iterator[Transition]:
-    """Every transition of a run, in causal order; those it has no fields for are left to `ready`."""
+    """Yield every transition of a run in causal order.
+
+    Some may lack their inputs: ask `Transition.can_recompute`.
+    """
     if "lm/drawn_token" in trace:
         yield Transition(("lm/logp",), None, (*LM_INPUTS, "lm/drawn_token"), _logp)
-        if "seed" in trace.attrs.get("options", {}):  # another generator draws other tokens, rightly
-            yield Transition(("lm/drawn_token",), None, ("in/text_token", "lm/logp"), _drawn)
-        yield Transition(("lm/speech_token",), None, ("lm/drawn_token",), _shortened)
-    yield Transition(("flow/mu", "flow/cond", "flow/spks"), None, CONDITIONS, _condition)
+        # Without our seed the run had another random generator, which rightly draws other tokens.
+        if "seed" in trace.attrs.get("options", {}):
+            yield Transition(("lm/drawn_token",), None, ("in/text_token", "lm/logp"), _drawn_token)
+        yield Transition(("lm/speech_token",), None, ("lm/drawn_token",), _speech_token)
+    yield Transition(("flow/mu", "flow/cond", "flow/spks"), None, CONDITION_INPUTS, _condition)
     if "flow/noise" in trace:
         yield Transition(("flow/noise",), None, (), _noise)
     if "flow/t" in trace:
-        yield Transition(("flow/t",), None, (), _grid)
-    if not trace.attrs.get("first_step"):  # a run from inside the ODE does not start from noise
-        yield Transition(("flow/x",), 0, (), _begin)
+        yield Transition(("flow/t",), None, (), _time_grid)
+    if not trace.attrs.get("first_step"):  # a run that begins inside the ODE does not start from noise
+        yield Transition(("flow/x",), 0, (), _initial_state)
     n_steps = len(trace["flow/t"]) - 1 if "flow/t" in trace else 0
     for k in range(n_steps):
-        yield Transition(BRANCH_VELOCITIES, k, ESTIMATOR, functools.partial(_ask, k=k))
-        yield Transition(("flow/velocity",), k, BRANCH_VELOCITIES, functools.partial(_guided, k=k))
-        yield Transition(("flow/x",), k + 1, ("flow/velocity", "flow/t"), functools.partial(_euler, k=k))
-    yield Transition(("flow/mel",), None, ("flow/x",), _cut)
-    yield Transition(("hift/f0",), None, ("flow/mel",), _pitch)
+        branches = functools.partial(_branch_velocities, k=k)
+        guided = functools.partial(_guided_velocity, k=k)
+        next_state = functools.partial(_next_state, k=k)
+        yield Transition(BRANCH_VELOCITIES, k, ESTIMATOR_INPUTS, branches)
+        yield Transition(("flow/velocity",), k, BRANCH_VELOCITIES, guided)
+        yield Transition(("flow/x",), k + 1, ("flow/velocity", "flow/t"), next_state)
+    yield Transition(("flow/mel",), None, ("flow/x",), _mel)
+    yield Transition(("hift/f0",), None, ("flow/mel",), _f0)
     yield Transition(("hift/source",), None, ("hift/f0",), _source)
-    heard = ("hift/magnitude", "hift/phase", "hift/wav")
-    yield Transition(heard, None, ("flow/mel", "hift/source"), _heard)
+    yield Transition(SPECTRUM, None, ("flow/mel", "hift/source"), _spectrum_and_wav)
+
+
+# ---- LM
 
 
 @torch.no_grad()
 def _logp(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    """Return log-probabilities (draw, vocab), with the run's own tokens as the LM's history."""
     lm = pipe.stage("lm", options.lm_dtype)
     text, prompt_text, prompt, drawn = (
         trace[name].to(pipe.device) for name in (*LM_INPUTS, "lm/drawn_token")
     )
-    start = lm.embed(torch.cat((prompt_text, text)), prompt)
+    start = lm.embed(torch.cat((prompt_text, text)), prompt)  # (1, T, D)
     embedded = torch.cat((start, lm.speech_embedding(drawn[:-1])[None]), dim=1)
     return (lm.logp(lm.qwen(embedded)[0, -len(drawn) :]),)
 
 
-def _drawn(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+def _drawn_token(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    """Draw again from the run's own log-probabilities."""
     sampler = Sampler(options, pipe.config.lm, pipe.config.silent_tokens)
-    shortest, _ = pipe.stage("lm", options.lm_dtype).limits(len(trace["in/text_token"]))
+    min_tokens, _ = pipe.stage("lm", options.lm_dtype).limits(len(trace["in/text_token"]))
     history: list[int] = []
     for index, logp in enumerate(trace["lm/logp"]):
-        history.append(sampler(logp, history, index < shortest))
+        history.append(sampler(logp, history, index < min_tokens))
     return (torch.tensor(history),)
 
 
-def _shortened(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+def _speech_token(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
     drawn = trace["lm/drawn_token"].tolist()
     return (torch.tensor(list(shorten_silences(drawn, pipe.config.silent_tokens, options.max_silent_run))),)
+
+
+# ---- flow
 
 
 def _condition(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
@@ -108,20 +131,21 @@ def _condition(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def _ask(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
+def _branch_velocities(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
+    """Return both velocities (mel, frame) of step k, from the run's own state at knot k."""
     model = pipe.stage("flow", options.flow_dtype)
-    like = model.input_embedding.weight
-    mu, cond, spks, x = (
-        y[None].to(like)
-        for y in (trace["flow/mu"], trace["flow/cond"], trace["flow/spks"], trace["flow/x"][k])
-    )
-    c = Condition(mu, spks, cond, trace.prompt_frames)
+    like = model.input_embedding.weight  # its dtype and device are those of the model
+    mu = trace["flow/mu"][None].to(like)  # (1, mel, frame)
+    cond = trace["flow/cond"][None].to(like)  # (1, mel, frame)
+    spks = trace["flow/spks"][None].to(like)  # (1, mel)
+    x = trace["flow/x"][k][None].to(like)  # (1, mel, frame)
+    condition = Condition(mu, spks, cond, trace.prompt_frames)
     time = trace["flow/t"].to(like.device, torch.promote_types(like.dtype, torch.float32))
 
-    def ask(x: Tensor, t: Tensor) -> Velocity:
-        return model.velocity(x, t, c, options.cfg_rate, False)
+    def velocity_at(x: Tensor, t: Tensor) -> Velocity:
+        return model.velocity(x, t, condition, options.cfg_rate, False)
 
-    v = SOLVERS[options.solver](ask, x, time[k], time[k + 1] - time[k])
+    v = SOLVERS[options.solver](velocity_at, x, time[k], time[k + 1] - time[k])
     return v.cond[0], v.uncond[0]
 
 
@@ -129,13 +153,13 @@ def _noise(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]
     return (pipe.noise(trace["flow/noise"].shape[-1], options)[0],)
 
 
-def _grid(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
-    knots = flow.t_span(options.n_timesteps, options.t_scheduler, _wide(options))
+def _time_grid(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    knots = flow.t_span(options.n_timesteps, options.t_scheduler, _ode_dtype(options))
     first = trace.attrs.get("first_step", 0)
     return (knots[first : first + len(trace["flow/t"])],)  # a run may have been stopped early
 
 
-def _begin(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+def _initial_state(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
     if "flow/noise" in trace:
         noise = trace["flow/noise"]
     else:
@@ -143,47 +167,53 @@ def _begin(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]
     return (noise * options.temperature,)
 
 
-def _wide(options: Options) -> torch.dtype:
+def _ode_dtype(options: Options) -> torch.dtype:
+    """Return the dtype of the ODE's arithmetic: float32 at least, also where the estimator runs in half."""
     return torch.promote_types(getattr(torch, options.flow_dtype), torch.float32)
 
 
-def _guided(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
-    cond, uncond = (trace[name][k].to(_wide(options)) for name in BRANCH_VELOCITIES)
+def _guided_velocity(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
+    cond, uncond = (trace[name][k].to(_ode_dtype(options)) for name in BRANCH_VELOCITIES)
     return (flow.guide(cond, uncond, options.cfg_rate),)
 
 
-def _euler(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
-    wide = _wide(options)
-    x, v, t = (trace[name].to(wide) for name in ("flow/x", "flow/velocity", "flow/t"))
+def _next_state(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
+    dtype = _ode_dtype(options)
+    x, v, t = (trace[name].to(dtype) for name in ("flow/x", "flow/velocity", "flow/t"))
     return (x[k] + flow.step_size(t, k, t[k]) * v[k],)
 
 
-def _cut(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+def _mel(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    """Cut the prompt's frames off the last state."""
     return (pipe.target(trace["flow/x"][-1][None], trace.prompt_frames, options.speed)[0],)
 
 
+# ---- vocoder
+
+
 @torch.no_grad()
-def _sound(pipe: Pipeline, trace: Trace, options: Options, source: Tensor | None):
+def _vocode(pipe: Pipeline, trace: Trace, options: Options, source: Tensor | None) -> Vocoded:
+    """Run the vocoder on the run's own mel; `source` (sample,) replaces the excitation it would compute."""
     hift = pipe.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
-    mel = trace["flow/mel"][None].to(pipe.device)
+    mel = trace["flow/mel"][None].to(pipe.device)  # (1, mel, target_frame)
     noise = pipe.checkpoint.noise.excitation(mel.shape[-1] * pipe.config.hift.hop_length).to(pipe.device)
     if source is not None:
-        source = source[None, None].to(pipe.device)
+        source = source[None, None].to(pipe.device)  # (1, 1, sample)
     return hift(mel, noise, source=source, head_dtype=getattr(torch, options.head_dtype))
 
 
-def _pitch(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
-    return (_sound(pipe, trace, options, None).f0[0],)
+def _f0(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    return (_vocode(pipe, trace, options, None).f0[0],)
 
 
-def _heard(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
-    sound = _sound(pipe, trace, options, trace["hift/source"])
-    return sound.magnitude[0], sound.phase[0], sound.wav[0]
+def _spectrum_and_wav(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    vocoded = _vocode(pipe, trace, options, trace["hift/source"])
+    return vocoded.magnitude[0], vocoded.phase[0], vocoded.wav[0]
 
 
 @torch.no_grad()
 def _source(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
     hift = pipe.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
-    f0 = trace["hift/f0"][None].to(pipe.device, hift.m_source.l_linear.weight.dtype)
+    f0 = trace["hift/f0"][None].to(pipe.device, hift.m_source.l_linear.weight.dtype)  # (1, target_frame)
     noise = pipe.checkpoint.noise.excitation(f0.shape[-1] * pipe.config.hift.hop_length).to(pipe.device)
     return (hift.m_source(f0, noise)[0, 0],)

@@ -1,4 +1,7 @@
-"""How often `find_suspects` is right: every mistake is made on purpose, on texts and seeds of their own."""
+"""Measure how often `find_suspects` is right: inject every fault and check that it is named.
+
+Texts, prompts and seeds are used nowhere else, so that nothing was tuned on them.
+"""
 
 import itertools
 import os
@@ -9,86 +12,64 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from workbench.diagnose.suspects.faults import CATALOGUE, Fault, applied, options_of, spoiled
-from workbench.diagnose.suspects.simulate import Rehearsals
+from workbench.diagnose.suspects.faults import CATALOGUE, Fault, inject
+from workbench.diagnose.suspects.simulate import FaultSimulator
 from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
+from workbench.files import data_path
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.recording import utterance_of
-from workbench.speech.run import run_part
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import SUFFIX
 from workbench.trace.trace import Trace
 
-TOP = 3  # two mistakes at once shall both be among the first so many
-COLUMNS = ("view", "made", "named", "first", "among", "outcome")
+TOP = 3  # two faults at once must both be among the first three suspects
+COLUMNS = ("view", "injected", "named", "first", "in_top", "outcome")
 
-
-# Nothing was tuned on these: other sentences, prompts and seeds than those of examples and tests.
+# (text, prompt, seed of the sampler)
 HELD_OUT = (
     ("The harbour lights went out.", "gongitsune_1.flac", 101),
     ("Nobody had seen the letter.", "alpha_1.flac", 202),
 )
-PROMPTS = Path("data/prompts")
 
 
 class Row(NamedTuple):
-    """One run with mistakes, and what was said of it."""
+    """The result for one run with faults."""
 
-    view: str
-    made: str
-    named: str
-    first: bool  # the first suspect is the mistake (of two: both are among the first three)
-    among: bool  # all mistakes are among the first three
-    outcome: str  # "right", "wrong", "none", "no effect", "no run"
-
-
-def held_out(pipe: Pipeline, prompts: str | os.PathLike = PROMPTS) -> list[tuple[Utterance, int]]:
-    """Return what the self-test speaks, with the sampler's seeds."""
-    return [(pipe.prepare(text, Path(prompts) / prompt), seed) for text, prompt, seed in HELD_OUT]
+    view: str  # what was kept of the run, see VIEWS
+    injected: str  # names of the injected faults
+    named: str  # names that find_suspects gave
+    first: bool  # the first suspect is the injected fault; for two faults, both are among the first three
+    in_top: bool  # all injected faults are among the first three suspects
+    outcome: str  # "right", "wrong", "none" (named nothing), "no effect" (of the fault), "no run" (it failed)
 
 
-def inject(pipe: Pipeline, reference: Trace, faults: Sequence[Fault]) -> Trace:
-    """Make a run with mistakes that says nothing of them: no options but the seed.
-
-    Raises
-    ------
-    WorkbenchError
-        When the mistakes leave nothing to run.
-    """
-    options = pipe.checkpoint.options.but(**reference.attrs["options"])
-    utt = spoiled(faults, utterance_of(reference))
-    start = "lm" if any(fault.stage == "lm" for fault in faults) else "flow"
-    with applied(faults):
-        made = run_part(pipe, utt, options_of(faults, options), EVERYTHING, start, given=reference)
-    recorded = (
-        {name: reference[name] for name in reference if name.startswith("lm/")} if start == "flow" else {}
-    )
-    about = {"sample_rate": made.sample_rate, "prompt_frames": made.prompt_frames}
-    return Trace(made.data | recorded, about | {"options": {"seed": options.seed}})
+def held_out(pipe: Pipeline, prompts: str | os.PathLike | None = None) -> list[tuple[Utterance, int]]:
+    """Return the utterances of the self-test with their seeds; `prompts` is the folder of the recordings."""
+    folder = data_path("prompts") if prompts is None else Path(prompts)
+    return [(pipe.prepare(text, folder / prompt), seed) for text, prompt, seed in HELD_OUT]
 
 
-def whole(trace: Trace) -> Trace:
-    """Everything that a run can record."""
+def full_trace(trace: Trace) -> Trace:
+    """Keep everything that a run can record."""
     return trace
 
 
-def heard(trace: Trace) -> Trace:
-    """What the outside sees: the mel and the waveform."""
-    return Trace({name: trace[name] for name in ("flow/mel", "hift/wav")}, trace.attrs)
-
-
-def summed_up(trace: Trace) -> Trace:
-    """Statistics alone, of every field of flow and vocoder, as from a log."""
+def statistics_only(trace: Trace) -> Trace:
+    """Keep statistics of every field of flow and vocoder, as a log does."""
     fields = [name for name in trace if name.startswith(("flow/", "hift/", "lm/entropy"))]
     return Trace({name + SUFFIX: trace.statistics(name) for name in fields}, trace.attrs)
 
 
+def mel_and_waveform(trace: Trace) -> Trace:
+    """Keep the mel and the waveform, which every port can save."""
+    return Trace({name: trace[name] for name in ("flow/mel", "hift/wav")}, trace.attrs)
+
+
 VIEWS: Mapping[str, Callable[[Trace], Trace]] = {
-    "whole trace": whole,
-    "statistics": summed_up,
-    "mel and waveform": heard,
+    "whole trace": full_trace,
+    "statistics": statistics_only,
+    "mel and waveform": mel_and_waveform,
 }
 
 
@@ -98,68 +79,78 @@ def self_test(
     faults: Sequence[Fault] = CATALOGUE,
     views: Sequence[str] = tuple(VIEWS),
     pairs: int = 0,
-    clean: int = 0,
+    healthy: int = 0,
 ) -> Iterator[Row]:
-    """Make mistakes and ask for them.
+    """Inject each fault and check that `find_suspects` names it.
 
     Parameters
     ----------
     pipe : Pipeline
     utterances : sequence of (Utterance, int)
-        What is spoken, with the sampler's seed; taken in turns.
+        What is spoken, with the sampler's seed; used in turn.
     faults : sequence of Fault
-        Each is made once for every view.
+        Each is injected once and looked for in every view.
     views : sequence of str
-        Of `VIEWS`: what is left of the run.
+        Of `VIEWS`: what is kept of the run.
     pairs : int
-        So many pairs of mistakes, drawn without looking, in whole traces.
-    clean : int
-        So many runs without a mistake, of other seeds.
+        Number of random pairs of faults, looked for in whole traces.
+    healthy : int
+        Number of runs without a fault, with other seeds.
     """
-    spoken = (pipe.synthesise(utt, seed, save=EVERYTHING) for utt, seed in utterances)
-    rehearsals = itertools.cycle([Rehearsals(reference, pipe) for reference in spoken])
+    references = (pipe.synthesise(utt, seed, save=EVERYTHING) for utt, seed in utterances)
+    simulators = itertools.cycle([FaultSimulator(reference, pipe) for reference in references])
     for fault in faults:
-        yield from _cases(next(rehearsals), (fault,), views)
+        yield from _test_faults(next(simulators), (fault,), views)
     draw = random.Random(0)
     for _ in range(pairs):
-        yield from _cases(next(rehearsals), tuple(draw.sample(list(faults), 2)), ("whole trace",))
-    for n in range(clean):
+        pair = tuple(draw.sample(list(faults), 2))
+        yield from _test_faults(next(simulators), pair, ("whole trace",))
+    for n in range(healthy):
         utt, seed = utterances[n % len(utterances)]
-        said = find_suspects(None, pipe.synthesise(utt, seed + 1 + n, save=EVERYTHING), pipe)
-        outcome = "right" if said.clean or not said.together else "wrong"
-        yield Row("clean run", "", " and ".join(said.together), outcome == "right", True, outcome)
+        trace = pipe.synthesise(utt, seed + 1 + n, save=EVERYTHING)
+        found = find_suspects(None, trace, pipe)
+        is_right = found.healthy or not found.explained_by
+        outcome = "right" if is_right else "wrong"
+        yield Row("healthy run", "", " and ".join(found.explained_by), is_right, True, outcome)
 
 
 def table(rows: Sequence[Row]) -> pd.DataFrame:
-    """How often the mistake was named, by view; mistakes without an effect on the run are not counted."""
+    """Return how often the fault was named, by view; faults without an effect on the run are not counted."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
     counted = frame[~frame["outcome"].isin(("no effect", "no run"))]
     summary = counted.groupby("view", sort=False).agg(
-        runs=("made", "size"), top_1=("first", "mean"), top_3=("among", "mean")
+        runs=("injected", "size"), top_1=("first", "mean"), top_3=("in_top", "mean")
     )
     summary["no_effect"] = frame[frame["outcome"] == "no effect"].groupby("view").size()
     return summary.fillna({"no_effect": 0}).astype({"no_effect": int})
 
 
 def confusions(rows: Sequence[Row]) -> pd.DataFrame:
-    """What was named in place of what, by view."""
+    """Return which faults were named instead of the injected ones, by view."""
     wrong = [row for row in rows if row.outcome in ("wrong", "none")]
-    return pd.DataFrame(wrong, columns=COLUMNS)[["view", "made", "named"]]
+    return pd.DataFrame(wrong, columns=COLUMNS)[["view", "injected", "named"]]
 
 
-def _cases(rehearsals: Rehearsals, faults: Sequence[Fault], views: Sequence[str]) -> Iterator[Row]:
-    made = " and ".join(fault.name for fault in faults)
-    reference, pipe = rehearsals.reference, rehearsals.pipe
+def _test_faults(simulator: FaultSimulator, faults: Sequence[Fault], views: Sequence[str]) -> Iterator[Row]:
+    """Inject faults into one run and look for them in several views of it."""
+    injected = " and ".join(fault.name for fault in faults)
+    reference, pipe = simulator.reference, simulator.pipe
     try:
         candidate = inject(pipe, reference, faults)
     except (WorkbenchError, RuntimeError) as error:
-        yield from (Row(view, made, str(error), False, False, "no run") for view in views)
+        for view in views:
+            yield Row(view, injected, str(error), False, False, "no run")
         return
     for view in views:
-        said = find_suspects(reference, VIEWS[view](candidate), pipe, rehearsals=rehearsals)
-        names = [suspect.fault.name for suspect in said.suspects[:TOP]]
-        found = all(fault.name in names for fault in faults)
-        first = found if len(faults) > 1 else said.together == (made,)
-        outcome = "no effect" if said.clean else "right" if first else "wrong" if said.together else "none"
-        label = view if len(faults) == 1 else "two mistakes at once"
-        yield Row(label, made, " and ".join(said.together), first, found, outcome)
+        found = find_suspects(reference, VIEWS[view](candidate), pipe, simulator=simulator)
+        top_names = [suspect.fault.name for suspect in found.suspects[:TOP]]
+        in_top = all(fault.name in top_names for fault in faults)
+        first = in_top if len(faults) > 1 else found.explained_by == (injected,)
+        if found.healthy:
+            outcome = "no effect"
+        elif first:
+            outcome = "right"
+        else:
+            outcome = "wrong" if found.explained_by else "none"
+        label = view if len(faults) == 1 else "two faults at once"
+        yield Row(label, injected, " and ".join(found.explained_by), first, in_top, outcome)

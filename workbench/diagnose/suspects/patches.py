@@ -1,4 +1,8 @@
-"""Wrong versions of functions of ours, each as some port had it; `faults.py` says which and why."""
+"""Faulty versions of functions of our models, each as some port had it.
+
+`faults.py` says which fault uses which function, and why it is wrong. A faulty function takes the same
+arguments as the right one; where it calls the right one, that is its argument `original`.
+"""
 
 import functools
 import math
@@ -19,31 +23,31 @@ from workbench.speech.pipeline import Pipeline
 
 
 class Patch(NamedTuple):
-    """What is swapped: an attribute of a module or class."""
+    """A replacement for one attribute of a module or class."""
 
     owner: Any
     name: str
     value: Any
 
 
-def functional(**wrong: Callable) -> SimpleNamespace:
-    """torch.nn.functional as one of our modules would see it, with some functions swapped."""
-    return SimpleNamespace(**(vars(F) | wrong))
+def functional(**replaced: Callable) -> SimpleNamespace:
+    """Return torch.nn.functional with some functions replaced, to stand for `F` in one of our modules."""
+    return SimpleNamespace(**(vars(F) | replaced))
 
 
-def after(function: Callable, change: Callable) -> Callable:
-    """The function, with a change to what it returns."""
+def change_result(function: Callable, change: Callable) -> Callable:
+    """Return the function with `change` applied to its result."""
 
     @functools.wraps(function)
-    def wrong(*args: Any, **kwargs: Any) -> Any:
+    def changed(*args: Any, **kwargs: Any) -> Any:
         return change(function(*args, **kwargs))
 
-    return wrong
+    return changed
 
 
-def rope(theta: float) -> Callable:
-    def rope(self: lm.Qwen2, start: int, stop: int, like: Tensor, right=lm.Qwen2.rope):
-        return right(SimpleNamespace(config=replace(self.config, rope_theta=theta)), start, stop, like)
+def rope_with_base(theta: float) -> Callable:
+    def rope(self: lm.Qwen2, start: int, stop: int, like: Tensor, original=lm.Qwen2.rope):
+        return original(SimpleNamespace(config=replace(self.config, rope_theta=theta)), start, stop, like)
 
     return rope
 
@@ -53,51 +57,54 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
 
 
-def norm_of_one_plus(self: lm.RMSNorm, x: Tensor) -> Tensor:
+def norm_one_plus_weight(self: lm.RMSNorm, x: Tensor) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
     return ((1 + self.weight) * wide).to(x.dtype)
 
 
-def task_last(self: lm.LM, text_token: Tensor, prompt_speech_token: Tensor) -> Tensor:
+def task_id_last(self: lm.LM, text_token: Tensor, prompt_speech_token: Tensor) -> Tensor:
     c = self.config
     sos, task = (self.speech_embedding.weight[i][None] for i in (c.sos, c.task_id))
     text = self.qwen.embed_tokens(text_token)
     return torch.cat((sos, text, self.speech_embedding(prompt_speech_token), task))[None]
 
 
-def count_the_prompt(self: lm.LM, text, prompt_text, prompt, sample, max_tokens=None, right=lm.LM.steps):
-    return right(self, torch.cat((prompt_text, text)), prompt_text[:0], prompt, sample, max_tokens)
+def count_prompt_text(self: lm.LM, text, prompt_text, prompt, sample, max_tokens=None, original=lm.LM.steps):
+    return original(self, torch.cat((prompt_text, text)), prompt_text[:0], prompt, sample, max_tokens)
 
 
-def condition(change: Callable[[flow.Condition], flow.Condition]) -> Patch:
-    """Change what the estimator is told."""
-    return Patch(flow.Flow, "condition", after(flow.Flow.condition, change))
+def changed_condition(change: Callable[[flow.Condition], flow.Condition]) -> Patch:
+    """Change the conditioning of the estimator: mu, speaker and the prompt's mel."""
+    return Patch(flow.Flow, "condition", change_result(flow.Flow.condition, change))
 
 
-def interpolate(c: flow.Condition) -> flow.Condition:
+def interpolate_mu(c: flow.Condition) -> flow.Condition:
     return c._replace(mu=F.interpolate(c.mu[..., ::2], size=c.mu.shape[-1], mode="linear"))
 
 
-def next_id(self: flow.Flow, token, prompt_token, *args, right=flow.Flow.condition, **kwargs):
+def tokens_plus_one(self: flow.Flow, token, prompt_token, *args, original=flow.Flow.condition, **kwargs):
     last = self.config.vocab_size - 1
-    return right(self, (token + 1).clamp(max=last), (prompt_token + 1).clamp(max=last), *args, **kwargs)
+    return original(self, (token + 1).clamp(max=last), (prompt_token + 1).clamp(max=last), *args, **kwargs)
 
 
-def look_back(self: flow.PreLookahead, x: Tensor, finalize: bool) -> Tensor:
+def lookahead_to_left(self: flow.PreLookahead, x: Tensor, finalize: bool) -> Tensor:
     h = F.pad(x.transpose(1, 2), (self.lookahead, 0))
     h = F.leaky_relu(self.conv1(h))
     return self.conv2(F.pad(h, (2, 0))).transpose(1, 2) + x
 
 
-def noise(change: Callable[[Tensor, int], Tensor]) -> Patch:
+def changed_noise(change: Callable[[Tensor, int], Tensor]) -> Patch:
+    """Change the ODE's noise: `change` takes the stored noise (1, mel, frame) and the number of frames."""
+
     def noise(self: Pipeline, n_frames: int, options: Options | None = None) -> Tensor:
         return change(self.checkpoint.noise.ode(), n_frames).to(self.device)
 
     return Patch(Pipeline, "noise", noise)
 
 
-def transposed(noise: Tensor, n: int) -> Tensor:
+def transpose_noise(noise: Tensor, n: int) -> Tensor:
+    # (1, mel, frame): the same numbers in memory, read as (1, frame, mel)
     return noise.reshape(1, noise.shape[2], noise.shape[1]).transpose(1, 2)[..., :n]
 
 
@@ -106,22 +113,22 @@ def next_step_size(knots: Tensor, index: int, t: Tensor) -> Tensor:
     return knots[index + 1] - knots[index]
 
 
-def unguided(*kept: str) -> Patch:
-    """Leave some conditions in the half that is told nothing."""
+def unconditional_keeps(*kept: str) -> Patch:
+    """Keep some conditions in the unconditional branch, where all should be zero."""
 
-    def unconditional(c: flow.Condition, right: Callable = flow.unconditional) -> flow.Condition:
-        return right(c)._replace(**{name: getattr(c, name) for name in kept})
+    def unconditional(c: flow.Condition, original: Callable = flow.unconditional) -> flow.Condition:
+        return original(c)._replace(**{name: getattr(c, name) for name in kept})
 
     return Patch(flow, "unconditional", unconditional)
 
 
-def swap_halves(v: flow.Velocity) -> flow.Velocity:
+def swap_branches(v: flow.Velocity) -> flow.Velocity:
     return flow.Velocity(v.guided, v.uncond, v.cond)
 
 
-def rotate_heads(q: Tensor, cos: Tensor, sin: Tensor, right=dit.rotate_first_head) -> Tensor:
-    heads = q.unflatten(-1, (-1, 2 * cos.shape[-1]))
-    return right(heads, cos[:, None], sin[:, None]).flatten(-2)
+def rotate_all_heads(q: Tensor, cos: Tensor, sin: Tensor, original=dit.rotate_first_head) -> Tensor:
+    heads = q.unflatten(-1, (-1, 2 * cos.shape[-1]))  # (B, T, H, D)
+    return original(heads, cos[:, None], sin[:, None]).flatten(-2)
 
 
 def rotate_halves(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -132,6 +139,11 @@ def rotate_halves(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def time_embed(scale: float = 1000.0, less: int = 1, cos_first: bool = False) -> Patch:
+    """Embed the time with other constants; the defaults are the right ones.
+
+    Frequencies fall from 1 to 1 / 10,000; their exponents are divided by half the width minus `less`.
+    """
+
     def forward(self: dit.TimeEmbed, t: Tensor) -> Tensor:
         half = dit.TIME_FEATURES // 2
         t = t.to(torch.promote_types(t.dtype, torch.float32))
@@ -143,9 +155,11 @@ def time_embed(scale: float = 1000.0, less: int = 1, cos_first: bool = False) ->
     return Patch(dit.TimeEmbed, "forward", forward)
 
 
-def modulation(order: dict[int, tuple[int, ...]]) -> Patch:
-    def forward(self: dit.Modulation, time: Tensor, right=dit.Modulation.forward) -> tuple[Tensor, ...]:
-        chunks = right(self, time)
+def modulation_order(order: dict[int, tuple[int, ...]]) -> Patch:
+    """Permute the parts of a modulation; `order` has a permutation for each number of parts."""
+
+    def forward(self: dit.Modulation, time: Tensor, original=dit.Modulation.forward) -> tuple[Tensor, ...]:
+        chunks = original(self, time)
         return tuple(chunks[i] for i in order.get(self.n, range(self.n)))
 
     return Patch(dit.Modulation, "forward", forward)
@@ -155,61 +169,62 @@ def exact_gelu(self: dit.FeedForward, x: Tensor) -> Tensor:
     return self.ff[2](F.gelu(self.ff[0][0](x)))
 
 
-def look_both_ways(self: dit.ConvPosEmbed, x: Tensor) -> Tensor:
-    x, side = x.transpose(1, 2), dit.CONV_POS_KERNEL // 2
+def pad_both_sides(self: dit.ConvPosEmbed, x: Tensor) -> Tensor:
+    x = x.transpose(1, 2)  # (B, D, T)
+    side = dit.CONV_POS_KERNEL // 2
     for conv in (self.conv1, self.conv2):
         x = conv(F.pad(x, (side, side)))
     return x.transpose(1, 2)
 
 
-def chunked(mask, length, chunk, device, right=dit.attention_mask) -> Tensor | None:
-    return right(mask, length, 50, device)
+def chunked_mask(mask, length, chunk, device, original=dit.attention_mask) -> Tensor | None:
+    return original(mask, length, 50, device)  # frames: a streamed chunk of 25 tokens
 
 
-def other_order(self: dit.InputEmbed, x, cond, mu, spks, right=dit.InputEmbed.forward) -> Tensor:
-    return right(self, x, mu, cond, spks)
+def mu_before_cond(self: dit.InputEmbed, x, cond, mu, spks, original=dit.InputEmbed.forward) -> Tensor:
+    return original(self, x, mu, cond, spks)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+def unscaled_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=1.0)
 
 
-def cut(late: int | None) -> Patch:
-    """Cut the prompt off so many frames late; None leaves it on."""
+def cut_late(late: int | None) -> Patch:
+    """Cut the prompt off `late` frames too late; None leaves the prompt in."""
 
-    def target(self: Pipeline, mel: Tensor, prompt_frames: int, speed: float, right=Pipeline.target):
-        return right(self, mel, 0 if late is None else prompt_frames + late, speed)
+    def target(self: Pipeline, mel: Tensor, prompt_frames: int, speed: float, original=Pipeline.target):
+        return original(self, mel, 0 if late is None else prompt_frames + late, speed)
 
     return Patch(Pipeline, "target", target)
 
 
-def gaussian(self: hift.Source, f0: Tensor, noise: Tensor, right=hift.Source.forward) -> Tensor:
-    return right(self, f0, math.sqrt(2) * torch.erfinv((2 * noise - 1).clamp(-1 + 1e-6, 1 - 1e-6)))
+def gaussian_noise(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:
+    return original(self, f0, math.sqrt(2) * torch.erfinv((2 * noise - 1).clamp(-1 + 1e-6, 1 - 1e-6)))
 
 
-def centred(self: hift.Source, f0: Tensor, noise: Tensor, right=hift.Source.forward) -> Tensor:
-    return right(self, f0, noise - 0.5)
+def centred_noise(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:
+    return original(self, f0, noise - 0.5)
 
 
-def silent(self: hift.Source, f0: Tensor, noise: Tensor, right=hift.Source.forward) -> Tensor:
-    return right(self, f0, torch.zeros_like(noise))
+def no_noise(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:
+    return original(self, f0, torch.zeros_like(noise))
 
 
 def smooth_phase(self: hift.Source, f0: Tensor, noise: Tensor) -> Tensor:
     c = self.config
     harmonics = torch.arange(1, c.nb_harmonics + 2, device=f0.device, dtype=f0.dtype)
-    every = f0.repeat_interleave(c.hop_length, dim=1)[..., None]
-    turns = (every * harmonics / c.sampling_rate).cumsum(1, dtype=torch.float64) % 1
-    voiced = (every > c.nsf_voiced_threshold).to(f0.dtype)
-    sine = c.nsf_alpha * torch.sin(2 * math.pi * turns.to(f0.dtype)) * voiced
+    f0_of_sample = f0.repeat_interleave(c.hop_length, dim=1)[..., None]  # (B, N, 1)
+    cycles = (f0_of_sample * harmonics / c.sampling_rate).cumsum(1, dtype=torch.float64) % 1
+    voiced = (f0_of_sample > c.nsf_voiced_threshold).to(f0.dtype)
+    sine = c.nsf_alpha * torch.sin(2 * math.pi * cycles.to(f0.dtype)) * voiced
     level = voiced * c.nsf_sigma + (1 - voiced) * (c.nsf_alpha / 3)
     excitation = sine + level * noise[:, : sine.shape[1]].to(sine)
     return torch.tanh(self.l_linear(excitation)).transpose(1, 2)
 
 
-def source(right: Callable = hift.Source.forward, **config: float) -> Patch:
+def source_config(original: Callable = hift.Source.forward, **config: float) -> Patch:
     def forward(self: hift.Source, f0: Tensor, noise: Tensor) -> Tensor:
-        return right(
+        return original(
             SimpleNamespace(config=replace(self.config, **config), l_linear=self.l_linear), f0, noise
         )
 
@@ -221,13 +236,13 @@ def signed_f0(self: hift.F0Predictor, mel: Tensor, finalize: bool = True) -> Ten
     return self.classifier(h.transpose(1, 2)).squeeze(-1)
 
 
-def look_left(self: hift.CausalConv1d, x: Tensor, padded: bool = False) -> Tensor:
+def pad_left(self: hift.CausalConv1d, x: Tensor, padded: bool = False) -> Tensor:
     x = x if padded else F.pad(x, (self.reach, 0))
     return torch.nn.Conv1d.forward(self, x)
 
 
 def head(clip: bool, sine: bool) -> Patch:
-    """The vocoder's head without the clip of the magnitude, or without the sine around the phase."""
+    """Replace the vocoder's head by one that need not clip the magnitude or take the sine of the phase."""
 
     def forward(self: hift.HiFT, x: Tensor, finalize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         log_magnitude, angle = x.chunk(2, dim=1)
@@ -240,8 +255,11 @@ def head(clip: bool, sine: bool) -> Patch:
     return Patch(hift.HiFT, "head", forward)
 
 
-def undivided(wav: Tensor) -> Tensor:
-    """Squared Hann windows of 16 samples, 4 apart, add up to 1.5: what an ISTFT divides by."""
+def without_window_sum(wav: Tensor) -> Tensor:
+    """Undo the division of the inverse STFT by the sum of its squared windows.
+
+    Squared Hann windows of 16 samples, 4 apart, add up to 1.5.
+    """
     return 1.5 * wav
 
 
@@ -253,6 +271,8 @@ def symmetric_window(n: int, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 def pad_without_reflection(width: int) -> Callable:
+    """Pad with zeros where the padding is `width` wide, so that only one call of `F.pad` is faulty."""
+
     def pad(x: Tensor, by: tuple[int, ...], mode: str = "constant") -> Tensor:
         return F.pad(x, by, mode="constant" if max(by) == width else mode)
 
@@ -264,7 +284,9 @@ def snake_of_log(self: hift.Snake, x: Tensor) -> Tensor:
     return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
 
 
-def leaky(slope: float, when_given: bool) -> Callable:
+def leaky_relu_slope(slope: float, when_given: bool) -> Callable:
+    """Use another slope in the calls that state one, or else in those that rely on the default 0.01."""
+
     def leaky_relu(x: Tensor, given: float | None = None) -> Tensor:
         if given is None:
             return F.leaky_relu(x, 0.01 if when_given else slope)
@@ -273,12 +295,16 @@ def leaky(slope: float, when_given: bool) -> Callable:
     return leaky_relu
 
 
-def mel(change: Callable[[Tensor], Tensor]) -> Callable[[Utterance], Utterance]:
+def changed_prompt_mel(change: Callable[[Tensor], Tensor]) -> Callable[[Utterance], Utterance]:
+    """Return a function that changes the prompt's mel (1, mel, frame) of an utterance."""
     return lambda utt: replace(utt, prompt_mel=change(utt.prompt_mel))
 
 
-def narrower(mel: Tensor, fmax: float = 8000.0, full: float = 12_000.0) -> Tensor:
-    """Log-mel as filters up to `fmax` would see it, from filters up to `full`: near, not exact."""
+def narrower_filters(mel: Tensor, fmax: float = 8000.0, full: float = 12_000.0) -> Tensor:
+    """Approximate the log-mel of filters that end at `fmax`, from filters that end at `full` (both in Hz).
+
+    Each new filter takes the value of the old ones at its centre, by linear interpolation.
+    """
     centres, wanted = (mel_centres(mel.shape[1], fmax=f) for f in (full, fmax))
     at = torch.searchsorted(centres, wanted).clamp(1, len(centres) - 1)
     share = ((wanted - centres[at - 1]) / (centres[at] - centres[at - 1])).to(mel.dtype)[None, :, None]

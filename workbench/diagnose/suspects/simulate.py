@@ -1,13 +1,19 @@
-"""Whole runs with mistakes made on purpose, and what the fields of another run should be then."""
+"""Simulate faults end to end, and predict the fields of another run from these simulations.
+
+`FaultSimulator` runs the utterance of one reference trace with any set of faults. `Predictor` uses it to say
+what a candidate's fields would be if the candidate had these faults. A simulated run starts as late as
+possible: from the candidate's own mel or speech tokens where it recorded them, so that errors it made before
+do not count again.
+"""
 
 import functools
 
 import torch
 from torch import Tensor
 
-from workbench.diagnose.suspects.faults import Fault, Faults, applied, options_of, spoiled
+from workbench.diagnose.suspects.faults import Fault, Faults, applied, faulty_options, faulty_utterance
 from workbench.errors import WorkbenchError
-from workbench.speech.config import Options
+from workbench.speech.config import FLOW, HIFT, LM, NAMES, Options
 from workbench.speech.frontend.audio import log_mel
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
@@ -17,13 +23,14 @@ from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, LM_INPUTS, SUFFIX
 from workbench.trace.trace import Trace
 
-RANK = {name: place for place, name in enumerate(FIELDS)}
-SOUND = ("hift/source", "hift/wav")  # compared as log-mels: their phase follows every f0 before it
-STAGES = ("in", "lm", "flow", "hift")
+RANK = {name: place for place, name in enumerate(FIELDS)}  # place of a field in causal order
+PREFIXES = ("in", *NAMES)  # first part of field names, in causal order: in, lm, flow, hift
+# Compared as log-mels: their phase depends on every earlier f0, so that samples of equal sounds may differ.
+AUDIO_FIELDS = ("hift/source", "hift/wav")
 
 
-class Rehearsals:
-    """Runs of what one reference was given, right and with mistakes; each is made once and kept.
+class FaultSimulator:
+    """Runs of one utterance, healthy and with faults. Each run is computed once and kept.
 
     Parameters
     ----------
@@ -34,120 +41,186 @@ class Rehearsals:
     """
 
     def __init__(self, reference: Trace, pipe: Pipeline) -> None:
-        self.reference, self.pipe = reference, pipe
+        self.reference = reference
+        self.pipe = pipe
         self.options = pipe.checkpoint.options.but(**reference.attrs.get("options", {}))
-        self.draw, self.solve, self.sound = (
-            functools.cache(made) for made in (self._draw, self._solve, self._sound)
-        )
+        # One cache per simulator and stage: (faults, options) -> trace.
+        self._stage_runs = {
+            LM: functools.cache(self._run_lm),
+            FLOW: functools.cache(self._run_flow),
+            HIFT: functools.cache(self._run_hift),
+        }
 
-    def leg(self, stage: str, faults: Faults, options: Options) -> Trace:
-        """The run up to the end of a stage; speech tokens are the reference's own unless the LM is faulty."""
-        make = {"lm": self.draw, "flow": self.solve, "hift": self.sound}[stage]
-        last = tuple(STAGES[: STAGES.index(stage) + 1])
-        return make(tuple(fault for fault in faults if fault.stage in last), options)
+    def stage_trace(self, stage: str, faults: Faults, options: Options) -> Trace:
+        """Return the fields of one stage of a run with faults.
 
-    def _draw(self, faults: Faults, options: Options) -> Trace:
+        Stages before it have the faults too. The speech tokens are the reference's own unless the LM has a
+        fault.
+
+        Parameters
+        ----------
+        stage : {"lm", "flow", "hift"}
+        faults : tuple of Fault
+            Empty for a healthy run. Faults of later stages change nothing here and are ignored.
+        options : Options
+            Of the run; options that a fault sets are added.
+        """
+        # Ignoring later faults before the cache is asked lets sets of faults share the earlier stages.
+        prefixes = PREFIXES[: PREFIXES.index(stage) + 1]
+        effective = tuple(fault for fault in faults if fault.stage in prefixes)
+        return self._stage_runs[stage](effective, options)
+
+    def _run_lm(self, faults: Faults, options: Options) -> Trace:
         with applied(faults):
-            utt = spoiled(faults, utterance_of(self.reference))
-            return run_part(self.pipe, utt, options_of(faults, options), EVERYTHING, "lm", "lm")
+            utt = faulty_utterance(faults, utterance_of(self.reference))
+            return run_part(self.pipe, utt, faulty_options(faults, options), EVERYTHING, "lm", "lm")
 
-    def _solve(self, faults: Faults, options: Options) -> Trace:
-        drawn = any(fault.stage == "lm" for fault in faults)
-        given = self.leg("lm", faults, options) if drawn else self.reference
-        return solved(self.pipe, utterance_of(self.reference), given, faults, options)
+    def _run_flow(self, faults: Faults, options: Options) -> Trace:
+        given = self.reference
+        if any(fault.stage == "lm" for fault in faults):
+            given = self.stage_trace("lm", faults, options)
+        return run_flow(self.pipe, utterance_of(self.reference), given, faults, options)
 
-    def _sound(self, faults: Faults, options: Options) -> Trace:
-        return sounded(self.pipe, self.leg("flow", faults, options), faults, options)
+    def _run_hift(self, faults: Faults, options: Options) -> Trace:
+        return run_hift(self.pipe, self.stage_trace("flow", faults, options), faults, options)
 
 
-def solved(pipe: Pipeline, utt: Utterance, given: Trace, faults: Faults, options: Options) -> Trace:
-    """Run the flow on given speech tokens, with mistakes."""
+def run_flow(pipe: Pipeline, utt: Utterance, given: Trace, faults: Faults, options: Options) -> Trace:
+    """Run the flow with faults on the speech tokens of `given`."""
     with applied(faults):
-        return run_part(
-            pipe, spoiled(faults, utt), options_of(faults, options), EVERYTHING, "flow", "flow", given
+        faulty = faulty_utterance(faults, utt)
+        return run_part(pipe, faulty, faulty_options(faults, options), EVERYTHING, "flow", "flow", given)
+
+
+def run_hift(pipe: Pipeline, given: Trace, faults: Faults, options: Options) -> Trace:
+    """Run the vocoder with faults on the mel of `given`."""
+    with applied(faults):
+        return run_part(pipe, None, faulty_options(faults, options), EVERYTHING, "hift", given=given)
+
+
+class Predictor:
+    """Predict what a candidate's fields would be if the candidate had given faults.
+
+    Parameters
+    ----------
+    candidate : Trace
+    simulator : FaultSimulator
+        Of a right run of the same utterance. Where there is none, its reference is the candidate itself,
+        and only the candidate's inputs are used.
+    """
+
+    def __init__(self, candidate: Trace, simulator: FaultSimulator) -> None:
+        reference = simulator.reference
+        self.candidate = candidate
+        self.simulator = simulator
+        self.pipe = simulator.pipe
+        self.has_reference = candidate is not reference
+        # Tokens that the LM draws can only be predicted for the seed that the candidate used.
+        seed = reference.attrs.get("options", {}).get("seed")
+        candidate_seed = candidate.attrs.get("options", {}).get("seed")
+        self.same_seed = self.has_reference and seed is not None and seed == candidate_seed
+        self.inputs_known = all(
+            name in reference for name in (*LM_INPUTS, "in/prompt_mel", "in/spk_embedding")
         )
+        # The latest points from which a run of the candidate can be continued.
+        self.candidate_tokens = candidate.get("lm/speech_token")  # (token,) or None
+        self.candidate_has_mel = "flow/mel" in candidate
+        self.stage_trace = functools.cache(self._stage_trace)
 
+    # ---- what can be predicted
 
-def sounded(pipe: Pipeline, given: Trace, faults: Faults, options: Options) -> Trace:
-    """Run the vocoder on a given mel, with mistakes."""
-    with applied(faults):
-        return run_part(pipe, None, options_of(faults, options), EVERYTHING, "hift", given=given)
+    def can_predict(self, field: str) -> bool:
+        """Whether simulated runs can tell what a field of the candidate should be."""
+        reference = self.simulator.reference
+        prefix = field.partition("/")[0]
+        if field in ("hift/source", "hift/magnitude", "hift/phase") and "hift/wav" in self.candidate:
+            # They depend on the phase of the excitation, which small errors of f0 change. The waveform, which
+            # is compared as a log-mel, tells the same without it.
+            return False
+        if prefix == "in":
+            # Of the front end's results only the prompt's mel has faults in the catalogue.
+            on_both_sides = field in self.candidate and field in reference
+            return field == "in/prompt_mel" and self.has_reference and on_both_sides
+        if prefix == "lm":
+            return self.inputs_known and self.same_seed
+        if prefix == "hift" and self.candidate_has_mel:
+            return True  # the vocoder needs nothing else
+        tokens_known = self.candidate_tokens is not None or "lm/speech_token" in reference
+        return self.inputs_known and tokens_known
 
-
-class Runs:
-    """What fields of a candidate should be, by whole runs that begin as late as it allows."""
-
-    def __init__(self, candidate: Trace, rehearsals: Rehearsals) -> None:
-        reference, self.candidate, self.rehearsals = rehearsals.reference, candidate, rehearsals
-        self.pipe, self.others = rehearsals.pipe, candidate is not reference
-        seeds = [trace.attrs.get("options", {}).get("seed") for trace in (reference, candidate)]
-        self.drawn_alike = self.others and None not in seeds and seeds[0] == seeds[1]
-        self.has_inputs = all(name in reference for name in (*LM_INPUTS, "in/prompt_mel", "in/spk_embedding"))
-        self.tokens = candidate.get("lm/speech_token")
-        self.own_mel = "flow/mel" in candidate
-        self.leg = functools.cache(self._leg)
-
-    def reaches(self, field: str) -> bool:
-        """Whether runs can tell what a field should be."""
-        stage = field.partition("/")[0]
-        reference = self.rehearsals.reference
-        if field in ("hift/phase", "hift/source", "hift/magnitude") and "hift/wav" in self.candidate:
-            return False  # the waveform says it, without the phase
-        if stage == "in":
-            both = field in self.candidate and field in reference
-            return field == "in/prompt_mel" and self.others and both
-        if stage == "lm":
-            return self.has_inputs and self.drawn_alike
-        if stage == "hift" and self.own_mel:
-            return True
-        return self.has_inputs and (self.tokens is not None or "lm/speech_token" in reference)
-
-    def concerned(self, fault: Fault, field: str, index: int | None) -> bool:
-        """Whether a mistake can change a field, or one entry of it, in the runs that lead to it."""
-        stage = field.partition("/")[0]
-        first = STAGES.index("lm") if self.tokens is None and self.drawn_alike else STAGES.index("flow")
-        if stage in ("in", "lm"):
-            leads = (stage,)
-        elif stage == "hift" and self.own_mel:
-            leads = ("hift",)
-        else:
-            leads = ("in", *STAGES[first : STAGES.index(stage) + 1])
-        # After its first knot the state follows the velocities, and after the first draw so do all draws.
+    def affects(self, fault: Fault, field: str, index: int | None) -> bool:
+        """Whether a fault can change a field, or one entry of it, in the run that predicts this field."""
+        # The fault must belong to a stage that this run goes through ...
+        prefix = field.partition("/")[0]
+        if fault.stage not in self._simulated_prefixes(prefix):
+            return False
+        # ... and show no later than the field. In a loop the order of the schema does not tell that: after
+        # the first entry, states depend on velocities, and everything in the LM on the tokens drawn before.
+        depends_on = field
         if field == "flow/x" and index != 0:
-            field = "flow/velocity"
-        elif stage == "lm" and field != "lm/speech_token":
-            field = "lm/drawn_token"
-        return fault.stage in leads and RANK[fault.fields[0]] <= RANK[field]
+            depends_on = "flow/velocity"
+        elif prefix == "lm" and field != "lm/speech_token":
+            depends_on = "lm/drawn_token"
+        first_wrong_field = fault.fields[0]
+        return RANK[first_wrong_field] <= RANK[depends_on]
 
-    def result(self, name: str, faults: Faults, options: Options) -> Tensor | None:
-        """A field, or statistics of one, of a run with mistakes."""
+    def _simulated_prefixes(self, prefix: str) -> tuple[str, ...]:
+        """Return the prefixes of the fields that the run recomputes in order to predict one prefix."""
+        if prefix in ("in", "lm"):
+            return (prefix,)
+        if prefix == "hift" and self.candidate_has_mel:
+            return ("hift",)
+        # The LM is simulated too where the candidate's tokens are unknown but can be drawn again.
+        draws_tokens = self.candidate_tokens is None and self.same_seed
+        first = PREFIXES.index("lm" if draws_tokens else "flow")
+        return ("in", *PREFIXES[first : PREFIXES.index(prefix) + 1])
+
+    # ---- predictions
+
+    def predict(self, name: str, faults: Faults, options: Options) -> Tensor | None:
+        """Return a field of a run with faults as `comparable` does; None where these faults leave no result.
+
+        Parameters
+        ----------
+        name : str
+            A field, or the statistics of one ("flow/x.stats").
+        faults : tuple of Fault
+            Empty for a healthy run.
+        options : Options
+        """
         field = name.removesuffix(SUFFIX)
-        if field == "in/prompt_mel":
-            return spoiled(faults, utterance_of(self.rehearsals.reference)).prompt_mel[0]
+        if field == "in/prompt_mel":  # no model computes it: faults change it directly
+            return faulty_utterance(faults, utterance_of(self.simulator.reference)).prompt_mel[0]
         try:
-            trace = self.leg(field.partition("/")[0], faults, options)
-        except (WorkbenchError, RuntimeError):  # such as a mel of NaN: no sound can follow
+            trace = self.stage_trace(field.partition("/")[0], faults, options)
+        except (WorkbenchError, RuntimeError):  # the run failed: a mel of NaN, or lengths that do not fit
             return None
-        return self.heard(name, trace) if field in trace else None
+        return self.comparable(name, trace) if field in trace else None
 
-    def heard(self, name: str, trace: Trace) -> Tensor:
-        """A field as it is compared: itself, its statistics, or sound as log-mel."""
+    def comparable(self, name: str, trace: Trace) -> Tensor:
+        """Return a field in the form in which it is compared: values, statistics, or audio as a log-mel."""
         field = name.removesuffix(SUFFIX)
         if name != field:
             return trace.statistics(field)
-        if field in SOUND:
-            return log_mel(trace[field].float(), self.pipe.config.mel)[0]
+        if field in AUDIO_FIELDS:
+            return log_mel(trace[field].float(), self.pipe.config.mel)[0]  # (mel, frame)
         return trace[field]
 
-    def _leg(self, stage: str, faults: Faults, options: Options) -> Trace:
-        reference = self.rehearsals.reference
-        if stage == "hift" and self.own_mel:
-            return sounded(self.pipe, self.candidate, faults, options)
-        alike = self.tokens is None or torch.equal(
-            self.tokens, reference.get("lm/speech_token", self.tokens[:0])
-        )
-        if stage == "lm" or alike:
-            return self.rehearsals.leg(stage, faults, options)
+    def _stage_trace(self, stage: str, faults: Faults, options: Options) -> Trace:
+        """Return the fields of one stage, simulated from the latest point that the candidate recorded."""
+        reference = self.simulator.reference
+        # 1. The vocoder alone, on the candidate's own mel.
+        if stage == "hift" and self.candidate_has_mel:
+            return run_hift(self.pipe, self.candidate, faults, options)
+        # 2. From the reference's inputs. The simulator keeps these runs for other candidates. It serves where
+        #    the candidate's tokens are unknown or the same as the reference's.
+        tokens = self.candidate_tokens
+        if stage == "lm" or tokens is None:
+            return self.simulator.stage_trace(stage, faults, options)
+        reference_tokens = reference.get("lm/speech_token")
+        if reference_tokens is not None and torch.equal(tokens, reference_tokens):
+            return self.simulator.stage_trace(stage, faults, options)
+        # 3. From the candidate's own tokens.
         if stage == "flow":
-            return solved(self.pipe, utterance_of(reference), self.candidate, faults, options)
-        return sounded(self.pipe, self.leg("flow", faults, options), faults, options)
+            return run_flow(self.pipe, utterance_of(reference), self.candidate, faults, options)
+        return run_hift(self.pipe, self.stage_trace("flow", faults, options), faults, options)

@@ -1,9 +1,9 @@
-"""Which known mistake another implementation's run looks like.
+"""Name the known faults that a run of another implementation shows.
 
-`find_suspects(reference, candidate, pipe)` makes every mistake of the catalogue on purpose. A result whose
-inputs the candidate recorded is worked out again from just those, by the right model and by each wrong one;
-what lacks its inputs is compared with whole runs from the reference's. The mistake whose values are the
-candidate's own is the suspect; its statistics will do where there are no values.
+`find_suspects(reference, candidate, pipe)` gives our own model every fault of the catalogue (`faults.py`) and
+asks with which one it computes what the candidate recorded. Each result is predicted from the inputs that the
+candidate recorded, or else by a simulated run (`simulate.py`). The fault whose predictions are nearest is the
+first suspect (`scoring.py`). Where the candidate recorded only statistics, these are compared.
 """
 
 import itertools
@@ -14,31 +14,45 @@ from html import escape
 import pandas as pd
 
 from workbench.diagnose.suspects.faults import CATALOGUE, Fault, Faults
-from workbench.diagnose.suspects.scoring import LEAST, WHOLE_RUN, Costs, distance_of, observations
-from workbench.diagnose.suspects.simulate import Rehearsals, Runs
+from workbench.diagnose.suspects.scoring import (
+    HEALTHY,
+    MIN_TOTAL_SCORE,
+    RUN_TOLERANCE,
+    Scorer,
+    distance_of,
+    observations,
+)
+from workbench.diagnose.suspects.simulate import FaultSimulator, Predictor
 from workbench.errors import WorkbenchError
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
 
-ENOUGH = 0.5  # share of the error that a suspect explains
-CLEAR = 0.95  # share from which on no second mistake is looked for
-LISTED = 10  # suspects
-PAIRED = 6  # mistakes that are tried in pairs
+# Shares of the error.
+MIN_EXPLAINED = 0.5  # a suspect that explains less is not named as the answer
+MOSTLY_EXPLAINED = 0.95  # from here on no second fault is looked for
+MIN_PAIR_GAIN = 0.1  # a pair must explain so much more than its best member
+
+MAX_SUSPECTS = 10  # in the answer
+MAX_PAIRED = 6  # faults that are tried in all pairs: 15 pairs
+MAX_ROWS = 10  # of the table in a notebook
+# Relative distance from which recording a field would tell two faults apart, well above other kernels.
+MIN_SEPARATION = 10 * RUN_TOLERANCE
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A mistake of the catalogue and how well it fits.
+    """A fault of the catalogue and how well it fits.
 
     Attributes
     ----------
     fault : Fault
     explained : float
-        Share of the error, in decades above rounding, that is gone when ours makes this mistake too: 1 is all
-        of it, 0 none, below 0 it makes things worse.
+        Share of the error that is gone when our model has this fault too: 1 is all of it, 0 none, below 0 it
+        makes things worse. The error is counted in decades above rounding.
     evidence : DataFrame
-        A row per result it concerns: `place`, `right` and `wrong` (relative distance of the candidate to the
-        right model and to the one with this mistake), `allowed` (what rounding explains), `fits`.
+        One row for each result that the fault affects: `place`; `right` and `wrong`, the candidate's
+        relative distance to the right model and to the one with this fault; `allowed`, the distance that
+        rounding explains; `fits`, whether the fault explains this result.
     """
 
     fault: Fault
@@ -50,58 +64,74 @@ class Suspect:
 
 
 class Diagnosis:
-    """What `find_suspects` found.
+    """The result of `find_suspects`: the fault or the two that explain a run, and all that come near.
 
     Attributes
     ----------
     suspects : list of Suspect
-        The best first; those of a combination that explains the run together come before all others.
-    together : tuple of str
-        Names of the mistakes that explain the run best, one or two; none where nothing does.
+        The best first; those in `explained_by` come before all others.
+    explained_by : tuple of str
+        Names of the faults that explain the run best, one or two; empty where none explains half of it.
     explained : float
-        Share of the error that they explain together.
-    clean : bool
+        Share of the error that these faults explain together.
+    healthy : bool
         Whether every result is within rounding, so that there is nothing to explain.
     next_experiment : str
-        What would tell the first two suspects apart.
+        What to record to tell the first two suspects apart; empty where that is not needed.
+
+    Examples
+    --------
+    >>> found = wb.find_suspects(trace, trace, pipe)
+    >>> found
+    nothing to explain: every result is what the model gives, within rounding
+    >>> found.healthy, found.explained_by, found.suspects
+    (True, (), [])
     """
 
     def __init__(
-        self, suspects: list[Suspect], together: tuple[str, ...], explained: float, clean: bool, next_: str
+        self,
+        suspects: list[Suspect],
+        explained_by: tuple[str, ...],
+        explained: float,
+        healthy: bool,
+        next_experiment: str,
     ) -> None:
-        self.suspects, self.together, self.explained = suspects, together, explained
-        self.clean, self.next_experiment = clean, next_
+        self.suspects = suspects
+        self.explained_by = explained_by
+        self.explained = explained
+        self.healthy = healthy
+        self.next_experiment = next_experiment
 
     @property
     def line(self) -> str:
         """The answer in one line."""
-        if self.clean:
+        if self.healthy:
             return "nothing to explain: every result is what the model gives, within rounding"
-        if not self.together:
+        if not self.explained_by:
             best = f"; the nearest, {self.suspects[0]}" if self.suspects else ""
-            return f"none of these: no known mistake explains half of the error{best}"
-        named = " and ".join(str(s) for s in self.suspects[: len(self.together)])
-        return f"{named}. Explained: {100 * self.explained:.0f} % of the error"
+            return f"none of these: no known fault explains half of the error{best}"
+        named = self.suspects[: len(self.explained_by)]
+        return f"{' and '.join(map(str, named))}. Explained: {100 * self.explained:.0f} % of the error"
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a suspect: name, stage, explained, cause, source."""
-        rows = [
-            (s.fault.name, s.fault.stage, s.explained, s.fault.cause, s.fault.source) for s in self.suspects
-        ]
+        """Return one row for each suspect: name, stage, explained, cause, source."""
+        rows = []
+        for suspect in self.suspects:
+            fault = suspect.fault
+            rows.append((fault.name, fault.stage, suspect.explained, fault.cause, fault.source))
         return pd.DataFrame(rows, columns=["suspect", "stage", "explained", "cause", "source"])
 
     def __repr__(self) -> str:
         return self.line
 
     def _repr_html_(self) -> str:
-        table = self.to_frame().head(10).to_html(float_format="{:.2f}".format, border=0, index=False)
-        evidence = (
-            self.suspects[0].evidence.to_html(float_format="{:.2g}".format, border=0, index=False)
-            if self.together
-            else ""
-        )
-        after = f"<p>{escape(self.next_experiment)}</p>" if self.next_experiment else ""
-        return f"<div><b>{escape(self.line)}</b>{after}{table}{evidence}</div>"
+        table = self.to_frame().head(MAX_ROWS).to_html(float_format="{:.2f}".format, border=0, index=False)
+        evidence = ""
+        if self.explained_by:
+            best = self.suspects[0]
+            evidence = best.evidence.to_html(float_format="{:.2g}".format, border=0, index=False)
+        advice = f"<p>{escape(self.next_experiment)}</p>" if self.next_experiment else ""
+        return f"<div><b>{escape(self.line)}</b>{advice}{table}{evidence}</div>"
 
 
 def find_suspects(
@@ -109,23 +139,23 @@ def find_suspects(
     candidate: Trace,
     pipe: Pipeline,
     catalogue: Sequence[Fault] = CATALOGUE,
-    rehearsals: Rehearsals | None = None,
+    simulator: FaultSimulator | None = None,
 ) -> Diagnosis:
-    """Name the known mistakes that the candidate's run looks like.
+    """Name the known faults that the candidate's run shows.
 
     Parameters
     ----------
     reference : Trace or None
-        A right run of the same utterance, with its `in/*` fields. None where the candidate has recorded
-        its own inputs.
+        A right run of the same utterance, with its `in/*` fields. None where the candidate recorded its own
+        inputs.
     candidate : Trace
-        Whole, partial (a mel and a waveform), or statistics alone, as from a text log.
+        Everything, a part (such as a mel and a waveform), or statistics alone, as from a text log.
     pipe : Pipeline
         Of the checkpoint that both should have run.
     catalogue : sequence of Fault
-        The mistakes to try.
-    rehearsals : Rehearsals, optional
-        Of the reference: whole runs that were made for another candidate need not be made again.
+        The faults to try.
+    simulator : FaultSimulator, optional
+        Of the reference. Pass one simulator for several candidates, so that each simulated run is made once.
 
     Returns
     -------
@@ -134,65 +164,116 @@ def find_suspects(
     Raises
     ------
     WorkbenchError
-        When neither trace says what was spoken.
+        When neither trace holds what was spoken, or the candidate holds nothing that can be predicted.
+
+    Examples
+    --------
+    Leave the guidance out of a run's velocities, and ask which of three faults that is:
+
+    >>> wrong = wb.Trace(dict(trace) | {"flow/velocity": trace["flow/velocity_cond"]}, trace.attrs)
+    >>> names = ("cfg-off", "cfg-sign", "time-unscaled")
+    >>> few = [fault for fault in wb.faults.CATALOGUE if fault.name in names]
+    >>> wb.find_suspects(trace, wrong, pipe, few).suspects[0].fault.name
+    'cfg-off'
     """
-    rehearsals = rehearsals or Rehearsals(candidate if reference is None else reference, pipe)
-    runs = Runs(candidate, rehearsals)
-    seen = list(observations(candidate, runs))
-    if not seen:
+    if simulator is None:
+        simulator = FaultSimulator(candidate if reference is None else reference, pipe)
+    predictor = Predictor(candidate, simulator)
+    observed = list(observations(candidate, predictor))
+    if not observed:
         raise WorkbenchError("the candidate has no field that follows from another; record a mel at least")
-    costs = Costs(seen)
-    at_first = costs.total(())
-    if at_first <= LEAST:
+
+    # 1. How much is there to explain?
+    scorer = Scorer(observed)
+    healthy_score = scorer.total(HEALTHY)
+    if healthy_score <= MIN_TOTAL_SCORE:
         return Diagnosis([], (), 1.0, True, "")
-    tried = costs.worth_trying(catalogue)
-    singles = {fault: costs.total((fault,)) for fault in costs.at_the_root(tried)}
-    if min(singles.values(), default=at_first) > (1 - CLEAR) * at_first:  # two at once, or what shows late
-        singles |= {fault: costs.total((fault,)) for fault in tried if fault not in singles}
-    order = sorted(singles, key=singles.__getitem__)
-    best = _best(costs, order, tried, at_first)
-    explained = 1 - costs.total(best) / at_first
-    singles |= {fault: costs.total((fault,)) for fault in best}
-    order = [*best, *(fault for fault in order if fault not in best)]
-    suspects = [Suspect(f, 1 - singles[f] / at_first, costs.evidence(f)) for f in order[:LISTED]]
-    together = tuple(fault.name for fault in best) if explained >= ENOUGH else ()
-    rivals = [s for s in suspects if s.explained >= ENOUGH or s.fault in best][:2]
-    next_ = _separate(rivals, candidate, runs) if len(rivals) == 2 and len(best) < 2 else ""
-    return Diagnosis(suspects, together, explained, False, next_)
+
+    # 2. Score single faults. Those that can explain the first error come first; the others cost more runs and
+    #    are scored only if none of the first explains nearly everything: there may be two faults at once.
+    tried = scorer.faults_to_try(catalogue)
+    single_scores = {fault: scorer.total((fault,)) for fault in scorer.faults_of_first_error(tried)}
+    best_single = min(single_scores.values(), default=healthy_score)
+    if best_single > (1 - MOSTLY_EXPLAINED) * healthy_score:
+        for fault in tried:
+            if fault not in single_scores:
+                single_scores[fault] = scorer.total((fault,))
+    ranking = sorted(single_scores, key=single_scores.__getitem__)
+
+    # 3. Choose the fault, or the pair, that explains most.
+    best = _best_explanation(scorer, ranking, tried, healthy_score)
+    explained = 1 - scorer.total(best) / healthy_score
+    for fault in best:
+        single_scores[fault] = scorer.total((fault,))
+    ranking = [*best, *(fault for fault in ranking if fault not in best)]
+
+    # 4. Report.
+    suspects = []
+    for fault in ranking[:MAX_SUSPECTS]:
+        share = 1 - single_scores[fault] / healthy_score
+        suspects.append(Suspect(fault, share, scorer.evidence(fault)))
+    explained_by = tuple(fault.name for fault in best) if explained >= MIN_EXPLAINED else ()
+    rivals = [s for s in suspects if s.explained >= MIN_EXPLAINED or s.fault in best][:2]
+    next_experiment = ""
+    if len(rivals) == 2 and len(best) < 2:
+        next_experiment = _next_experiment(rivals[0].fault, rivals[1].fault, candidate, predictor)
+    return Diagnosis(suspects, explained_by, explained, False, next_experiment)
 
 
-def _best(costs: Costs, order: list[Fault], tried: list[Fault], at_first: float) -> Faults:
-    """The mistake, or the two, that leave least to explain."""
-    if not order:
+def _best_explanation(
+    scorer: Scorer, ranking: list[Fault], tried: list[Fault], healthy_score: float
+) -> Faults:
+    """Return the fault, or the pair of faults, with the lowest score.
+
+    Parameters
+    ----------
+    ranking : list of Fault
+        Faults whose single score is known, the best first.
+    tried : list of Fault
+        All faults that can explain an error.
+    healthy_score : float
+    """
+    if not ranking:
         return ()
-    best: Faults = (order[0],)
-    if costs.total(best) <= (1 - CLEAR) * at_first or not costs.from_inputs:
+    best: Faults = (ranking[0],)
+    # Pairs are tried only where part of the error is left, and where predictions are local: without these
+    # every pair would cost a simulated run.
+    if scorer.total(best) <= (1 - MOSTLY_EXPLAINED) * healthy_score or not scorer.has_local:
         return best
-    aligned = sorted(order, key=costs.alignment, reverse=True)[:PAIRED]
-    elsewhere = [(order[0], fault) for fault in tried if fault is not order[0]]
-    pairs = {frozenset(pair): pair for pair in (*itertools.combinations(aligned, 2), *elsewhere)}
-    pair = min(pairs.values(), key=costs.total, default=best)
-    gain = costs.total(best) - costs.total(pair)
-    return pair if gain > max(LEAST, 0.1 * at_first) else best
+    # Pairs of the faults that point in the direction of the error, and the best fault with any other. A pair
+    # counts once, whichever comes first.
+    aligned = sorted(ranking, key=scorer.alignment, reverse=True)[:MAX_PAIRED]
+    pairs: dict[frozenset[Fault], Faults] = {}
+    for pair in itertools.combinations(aligned, 2):
+        pairs[frozenset(pair)] = pair
+    for fault in tried:
+        if fault is not ranking[0]:
+            pairs[frozenset((ranking[0], fault))] = (ranking[0], fault)
+    best_pair = min(pairs.values(), key=scorer.total, default=best)
+    gain = scorer.total(best) - scorer.total(best_pair)
+    min_gain = max(MIN_TOTAL_SCORE, MIN_PAIR_GAIN * healthy_score)
+    return best_pair if gain > min_gain else best
 
 
-def _separate(rivals: list[Suspect], candidate: Trace, runs: Runs) -> str:
-    """Name the field, not recorded yet, in which two mistakes differ most."""
-    if not runs.reaches("flow/x") or any(s.fault.stage == "lm" for s in rivals):
+def _next_experiment(first: Fault, second: Fault, candidate: Trace, predictor: Predictor) -> str:
+    """Name the field, not recorded yet, in which two faults differ most; empty where runs cannot tell."""
+    if not predictor.can_predict("flow/x") or "lm" in (first.stage, second.stage):
         return ""
+    # With the candidate's own mel a simulation begins at the vocoder, so only its fields can differ.
+    stage = "hift" if predictor.candidate_has_mel else "flow"
+    options = predictor.simulator.options
     try:
-        first, second = (runs.leg("hift", (s.fault,), runs.rehearsals.options) for s in rivals)
-        if not runs.own_mel:
-            first, second = (runs.leg("flow", (s.fault,), runs.rehearsals.options) for s in rivals)
-    except (WorkbenchError, RuntimeError):
+        first_run = predictor.stage_trace(stage, (first,), options)
+        second_run = predictor.stage_trace(stage, (second,), options)
+    except (WorkbenchError, RuntimeError):  # a faulty run failed, such as by a mel of NaN
         return ""
-    apart = {
-        field: distance_of(first[field], second[field])
-        for field in first
-        if field not in candidate and field in second and not field.startswith("in/")
-    }
-    names = " from ".join(s.fault.name for s in rivals)
-    if not apart or max(apart.values()) < 10 * WHOLE_RUN:
+    distances = {}
+    for field in first_run:
+        is_new = field not in candidate and not field.startswith("in/")
+        if is_new and field in second_run:
+            distances[field] = distance_of(first_run[field], second_run[field])
+    names = f"{first.name} from {second.name}"
+    if not distances or max(distances.values()) < MIN_SEPARATION:
         return f"Nothing that a run records would tell {names}: on this utterance they come to the same."
-    field = max(apart, key=apart.__getitem__)
-    return f"To tell {names}, record {field}: there they are {100 * apart[field]:.0f} % apart."
+    field = max(distances, key=distances.__getitem__)
+    return f"To tell {names}, record {field}: there they are {100 * distances[field]:.0f} % apart."

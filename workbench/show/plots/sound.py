@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from workbench.diagnose.compare.plausibility import HIGHEST_F0
+from workbench.diagnose.compare.plausibility import MAX_F0
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
     BLUE,
@@ -192,7 +192,7 @@ def f0(trace: Trace, *, reference: Trace | None = None, ax: Axes | None = None) 
         value = numbers(side["hift/f0"])
         time = (np.arange(len(value)) + 0.5) / SPEECH.mel.frame_rate
         with np.errstate(invalid="ignore"):
-            high, voiced = value > HIGHEST_F0, (value > VOICED) & (value <= HIGHEST_F0)
+            high, voiced = value > MAX_F0, (value > VOICED) & (value <= MAX_F0)
         curve = np.where(voiced, value, np.nan)
         top = max(top, np.nanmax(curve, initial=0.0))
         how = (
@@ -203,7 +203,7 @@ def f0(trace: Trace, *, reference: Trace | None = None, ax: Axes | None = None) 
         bad = ~np.isfinite(value)
         high &= ~bad
         for which, y, what, marker in (
-            (high, 0.96, f"above {HIGHEST_F0:g} Hz", "^"),
+            (high, 0.96, f"above {MAX_F0:g} Hz", "^"),
             (bad, 0.04, "NaN or Inf", "X"),
         ):
             if which.any():
@@ -213,7 +213,7 @@ def f0(trace: Trace, *, reference: Trace | None = None, ax: Axes | None = None) 
                 where = np.full(which.sum(), y)
                 ax.plot(time[which], where, marker, transform=ax.get_xaxis_transform(), **line)
     longest = max(len(side["hift/f0"]) for side, _ in sides) / SPEECH.mel.frame_rate
-    ax.set(ylabel="f0 (Hz)", ylim=(0, 1.15 * top or HIGHEST_F0), xlim=(0, longest))
+    ax.set(ylabel="f0 (Hz)", ylim=(0, 1.15 * top or MAX_F0), xlim=(0, longest))
     titled(ax, trace.attrs.get("text", ""))
     seconds_axis(ax, trace)
     legend(ax)

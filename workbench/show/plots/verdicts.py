@@ -5,9 +5,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from workbench.diagnose.compare.compare import NOT_BAD, VERDICTS, Comparison
+from workbench.diagnose.compare.comparison import NO_ERROR, VERDICTS, Comparison
 from workbench.diagnose.compare.distance import place_name
-from workbench.diagnose.suspects.suspects import ENOUGH, LISTED, Diagnosis
+from workbench.diagnose.suspects.suspects import MAX_SUSPECTS, MIN_EXPLAINED, Diagnosis
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
     BLUE,
@@ -208,7 +208,7 @@ def _first(ax: Axes, found: Comparison, rows: pd.DataFrame, x: NDArray) -> None:
     if found.causes:
         place, what = found.causes[0].name, "first cause"
     else:
-        bad = [name for name, verdict in zip(names, rows["verdict"], strict=True) if verdict not in NOT_BAD]
+        bad = [name for name, verdict in zip(names, rows["verdict"], strict=True) if verdict not in NO_ERROR]
         place, what = (bad or [""])[0], "the runs part"
     if place in names:
         ax.axvline(x[names.index(place)], color=ink(ax), linewidth=1, label=f"{what}: {place}", zorder=0)
@@ -226,15 +226,15 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
         Suspects that explain the run together are darker and hatched.
     ax : Axes, optional
     """
-    best = diagnosis.suspects[:LISTED]
+    best = diagnosis.suspects[:MAX_SUSPECTS]
     ax = axis(ax, (8, 1.4 + 0.3 * max(len(best), 3)))
-    titled(ax, "nothing to explain" if diagnosis.clean else f"together {100 * diagnosis.explained:.0f} %")
+    titled(ax, "nothing to explain" if diagnosis.healthy else f"together {100 * diagnosis.explained:.0f} %")
     ax.set(xlabel="share of the error that is explained", xlim=(min(0.0, *_shares(best)), 1.05))
     if not best:
         note(ax, diagnosis.line)
         ax.set_yticks([])
         return ax
-    named = [suspect.fault.name in diagnosis.together for suspect in best]
+    named = [suspect.fault.name in diagnosis.explained_by for suspect in best]
     for chosen, color, hatch, label in (
         (True, BLUE, "//", "the answer"),
         (False, SKY, "", "others"),
@@ -243,7 +243,7 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
         if spots:
             shares = [best[k].explained for k in spots]
             ax.barh(spots, shares, color=color, hatch=hatch, edgecolor="white", label=label)
-    ax.axvline(ENOUGH, color=VERMILLION, linestyle="--", label=f"enough: {ENOUGH:g}")
+    ax.axvline(MIN_EXPLAINED, color=VERMILLION, linestyle="--", label=f"enough: {MIN_EXPLAINED:g}")
     ax.set_yticks(range(len(best)), [suspect.fault.name for suspect in best], fontsize=8)
     ax.invert_yaxis()
     legend(ax)

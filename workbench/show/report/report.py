@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.diagnose.compare.compare import NOT_BAD, Comparison
+from workbench.diagnose.compare.comparison import NO_ERROR, Comparison
 from workbench.diagnose.glitches.glitches import Finding, Findings
 from workbench.files import atomic_write
 from workbench.show.player.page import static_player
@@ -170,7 +170,7 @@ def _(trace: Trace) -> Shown:
 def _(comparison: Comparison) -> Shown:
     remarks = Markup("").join(Markup("<li>{}</li>").format(text) for text in comparison.remarks)
     rows = comparison.to_frame()
-    bad = rows[~rows["verdict"].isin(NOT_BAD)]
+    bad = rows[~rows["verdict"].isin(NO_ERROR)]
     html = Markup("<p><b>{}</b></p><ul>{}</ul>").format(comparison.line, remarks)
     if len(bad):
         first = bad.dropna(axis=1, how="all").head(FIRST).reset_index(drop=True)

@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from workbench.diagnose.benchmarks.accuracy import own_deviation
-from workbench.diagnose.compare.compare import Comparison, compare
+from workbench.diagnose.compare.compare import compare
+from workbench.diagnose.compare.comparison import Comparison
 from workbench.diagnose.compare.plausibility import implausible
 from workbench.diagnose.glitches.glitches import Findings, find_glitches
 from workbench.diagnose.suspects.faults import CATALOGUE, Fault
@@ -77,7 +78,7 @@ def comparison_report(
     """
     compared = compare(reference, candidate, pipe)
     suspected = _suspected(reference, candidate, pipe, compared, catalogue)
-    lead = [str(compared), *compared.guards]
+    lead = [str(compared), *compared.input_differences]
     report = Report(
         f"{names[1]} beside {names[0]}", "\n".join([*lead, *([str(suspected)] if suspected else [])])
     )

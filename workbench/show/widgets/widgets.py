@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ipywidgets
 import pandas as pd
 
-from workbench.diagnose.compare.compare import Comparison
+from workbench.diagnose.compare.comparison import Comparison
 from workbench.diagnose.experiments.cached_runs import CachedRuns
 from workbench.diagnose.experiments.metrics import MEASURES, run_lengths
 from workbench.errors import WorkbenchError
