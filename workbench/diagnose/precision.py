@@ -1,10 +1,14 @@
-"""Which parts may run in half precision: how near they come to its limits, and what flipping one does."""
+"""Find the parts of the model that may run in half precision.
+
+`headroom` says how near the values of every module come to the largest number of a dtype. `bisect_precision`
+runs one part at a time in half precision and measures what that changes in the result.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -19,11 +23,14 @@ from workbench.speech.pipeline import Pipeline
 from workbench.trace.record import EVERYTHING, taps
 from workbench.trace.trace import Trace
 
-LARGEST = {name: torch.finfo(getattr(torch, name)).max for name in ("float16", "bfloat16", "float32")}
-DB = 20 / torch.tensor(10.0).log().item()  # of a natural logarithm
-AUDIBLE = 1.0  # dB, rms over the log-mel of the waveform: what a part may change
-SURE = 0.01  # nat, mean over draws: how far the LM's distribution may move
-# What an option flips. The order is that of the run; `f0`, `source` and `head` are parts of the vocoder.
+# The largest finite number of each dtype.
+MAX_FINITE = {name: torch.finfo(getattr(torch, name)).max for name in ("float16", "bfloat16", "float32")}
+HALF_DTYPES = ("float16", "bfloat16")
+DB_PER_NEPER = 20 / torch.tensor(10.0).log().item()  # decibels per unit of a natural-log amplitude: 8.69
+MAX_MEL_CHANGE = 1.0  # dB, rms over the waveform's log-mel: about the smallest level change that is heard
+MAX_LM_CHANGE = 0.01  # nat, mean divergence of the next token's distribution: drawn tokens hardly change
+
+# Part -> the option with its dtype, in the order of the run. The last three are parts of the vocoder.
 PARTS = {
     "lm": "lm_dtype",
     "flow": "flow_dtype",
@@ -32,58 +39,69 @@ PARTS = {
     "source": "source_dtype",
     "head": "head_dtype",
 }
-# Of the vocoder: the type of these decides what is computed around them, and two have an option of their own.
-OPTIONAL = ("f0_predictor", "m_source", "conv_post")
-EXACT = dict.fromkeys(PARTS.values(), "float64")
-SINGLE = dict.fromkeys(PARTS.values(), "float32")
+ALL_FLOAT64 = dict.fromkeys(PARTS.values(), "float64")
+ALL_FLOAT32 = dict.fromkeys(PARTS.values(), "float32")
+# Modules of the vocoder that are not run alone in half precision: other code takes its dtype from them, and
+# the first two have an option of their own.
+SKIPPED_MODULES = ("f0_predictor", "m_source", "conv_post")
+
+
+class Change(NamedTuple):
+    """What a lower precision changes in the result."""
+
+    size: float  # dB of the waveform's log-mel, for the LM nat of its distribution; infinite for a failed run
+    nonfinite: int  # number of NaN and Inf
 
 
 @dataclass(frozen=True)
 class PrecisionMap:
-    """What `bisect_precision` found.
+    """The result of `bisect_precision`.
 
     Attributes
     ----------
     dtype : str
-        The half precision in question.
+        The half precision that was tried.
     rows : DataFrame
-        A row per part that was flipped alone: `part`, `change` and `limit` (dB of the waveform's log-mel, or
-        nat of the LM's distribution), `single` (the same with that part in float32: what is there anyway),
-        `nonfinite`, `safe`.
-    kept : tuple of str
-        Parts that are safe together.
-    together : float
-        dB that all of `kept` change the waveform's log-mel by, at once.
+        One row for each part that ran alone in `dtype`: `part`; `change` and its `limit` (dB of the
+        waveform's log-mel, for the LM nat of its distribution); `single`, the change with that part in
+        float32, for comparison; `nonfinite`; `safe`.
+    safe_parts : tuple of str
+        Parts that may run in `dtype` all at once.
+    combined_change : float
+        What they change then in the waveform's log-mel, in dB.
     """
 
     dtype: str
     rows: pd.DataFrame
-    kept: tuple[str, ...]
-    together: float
+    safe_parts: tuple[str, ...]
+    combined_change: float
 
     @property
     def recommended(self) -> dict[str, str]:
-        """Options by name: half precision where it is safe together, else what upstream runs there."""
-        plain = Options()
-        return {
-            option: self.dtype if part in self.kept else getattr(plain, option)
-            for part, option in PARTS.items()
-        }
+        """Dtype options by name: `dtype` for the safe parts, upstream's dtype for all others."""
+        default = Options()
+        recommended = {}
+        for part, option in PARTS.items():
+            recommended[option] = self.dtype if part in self.safe_parts else getattr(default, option)
+        return recommended
 
     @property
     def line(self) -> str:
         """The answer in one line."""
-        stages = self.rows[self.rows["part"].isin(PARTS)]
-        bad = list(stages.loc[~stages["safe"], "part"])
-        crowded = [part for part in stages["part"] if part not in (*self.kept, *bad)]
-        inside = self.rows[~self.rows["part"].isin(PARTS) & ~self.rows["safe"]]
-        parts = [
-            f"{self.dtype} is safe for {', '.join(self.kept) or 'nothing'} ({self.together:.2g} dB together)"
-        ]
-        parts += [f"for {', '.join(crowded)} alone, but not beside them"] if crowded else []
-        parts += [f"not for {', '.join(bad)}"] if bad else []
-        parts += [f"what breaks inside: {', '.join(inside['part'].head(4))}"] if len(inside) else []
-        return "; ".join(parts)
+        is_part = self.rows["part"].isin(PARTS)
+        parts = self.rows[is_part]
+        unsafe = list(parts.loc[~parts["safe"], "part"])
+        only_alone = [part for part in parts["part"] if part not in (*self.safe_parts, *unsafe)]
+        unsafe_modules = self.rows[~is_part & ~self.rows["safe"]]
+        safe = ", ".join(self.safe_parts) or "nothing"
+        texts = [f"{self.dtype} is safe for {safe} ({self.combined_change:.2g} dB together)"]
+        if only_alone:
+            texts.append(f"for {', '.join(only_alone)} alone, but not beside them")
+        if unsafe:
+            texts.append(f"not for {', '.join(unsafe)}")
+        if len(unsafe_modules):
+            texts.append(f"what breaks inside: {', '.join(unsafe_modules['part'].head(4))}")
+        return "; ".join(texts)
 
     def __repr__(self) -> str:
         return self.line
@@ -100,41 +118,49 @@ def headroom(pipe: Pipeline, trace: Trace, dtype: str = "float16") -> pd.DataFra
     ----------
     pipe : Pipeline
     trace : Trace
-        A run with `in/*` and `lm/speech_token`; flow and vocoder are run again from there.
+        A run with `in/*` and `lm/speech_token`; flow and vocoder run again from there.
     dtype : {"float16", "bfloat16", "float32"}
 
     Returns
     -------
     DataFrame
-        A row per module, step and branch: `stage`, `module`, `step` and `branch` ("cond" or "uncond") of the
-        flow, `max_abs`, `doublings`; below 0 it overflows, NaN has no room.
+        One row for each module, step and branch: `stage`, `module`, `step` and `branch` ("cond" or "uncond")
+        of the flow, `max_abs`, `doublings`. Below 0 doublings the module overflows; NaN stays NaN.
 
     Raises
     ------
     WorkbenchError
         When the trace lacks the inputs.
+
+    Examples
+    --------
+    >>> room = wb.headroom(pipe, trace)
+    >>> room["stage"].unique().tolist()
+    ['flow', 'hift']
+    >>> bool((room["doublings"] > 0).all())  # nothing overflows
+    True
     """
-    if dtype not in LARGEST:
-        raise WorkbenchError(f"dtype is {dtype!r}; expected one of {', '.join(LARGEST)}")
-    options = _options(pipe, trace).but(solver="euler")
-    flow = pipe.stage("flow", options.flow_dtype).decoder.estimator
+    if dtype not in MAX_FINITE:
+        raise WorkbenchError(f"dtype is {dtype!r}; expected one of {', '.join(MAX_FINITE)}")
+    # The Euler solver calls the estimator once a step, so that calls can be counted as steps.
+    options = _eager_options(pipe, trace).but(solver="euler")
+    estimator = pipe.stage("flow", options.flow_dtype).decoder.estimator
     hift = pipe.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
-    with taps(flow, "*", keep=_peaks) as asked, taps(hift, "*", keep=_peaks) as sounded:
+    with taps(estimator, "*", keep=_peaks) as flow_peaks, taps(hift, "*", keep=_peaks) as hift_peaks:
         pipe.replay(trace, "flow", options)
-    rows = [
-        ("flow", module, step, branch, float(peak))
-        for module, calls in asked.items()
-        for step, peaks in enumerate(calls)
-        for branch, peak in zip(("cond", "uncond"), peaks, strict=False)
-    ]
-    rows += [
-        ("hift", module, None, None, float(calls[0][0]))
-        for module, calls in sounded.items()
-        if calls and "parametrizations" not in module  # those yield weights
-    ]
+
+    rows = []
+    for module, calls in flow_peaks.items():
+        for step, peaks in enumerate(calls):  # peaks of the batch: (conditional, unconditional)
+            for branch, peak in zip(("cond", "uncond"), peaks, strict=False):
+                rows.append(("flow", module, step, branch, float(peak)))
+    for module, calls in hift_peaks.items():
+        is_weight = "parametrizations" in module  # these modules compute weights, not values of the run
+        if calls and not is_weight:
+            rows.append(("hift", module, None, None, float(calls[0][0])))
     frame = pd.DataFrame(rows, columns=["stage", "module", "step", "branch", "max_abs"])
     frame["step"] = frame["step"].astype("Int64")
-    frame["doublings"] = (LARGEST[dtype] / torch.tensor(frame["max_abs"].to_numpy())).log2().numpy()
+    frame["doublings"] = (MAX_FINITE[dtype] / torch.tensor(frame["max_abs"].to_numpy())).log2().numpy()
     return frame
 
 
@@ -143,9 +169,11 @@ def bisect_precision(
 ) -> PrecisionMap:
     """Find out by trying which parts may run in half precision.
 
-    Everything runs in float64 once. Then one part at a time runs in `dtype`, all others in float64, from the
-    same tokens, and the waveform is measured. In stages that change too much every block is flipped alone. At
-    last all that are safe run together; while that changes too much, the one that changed most stays wide.
+    1. Everything runs in float64 once: the reference.
+    2. Each part runs in `dtype` alone, from the same tokens, all others in float64. If the flow or the
+       vocoder changes the result too much, each of its blocks runs in `dtype` alone as well.
+    3. All safe parts run in `dtype` together. While that changes the waveform too much, the part that changed
+       most stays in float64.
 
     Parameters
     ----------
@@ -158,136 +186,150 @@ def bisect_precision(
     Returns
     -------
     PrecisionMap
+
+    Examples
+    --------
+    >>> short = pipe.options(None).but(n_timesteps=1, max_tokens=4, seed=7)
+    >>> found = wb.bisect_precision(pipe, utt, "bfloat16", short)
+    >>> sorted(found.recommended)
+    ['f0_dtype', 'flow_dtype', 'head_dtype', 'hift_dtype', 'lm_dtype', 'source_dtype']
     """
-    if dtype not in ("float16", "bfloat16"):
+    if dtype not in HALF_DTYPES:
         raise WorkbenchError(f"dtype is {dtype!r}; expected float16 or bfloat16")
-    exact = pipe.options(options).but(**EXACT)
-    right = pipe.synthesise(utt, options=exact, save=("lm/logp", "lm/drawn_token"))
+    float64 = pipe.options(options).but(**ALL_FLOAT64)
+    reference = pipe.synthesise(utt, options=float64, save=("lm/logp", "lm/drawn_token"))
     rows = []
     for part, option in PARTS.items():
-        change, single = (
-            _change(pipe, right, part, exact.but(**{option: name})) for name in (dtype, SINGLE[option])
-        )
-        rows.append(_row(part, change, single))
-        if not rows[-1]["safe"] and part in ("flow", "vocoder"):
-            rows += [
-                _row(f"{part}/{name}", _inside(pipe, right, part, module, dtype, exact), None)
-                for name, module in _blocks(pipe, part, exact)
-            ]
+        change = _change(pipe, reference, part, float64.but(**{option: dtype}))
+        single = _change(pipe, reference, part, float64.but(**{option: ALL_FLOAT32[option]}))
+        row = _row(part, change, single)
+        rows.append(row)
+        if not row["safe"] and part in ("flow", "vocoder"):
+            for name, module in _blocks(pipe, part, float64):
+                with module_in_dtype(module, getattr(torch, dtype)):
+                    change = _change(pipe, reference, part, float64)
+                rows.append(_row(f"{part}/{name}", change, None))
     table = pd.DataFrame(rows)
-    return PrecisionMap(dtype, table, *_together(pipe, right, table, dtype, exact))
+    safe_parts, combined_change = _safe_together(pipe, reference, table, dtype, float64)
+    return PrecisionMap(dtype, table, safe_parts, combined_change)
 
 
 def repeatable(pipe: Pipeline, utt: Utterance, options: Options | None = None) -> dict[str, float]:
-    """Run three times: largest difference of the waveforms of two silent runs, and of a recorded one.
+    """Run three times, and return the largest differences between the waveforms.
 
     Returns
     -------
     dict
-        `determinism` and `observer`; 0 is bit for bit, infinite where the lengths differ.
+        `determinism` of two runs that record nothing, `observer` of one that records everything; 0 means
+        equal to the last bit, infinite means of different lengths.
     """
-    first, second = (pipe.synthesise(utt, options=options).wav for _ in range(2))
-    watched = pipe.synthesise(utt, options=options, save=EVERYTHING).wav
+    first = pipe.synthesise(utt, options=options).wav
+    second = pipe.synthesise(utt, options=options).wav
+    recorded = pipe.synthesise(utt, options=options, save=EVERYTHING).wav
 
-    def apart(wav: Tensor) -> float:
+    def largest_difference(wav: Tensor) -> float:
         return float((wav - first).abs().max()) if wav.shape == first.shape else float("inf")
 
-    return {"determinism": apart(second), "observer": apart(watched)}
+    return {"determinism": largest_difference(second), "observer": largest_difference(recorded)}
 
 
-# ---- one part flipped
+# ---- measuring a change
 
 
-def _change(pipe: Pipeline, right: Trace, part: str, options: Options) -> tuple[float, int]:
-    """How far a run with these options is from the right one, and how many values are no numbers."""
+def _change(pipe: Pipeline, reference: Trace, part: str, options: Options) -> Change:
+    """Run one part with other options on the reference's own inputs, and measure what that changes."""
     if part == "lm":
-        return _moved(pipe, right, options)
+        return _lm_change(pipe, reference, options)
+    start = "flow" if part == "flow" else "hift"
     try:
-        return _apart(pipe, right, pipe.replay(right, "flow" if part == "flow" else "hift", options))
-    except WorkbenchError:  # a mel of NaN
-        return float("inf"), right["flow/mel"].numel()
+        return _mel_change(pipe, reference, pipe.replay(reference, start, options))
+    except WorkbenchError:  # the flow made a mel of NaN
+        return Change(float("inf"), reference["flow/mel"].numel())
 
 
-def _together(
-    pipe: Pipeline, right: Trace, rows: pd.DataFrame, dtype: str, exact: Options
-) -> tuple[tuple[str, ...], float]:
-    """The parts that may be narrow at once, in the order of the run, and what they change."""
-    safe = rows[rows["safe"] & rows["part"].isin(PARTS)].sort_values("change")
-    words, heard = (list(safe.loc[(safe["part"] == "lm") == which, "part"]) for which in (True, False))
-    change = 0.0
-    while heard:
-        options = exact.but(**{PARTS[part]: dtype for part in heard})
-        change, bad = _apart(pipe, right, pipe.replay(right, "flow", options))
-        if change <= AUDIBLE and not bad:
-            break
-        heard.pop()
-        change = 0.0
-    return tuple(part for part in PARTS if part in (*words, *heard)), change
+def _lm_change(pipe: Pipeline, reference: Trace, options: Options) -> Change:
+    """Return the mean Kullback-Leibler divergence of the next token, along the reference's tokens."""
+    step = next(step for step in transitions(reference) if step.outputs == ("lm/logp",))
+    (logp,) = step.recompute(pipe, reference, options)
+    exact, logp = reference["lm/logp"].double(), logp.cpu().double()  # (draw, vocab)
+    divergence = (exact.exp() * (exact - logp)).sum(-1).mean()
+    nonfinite = int(logp.isnan().sum())  # log-probabilities of -Inf are right
+    return Change(float("inf") if nonfinite else float(divergence), nonfinite)
 
 
-def _moved(pipe: Pipeline, right: Trace, options: Options) -> tuple[float, int]:
-    """Mean Kullback-Leibler divergence of the next token, along the tokens that were drawn."""
-    step = next(step for step in transitions(right) if step.fields == ("lm/logp",))
-    (logp,) = step.work(pipe, right, options)
-    exact, logp = right["lm/logp"].double(), logp.cpu().double()
-    apart = (exact.exp() * (exact - logp)).sum(-1).mean()
-    bad = int(logp.isnan().sum())
-    return (float("inf") if bad else float(apart)), bad
+def _mel_change(pipe: Pipeline, reference: Trace, other: Trace) -> Change:
+    """Return the rms difference of the log-mels of two waveforms in dB."""
+    nonfinite = int((~other.wav.isfinite()).sum())
+    reference_mel, other_mel = (
+        log_mel(trace.wav.float().nan_to_num(), pipe.config.mel) for trace in (reference, other)
+    )
+    rms = float((reference_mel - other_mel).square().mean().sqrt())
+    return Change(DB_PER_NEPER * rms, nonfinite)
 
 
-def _apart(pipe: Pipeline, right: Trace, other: Trace) -> tuple[float, int]:
-    bad = int((~other.wav.isfinite()).sum())
-    mels = [log_mel(trace.wav.float().nan_to_num(), pipe.config.mel) for trace in (right, other)]
-    return DB * float((mels[0] - mels[1]).square().mean().sqrt()), bad
-
-
-def _row(part: str, change: tuple[float, int], single: tuple[float, int] | None) -> dict[str, Any]:
-    limit = SURE if part == "lm" else AUDIBLE
+def _row(part: str, change: Change, single: Change | None) -> dict[str, Any]:
+    limit = MAX_LM_CHANGE if part == "lm" else MAX_MEL_CHANGE
     return {
         "part": part,
-        "change": change[0],
+        "change": change.size,
         "limit": limit,
-        "single": single[0] if single else float("nan"),
-        "nonfinite": change[1],
-        "safe": change[0] <= limit and not change[1],
+        "single": single.size if single else float("nan"),
+        "nonfinite": change.nonfinite,
+        "safe": change.size <= limit and not change.nonfinite,
     }
 
 
+def _safe_together(
+    pipe: Pipeline, reference: Trace, rows: pd.DataFrame, dtype: str, float64: Options
+) -> tuple[tuple[str, ...], float]:
+    """Return the parts that may be in `dtype` at once, in the order of the run, and their change in dB."""
+    safe = rows[rows["safe"] & rows["part"].isin(PARTS)].sort_values("change")
+    # The LM changes tokens and not the waveform of given tokens, so it does not add to the others.
+    lm_parts = [part for part in safe["part"] if part == "lm"]
+    audio_parts = [part for part in safe["part"] if part != "lm"]
+    combined_change = 0.0
+    while audio_parts:
+        options = float64.but(**{PARTS[part]: dtype for part in audio_parts})
+        change = _mel_change(pipe, reference, pipe.replay(reference, "flow", options))
+        if change.size <= MAX_MEL_CHANGE and not change.nonfinite:
+            combined_change = change.size
+            break
+        audio_parts.pop()  # the one that changes most
+    return tuple(part for part in PARTS if part in (*lm_parts, *audio_parts)), combined_change
+
+
+# ---- one module in half precision
+
+
 def _blocks(pipe: Pipeline, part: str, options: Options) -> Iterator[tuple[str, nn.Module]]:
-    """What a stage consists of, one level inside its lists."""
+    """Yield (name, module) of the blocks of a stage; lists of modules are opened."""
     if part == "flow":
         root = pipe.stage("flow", options.flow_dtype).decoder.estimator
     else:
         root = pipe.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
     for name, child in root.named_children():
         if isinstance(child, nn.ModuleList):
-            yield from ((f"{name}.{inner}", module) for inner, module in child.named_children())
-        elif name not in OPTIONAL and any(True for _ in child.parameters()):
+            for inner_name, module in child.named_children():
+                yield f"{name}.{inner_name}", module
+        elif name not in SKIPPED_MODULES and any(True for _ in child.parameters()):
             yield name, child
 
 
-def _inside(
-    pipe: Pipeline, right: Trace, part: str, module: nn.Module, dtype: str, options: Options
-) -> tuple[float, int]:
-    with narrowed(module, getattr(torch, dtype)):
-        return _change(pipe, right, part, options)
-
-
 @contextmanager
-def narrowed(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Let one module compute in `dtype` while the block lasts; what goes in and out keeps its own type."""
-    kept = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    wide = next(module.parameters()).dtype
+def module_in_dtype(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let one module compute in `dtype` until the block ends; its inputs and outputs keep their dtype."""
+    saved = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    original_dtype = next(module.parameters()).dtype
 
-    def before(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    def cast_inputs(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
         return _cast(args, dtype), _cast(dict(kwargs), dtype)
 
-    def after(module: nn.Module, args: tuple, output: Any) -> Any:
-        return _cast(output, wide)
+    def cast_output(module: nn.Module, args: tuple, output: Any) -> Any:
+        return _cast(output, original_dtype)
 
     hooks = [
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after),
+        module.register_forward_pre_hook(cast_inputs, with_kwargs=True),
+        module.register_forward_hook(cast_output),
     ]
     module.to(dtype)
     try:
@@ -295,11 +337,12 @@ def narrowed(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-        module.to(wide)
-        module.load_state_dict(kept)
+        module.to(original_dtype)
+        module.load_state_dict(saved)  # the cast to `dtype` has rounded the weights
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Cast all floating-point tensors in nested tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
@@ -310,10 +353,10 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _peaks(value: Tensor) -> Tensor:
-    """Largest magnitude of each row of the batch; NaN stays NaN."""
+    """Return the largest magnitude of each row of the batch (B,); NaN stays NaN."""
     return value.detach().abs().flatten(1).amax(1) if value.ndim > 1 else value.detach().abs()
 
 
-def _options(pipe: Pipeline, trace: Trace) -> Options:
-    """A run's options, layer by layer: what is looked into must be called."""
+def _eager_options(pipe: Pipeline, trace: Trace) -> Options:
+    """Return a run's options for the eager models: fast paths do not call the modules that are tapped."""
     return pipe.checkpoint.options.but(**trace.attrs.get("options", {})).but(compute="eager")

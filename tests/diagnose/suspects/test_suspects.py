@@ -55,7 +55,7 @@ def test_a_fault_in_a_whole_trace_is_named(simulator, name):
     assert found.explained_by == (name,) and found.suspects[0].fault.name == name
     assert found.explained > 0.9 and name in found.line and not found.healthy
     evidence = found.suspects[0].evidence
-    assert len(evidence) and evidence["fits"].all() and (evidence["right"] > evidence["allowed"]).any()
+    assert len(evidence) and evidence["fits"].all() and (evidence["healthy"] > evidence["allowed"]).any()
     assert "candidate" not in found._repr_html_() and name in found._repr_html_()
 
 

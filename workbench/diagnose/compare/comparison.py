@@ -118,7 +118,7 @@ class Comparison:
         return "; ".join(parts)
 
     def _guess_cause(self, row: pd.Series) -> str:
-        """Say what the inputs of the first bad row tell about its cause, without a checkpoint."""
+        """Describe what the inputs of the first bad row show about its cause, without a checkpoint."""
         inputs = _inputs_of(row)
         if not inputs:
             return f"cause unknown (it follows from nothing that was recorded); {_advice(row)} to find it"

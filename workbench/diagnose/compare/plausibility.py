@@ -148,7 +148,7 @@ def inconsistent_lengths(trace: Trace) -> list[str]:
     Velocities dumped from one utterance and a waveform of the next one each look right; only their lengths
     show that they do not belong together.
     """
-    # Collect who says what about each dimension, such as {"frame": {16: ["flow/mu"], 18: ["flow/x"]}}.
+    # Collect the lengths along each dimension, such as {"frame": {16: ["flow/mu"], 18: ["flow/x"]}}.
     lengths: dict[str, dict[int, list[str]]] = {}
     for name, value in trace.items():
         if not name.endswith(SUFFIX):

@@ -40,11 +40,11 @@ RUN_TOLERANCE = 1e-4  # what other kernels may add up to over a whole run, and t
 # Scores are in decades (powers of ten) above rounding.
 MIN_TOTAL_SCORE = 0.3  # a smaller total needs no explanation; 0.3 decades is a factor of 2
 MIN_WRONG_SCORE = MIN_TOTAL_SCORE / 2  # above it a single observation is wrong
-# A random fault predicts only the size of an error. A match by size gets this score, so that faults that
-# predict every value rank first.
+# A random fault predicts only the size of an error. If the size matches, the observation gets this score
+# instead of 0, so that faults that predict every value rank before random faults.
 SIZE_MATCH_SCORE = 0.15
-SIZE_TOLERANCE = 0.3  # by which that size may be off: the error is one random draw of many
-MAX_FIT_SCORE = 0.3  # up to this score a fault fits an observation; a match by size does
+SIZE_TOLERANCE = 0.3  # decades by which the size may be off and still match: it varies from draw to draw
+MAX_FIT_SCORE = 0.3  # up to this score a fault fits an observation; above SIZE_MATCH_SCORE
 
 # Steps of the ODE at which the estimator is recomputed: first, middle and last. It costs most of the time,
 # and its faults show at every step.
@@ -52,12 +52,12 @@ RECOMPUTED_STEPS = 3
 
 
 class Observation(NamedTuple):
-    """One recorded result of the candidate, and how a model with faults would compute it."""
+    """One result that the candidate recorded, and what a model with faults would have recorded there."""
 
     field: str
     index: int | None  # draw, knot or step; None for a whole field
     found: Tensor  # what the candidate recorded
-    predict: Callable[[Faults], Tensor | None]  # None where the faults leave no result
+    predict: Callable[[Faults], Tensor | None]  # returns None where the model with these faults fails
     affects: Callable[[Fault], bool]  # whether a fault can change this result
     allowed: float  # relative distance that rounding explains
     is_statistics: bool = False  # `found` holds statistics (..., 6), not values
@@ -65,13 +65,13 @@ class Observation(NamedTuple):
 
 
 class Scorer:
-    """Scores sets of faults by how far the candidate is from a model that has them.
+    """Score sets of faults by how far the candidate is from a model that has them; lower is better.
 
-    The score of an observation is 0 where the distance is within rounding, 1 where it is ten times that, 2
-    where it is a hundred times that. The total averages the entries of each field, so that long loops do not
-    outweigh other fields, and sums over fields.
+    The score of one observation is 0 if its distance is within rounding, 1 if it is ten times as large as
+    rounding allows, 2 if a hundred times. The total is the sum over fields; of a field with several entries
+    the average counts, so that a loop of many steps does not outweigh other fields.
 
-    Predictions and scores are cached: the search asks for the same ones many times.
+    Predictions and scores are cached, because the search needs the same ones many times.
 
     Parameters
     ----------
@@ -104,21 +104,21 @@ class Scorer:
 
         allowed = observation.allowed
         if any(fault.random for fault in effective):
-            # The error that these faults are expected to cause. Within rounding it cannot be recognised.
+            # The size of error that these faults cause in our model. Within rounding it cannot be recognised.
             expected_error = self._distance_between(number, HEALTHY, effective)
             if expected_error > allowed:
                 return self._score_by_size(number, expected_error)
         return _decades_above(allowed, self.distance(number, effective))
 
     def _score_by_size(self, number: int, expected_error: float) -> float:
-        """Score a random fault: is the candidate as far from a healthy model as the fault would bring it?"""
+        """Return the score of a random fault: is the candidate's error as large as the fault would cause?"""
         found_error = self.distance(number, HEALTHY)
         healthy_score = _decades_above(self.observations[number].allowed, found_error)
         # max: the logarithm of an error of exactly zero is not finite.
         decades_off = abs(math.log10(max(found_error, 1e-12) / expected_error))
         if decades_off <= SIZE_TOLERANCE:
             return min(healthy_score, SIZE_MATCH_SCORE)
-        return healthy_score  # another size: the fault explains nothing here
+        return healthy_score  # the size does not match: the fault explains nothing here
 
     def distance(self, number: int, faults: Faults) -> float:
         """Return the distance of the candidate's result to that of a model with these faults."""
@@ -208,8 +208,8 @@ class Scorer:
         Returns
         -------
         DataFrame
-            `place`; `right` and `wrong`, the distances to a healthy model and to one with this fault;
-            `allowed`, the distance that rounding explains; `fits`, whether the fault explains this result.
+            `place`; `healthy` and `faulty`, the distances to a healthy model and to one with this fault;
+            `allowed`, the distance that rounding explains; `fits`, whether the fault explains the result.
         """
         rows = []
         for number, observation in enumerate(self.observations):
@@ -217,13 +217,13 @@ class Scorer:
                 rows.append(
                     {
                         "place": place_name(observation.field, observation.index),
-                        "right": self.distance(number, HEALTHY),
-                        "wrong": self.distance(number, (fault,)),
+                        "healthy": self.distance(number, HEALTHY),
+                        "faulty": self.distance(number, (fault,)),
                         "allowed": observation.allowed,
                         "fits": self.score(number, (fault,)) <= MAX_FIT_SCORE,
                     }
                 )
-        return pd.DataFrame(rows, columns=["place", "right", "wrong", "allowed", "fits"])
+        return pd.DataFrame(rows, columns=["place", "healthy", "faulty", "allowed", "fits"])
 
 
 def _denies(right: Observation, fault: Fault) -> bool:

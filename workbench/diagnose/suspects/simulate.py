@@ -1,9 +1,9 @@
 """Simulate faults end to end, and predict the fields of another run from these simulations.
 
-`FaultSimulator` runs the utterance of one reference trace with any set of faults. `Predictor` uses it to say
-what a candidate's fields would be if the candidate had these faults. A simulated run starts as late as
-possible: from the candidate's own mel or speech tokens where it recorded them, so that errors it made before
-do not count again.
+`FaultSimulator` runs the utterance of one reference trace with any set of faults. `Predictor` predicts what
+the fields of another run, the candidate, would be if it had these faults. It simulates as little of the run
+as possible: if the candidate recorded its mel, only the vocoder runs, on that mel. So errors that the
+candidate made before do not count again.
 """
 
 import functools
@@ -65,7 +65,7 @@ class FaultSimulator:
         options : Options
             Of the run; options that a fault sets are added.
         """
-        # Ignoring later faults before the cache is asked lets sets of faults share the earlier stages.
+        # Drop them before the cache is used, so that sets of faults share the runs of earlier stages.
         prefixes = PREFIXES[: PREFIXES.index(stage) + 1]
         effective = tuple(fault for fault in faults if fault.stage in prefixes)
         return self._stage_runs[stage](effective, options)

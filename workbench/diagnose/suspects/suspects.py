@@ -50,8 +50,8 @@ class Suspect:
         Share of the error that is gone when our model has this fault too: 1 is all of it, 0 none, below 0 it
         makes things worse. The error is counted in decades above rounding.
     evidence : DataFrame
-        One row for each result that the fault affects: `place`; `right` and `wrong`, the candidate's
-        relative distance to the right model and to the one with this fault; `allowed`, the distance that
+        One row for each result that the fault affects: `place`; `healthy` and `faulty`, the candidate's
+        relative distances to a healthy model and to one with this fault; `allowed`, the distance that
         rounding explains; `fits`, whether the fault explains this result.
     """
 
