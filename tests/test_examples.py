@@ -142,7 +142,6 @@ WITHOUT_PARAMETERS = set(
         "Config",
         "Save",
         "comparison_report",
-        "implausible",
         "run_report",
         "plots.comparison",
         "plots.f0",

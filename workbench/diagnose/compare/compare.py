@@ -91,7 +91,8 @@ def compare(
     --------
     >>> wb.compare(trace, trace, pipe)
     MATCH
-    >>> half = pipe.replay(trace, "hift", pipe.options(None).but(head_dtype="float16"), save=wb.EVERYTHING)
+    >>> options = pipe.options(None).but(seed=7, head_dtype="float16")
+    >>> half = pipe.replay(trace, "hift", options, save=wb.EVERYTHING)
     >>> found = wb.compare(trace, half)
     >>> found.input_differences
     ["option head_dtype: 'float32' and 'float16'"]

@@ -73,6 +73,7 @@ class Fault:
 
 
 Faults = tuple[Fault, ...]
+HEALTHY: Faults = ()  # no fault
 
 
 @contextmanager

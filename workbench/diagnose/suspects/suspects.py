@@ -2,8 +2,8 @@
 
 `find_suspects(reference, candidate, pipe)` gives our own model every fault of the catalogue (`faults.py`) and
 asks with which one it computes what the candidate recorded. Each result is predicted from the inputs that the
-candidate recorded, or else by a simulated run (`simulate.py`). The fault whose predictions are nearest is the
-first suspect (`scoring.py`). Where the candidate recorded only statistics, these are compared.
+candidate recorded, or else by a simulated run (`observations.py`, `simulate.py`). The fault whose predictions
+are nearest is the first suspect (`scoring.py`). Statistics serve where the candidate recorded no values.
 """
 
 import itertools
@@ -13,15 +13,9 @@ from html import escape
 
 import pandas as pd
 
-from workbench.diagnose.suspects.faults import CATALOGUE, Fault, Faults
-from workbench.diagnose.suspects.scoring import (
-    HEALTHY,
-    MIN_TOTAL_SCORE,
-    RUN_TOLERANCE,
-    Scorer,
-    distance_of,
-    observations,
-)
+from workbench.diagnose.suspects.faults import CATALOGUE, HEALTHY, Fault, Faults
+from workbench.diagnose.suspects.observations import RUN_TOLERANCE, distance_of, observations
+from workbench.diagnose.suspects.scoring import MIN_TOTAL_SCORE, Scorer
 from workbench.diagnose.suspects.simulate import FaultSimulator, Predictor
 from workbench.errors import WorkbenchError
 from workbench.speech.pipeline import Pipeline
