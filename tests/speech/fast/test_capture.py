@@ -11,13 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig, Options
-from workbench.speech.fast import flow as fast_flow
+from workbench.speech.fast import dit as fast_dit
 from workbench.speech.fast import hift as fast_hift
 from workbench.speech.fast import lm as fast_lm
 from workbench.speech.fast import lm_torch
 from workbench.speech.fast import sampling as fast_sampling
 from workbench.speech.fast.cuda_graphs import CudaGraphPool
-from workbench.speech.fast.flow import FastFlow, _VelocityGraph
+from workbench.speech.fast.dit import VelocityGraph
+from workbench.speech.fast.flow import FastFlow
 from workbench.speech.fast.hift import FastHiFT, _VocoderGraphs
 from workbench.speech.fast.lm import FastLM, _BatchDecoder
 from workbench.speech.models.flow import Flow
@@ -69,9 +70,9 @@ class WatchedGraphs(CudaGraphPool):
 @pytest.fixture
 def graphs(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # fake tensors have none
-    for module in (fast_lm, lm_torch, fast_sampling, fast_flow, fast_hift):
+    for module in (fast_lm, lm_torch, fast_sampling, fast_dit, fast_hift):
         monkeypatch.setattr(module, "compiled", lambda function, device, dynamic: function)
-    for module, name in ((fast_lm, "can_compile_tf32"), (fast_flow, "can_compile")):
+    for module, name in ((fast_lm, "can_compile_tf32"), (fast_dit, "can_compile")):
         monkeypatch.setattr(module, name, lambda device: False)  # kernels need a real GPU
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield WatchedGraphs()
@@ -111,9 +112,9 @@ def test_reading_a_prompt_can_be_captured(graphs, monkeypatch):
 @pytest.mark.parametrize("splits", [False, True])
 @pytest.mark.parametrize("bias_rows", [0, 1, 64])
 def test_a_velocity_evaluation_can_be_captured(graphs, bias_rows, splits, monkeypatch):
-    monkeypatch.setattr(fast_flow, "tf32x3_is_faster", lambda device, dtype: splits)
+    monkeypatch.setattr(fast_dit, "tf32x3_is_faster", lambda device, dtype: splits)
     flow = built(Flow, FlowConfig(dit=DiTConfig(depth=2)))
-    _VelocityGraph(FastFlow.consume(flow, graphs), 3, 64, bias_rows)
+    VelocityGraph(FastFlow.consume(flow, graphs).estimator, graphs, 3, 64, bias_rows)
     assert_capturable(graphs, 80)
 
 
@@ -123,12 +124,12 @@ def test_attention_without_a_mask_launches_one_kernel(graphs, monkeypatch):
     kernel, norm_kernel = LaunchCounter(), LaunchCounter()
     monkeypatch.setattr(attention, "_attend", kernel)
     monkeypatch.setattr(flow_kernels, "_add_and_norm", norm_kernel)
-    monkeypatch.setattr(fast_flow, "tf32x3_is_faster", lambda device, dtype: True)
-    monkeypatch.setattr(fast_flow, "can_compile", lambda device: True)
-    monkeypatch.setattr(fast_flow, "_conv_pos", lambda embed, splits: embed)
+    monkeypatch.setattr(fast_dit, "tf32x3_is_faster", lambda device, dtype: True)
+    monkeypatch.setattr(fast_dit, "can_compile", lambda device: True)
+    monkeypatch.setattr(fast_dit, "_conv_pos", lambda embed, splits: embed)
     fast = FastFlow.consume(built(Flow, FlowConfig(dit=DiTConfig(depth=2))), graphs)
     for bias_rows, launches in ((0, 2), (1, 2)):
-        _VelocityGraph(fast, 3, 64, bias_rows)
+        VelocityGraph(fast.estimator, graphs, 3, 64, bias_rows)
         assert kernel.count == launches
     assert norm_kernel.count == 2 * 2 * 2  # steps, layers, twice in each
     assert_capturable(graphs, 60)

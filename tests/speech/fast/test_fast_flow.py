@@ -8,7 +8,7 @@ import torch
 
 from tests.speech.fast.common import CPU_GRAPHS, assert_near
 from workbench.speech.config import Options
-from workbench.speech.fast import flow as fast_flow_module
+from workbench.speech.fast import dit as fast_dit
 from workbench.speech.fast.flow import MASK_BUCKET, FastFlow
 
 pytestmark = pytest.mark.usefixtures("no_grad")
@@ -130,7 +130,7 @@ def test_interleaved_solves_do_not_share_state(fast_flow, conditions, noises):
 
 def test_flow_with_split_products_equals_upstream(flow_model, conditions, noises, flow_golden, monkeypatch):
     """The layout is that for tensor cores; a CPU computes its products in float32."""
-    monkeypatch.setattr(fast_flow_module, "tf32x3_is_faster", lambda device, dtype: True)
+    monkeypatch.setattr(fast_dit, "tf32x3_is_faster", lambda device, dtype: True)
     consumed = copy.deepcopy(flow_model)
     fast = FastFlow.consume(consumed, CPU_GRAPHS)
     steps = [s for [s] in fast.steps(conditions[:1], noises[:1], [Options()])]

@@ -4,9 +4,10 @@ Which file replaces which model:
 
 | model                        | in torch                | Triton kernels, on a GPU alone              |
 |------------------------------|-------------------------|---------------------------------------------|
-| `models.lm`                  | `lm`, `lm_torch`        | `kernels.lm`                                |
+| `models.lm`                  | `lm`, `lm_prompt`,      | `kernels.lm`, `kernels.projection`          |
+|                              | `lm_torch`              |                                             |
 | `models.sampling`            | `sampling`              |                                             |
-| `models.flow`, `models.dit`  | `flow`                  | `kernels.flow`, `.attention`, `.conv`       |
+| `models.flow`, `models.dit`  | `flow`, `dit`           | `kernels.flow`, `.attention`, `.conv`       |
 | `models.hift`                | `hift`                  | `kernels.conv`                              |
 
 All of them use `cuda_graphs` (CUDA graphs, compiling, copies that do not wait), `fuse` (linear layers with

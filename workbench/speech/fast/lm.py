@@ -3,7 +3,7 @@
 How a batch is decoded:
 
 1. `FastLM.steps` embeds the prompts and takes a `_BatchDecoder` that is idle, or makes one.
-2. `_PromptReader` reads all prompts at once and fills the key-value cache.
+2. `PromptReader` reads all prompts at once and fills the key-value cache.
 3. The device decodes `CHUNK_TOKENS` tokens (`_BatchDecoder._step`, a CUDA graph) and sends them to the host,
    while it works on the next chunk already. The host yields them and draws new random numbers.
 4. Until the host has learnt that a row stopped, the row is computed on, but its tokens no longer count.
@@ -30,10 +30,11 @@ from workbench.speech.fast.cuda_graphs import (
     compiled,
     to_device_async,
 )
+from workbench.speech.fast.lm_prompt import PromptReader
 from workbench.speech.fast.lm_torch import TorchDecodeStep, doubled_lengths, fuse_layers
 from workbench.speech.fast.sampling import DeviceSampler, SamplerState, record_pick
 from workbench.speech.frontend.frontend import Utterance
-from workbench.speech.models.lm import LM, KVCache, LMStep
+from workbench.speech.models.lm import LM, LMStep
 
 if TYPE_CHECKING:
     from workbench.speech.fast.kernels.lm import TritonDecodeStep
@@ -72,8 +73,8 @@ class FastLM:
         self.lm, self.decode_step, self.silent_tokens, self.graphs = lm, decode_step, silent_tokens, graphs
         self.dtype, self.device = lm.llm_decoder.weight.dtype, lm.llm_decoder.weight.device
         self.advance = compiled(_advance, self.device, "rows")
-        # (prompts, padded length) -> _PromptReader
-        self.prompt_reader = lru_cache(MAX_PROMPT_GRAPHS)(partial(_PromptReader, self))
+        # (prompts, padded length) -> PromptReader
+        self.prompt_reader = lru_cache(MAX_PROMPT_GRAPHS)(partial(PromptReader, lm, graphs))
         self.lock = Lock()  # held while the prompt readers or the list of idle decoders are used
         self._idle: list[_BatchDecoder] = []
 
@@ -173,53 +174,6 @@ def _can_use_kernels(lm: LM, exact: bool) -> bool:
     rounds_alike = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not exact)
     head_dim_is_power_of_two = lm.config.head_dim.bit_count() == 1  # the attention kernel needs that
     return rounds_alike and can_compile_tf32(weight.device) and head_dim_is_power_of_two
-
-
-class _PromptReader:
-    """Read prompts of one padded length as a CUDA graph: about a thousand kernels, too short for the host.
-
-    The padding comes after the prompt. No real position attends to it, because attention is causal, and
-    decoding overwrites it.
-    """
-
-    def __init__(self, fast: FastLM, prompts: int, length: int) -> None:
-        self.lm = fast.lm
-        width = self.lm.config.hidden_size
-        self.x = torch.zeros(prompts, length, width, device=fast.device, dtype=fast.dtype)  # (U, P, D)
-        self.prompt_index = torch.arange(prompts, device=fast.device)
-        self.last_position = torch.zeros_like(self.prompt_index)
-        self.graph = fast.graphs.capture(self._read)
-
-    def __call__(self, prompts: Sequence[Tensor], last_position: Tensor) -> tuple[Tensor, Tensor]:
-        """Read prompts.
-
-        Parameters
-        ----------
-        prompts : sequence of Tensor (P, D)
-            At most as long as the padded length.
-        last_position : Tensor (U,)
-            Index of each prompt's last position.
-
-        Returns
-        -------
-        logp : Tensor (U, n_ids)
-            Log-probabilities of each prompt's first token.
-        cache : Tensor (layers, 2, U, H, padded length, head_dim)
-            Keys and values. The next call overwrites both results.
-        """
-        self.x.zero_()
-        for x, prompt in zip(self.x, prompts, strict=True):
-            x[: len(prompt)] = prompt
-        self.last_position.copy_(last_position)
-        return self.graph()
-
-    def _read(self) -> tuple[Tensor, Tensor]:
-        cache = KVCache(self.lm.config.num_hidden_layers)
-        hidden = self.lm.qwen(self.x, cache)[self.prompt_index, self.last_position]  # (U, D)
-        layers = []
-        for keys, values in zip(cache.keys, cache.values, strict=True):
-            layers.append(torch.stack((keys, values)))  # (2, U, H, P, head_dim)
-        return self.lm.logp(hidden), torch.stack(layers)
 
 
 class _DecodeState(NamedTuple):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from workbench.speech.fast.flow import _add_and_norm
+from workbench.speech.fast.dit import _add_and_norm
 from workbench.speech.fast.kernels.flow import add_and_norm
 from workbench.speech.fast.tf32x3 import split_tf32
 

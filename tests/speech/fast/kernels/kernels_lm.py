@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from workbench.speech.config import LMConfig
 from workbench.speech.fast.kernels import lm as lm_kernels
+from workbench.speech.fast.kernels.projection import project
 from workbench.speech.fast.lm_torch import TorchDecodeStep, fuse_layers
 from workbench.speech.models.lm import LM, KVCache, RMSNorm
 
@@ -43,12 +44,12 @@ def test_projection_with_norm_bias_residual_and_gate(rows):
     norm = RMSNorm(96, 1e-6)
     norm.weight.uniform_()
     assert_near(
-        lm_kernels.project(x, weight, norm=norm.weight, eps=norm.eps, bias=bias),
+        project(x, weight, norm=norm.weight, eps=norm.eps, bias=bias),
         F.linear(norm(x), weight, bias),
     )
-    assert_near(lm_kernels.project(x, weight, add=add), F.linear(x, weight) + add)
+    assert_near(project(x, weight, add=add), F.linear(x, weight) + add)
     gate, up = F.linear(norm(x), weight).chunk(2, dim=1)
-    assert_near(lm_kernels.project(x, weight, norm=norm.weight, eps=norm.eps, gated=True), F.silu(gate) * up)
+    assert_near(project(x, weight, norm=norm.weight, eps=norm.eps, gated=True), F.silu(gate) * up)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -11,10 +11,9 @@ kernels here are
     RMS norm + gate and up projections + SwiGLU  (`project`)
     down projection + residual  (`project`)
 
-The state between the layers is float32. With several rows the products run on tensor cores; a float32 product
-is then three in TF32, which keeps its accuracy (see `tf32x3`).
+The state between the layers is float32.
 
-Shape letters: `B` rows of the batch, `D` inputs, `O` outputs, `H` heads of keys and values.
+Shape letters: `B` rows of the batch, `D` width, `H` heads of keys and values.
 """
 
 from typing import Any
@@ -25,13 +24,11 @@ import triton.language as tl
 from torch import Tensor
 
 from workbench.speech.fast.cuda_graphs import compile_in_parallel
+from workbench.speech.fast.kernels.projection import project
 from workbench.speech.fast.lm_torch import FusedLayer
 from workbench.speech.models.lm import LM
 
 CACHE_BLOCK = 256  # cached positions that attention loads at a time
-# Projections with fewer outputs than this compute fewer of them in a program: there are then enough programs
-# for all multiprocessors of the GPU.
-FEW_OUTPUTS = 2048
 
 
 class TritonDecodeStep:
@@ -99,71 +96,6 @@ class TritonDecodeStep:
         return project(x, weight, eps=self.eps, precision=self.precision, **options)
 
 
-def project(
-    x: Tensor,
-    weight: Tensor,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    bias: Tensor | None = None,
-    add: Tensor | None = None,
-    gated: bool = False,
-    precision: str = "tf32x3",
-) -> Tensor:
-    """Multiply a few rows by a matrix, in one kernel with the steps before and after.
-
-    Parameters
-    ----------
-    x : Tensor (B, D), float32
-    weight : Tensor (O, D), or (2 O, D) if `gated`
-        float32 or bfloat16.
-    norm : Tensor (D,), optional
-        Weight of an RMS norm that is applied to x first.
-    eps : float
-        Of the norm.
-    bias : Tensor (O,), optional
-    add : Tensor (B, O), float32, optional
-        Residual, added to the result.
-    gated : bool
-        The result is SwiGLU: silu(first half of the products) * second half.
-    precision : {"tf32x3", "tf32"}
-        Of float32 products of several rows.
-
-    Returns
-    -------
-    Tensor (B, O), float32
-    """
-    rows, inputs = x.shape
-    outputs = len(weight) // 2 if gated else len(weight)
-    y = x.new_empty(rows, outputs)
-    # Block sizes were measured on an H200.
-    if rows == 1:
-        kernel = _project_one_row
-        tile = {"BLOCK_OUT": 2 if outputs < FEW_OUTPUTS else 4, "BLOCK_IN": 1024, "num_warps": 4}
-    else:
-        kernel = _project_rows
-        padded_rows = max(16, triton.next_power_of_2(rows))  # tensor cores multiply at least 16 rows
-        # Inputs of a block, so that the blocks of x and of the weights stay in shared memory together.
-        elements = 2048 if gated else 4096
-        block_in = elements // (padded_rows * weight.element_size())
-        tile = {"ROWS": padded_rows, "BLOCK_OUT": 16, "PARTS": 4, "BLOCK_IN": block_in}
-        tile |= {"PRECISION": precision, "num_warps": 4, "num_stages": 3}
-    kernel[(triton.cdiv(outputs, tile["BLOCK_OUT"]),)](
-        x,
-        weight,
-        norm,
-        bias,
-        add,
-        y,
-        rows,
-        eps,
-        INPUTS=inputs,
-        OUTPUTS=outputs,
-        GATED=gated,
-        **tile,
-    )
-    return y
-
-
 def attend(
     qkv: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, heads: tuple[int, int, int]
 ) -> Tensor:
@@ -204,140 +136,6 @@ def attend(
         num_warps=8,
     )
     return y
-
-
-@triton.jit
-def _project_one_row(
-    x_ptr,  # (1, INPUTS) float32
-    weight_ptr,  # (OUTPUTS, INPUTS), or (2 OUTPUTS, INPUTS) if GATED
-    norm_ptr,  # (INPUTS,) or None
-    bias_ptr,  # (OUTPUTS,) or None
-    add_ptr,  # (1, OUTPUTS) or None
-    y_ptr,  # (1, OUTPUTS)
-    rows,  # not used: the signature is that of `_project_rows`
-    eps,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    GATED: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,  # outputs of one program
-    BLOCK_IN: tl.constexpr,  # inputs loaded at a time
-):
-    """`project` of one row. No tensor cores: reading the weights is all that takes time."""
-    out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    out_mask = out < OUTPUTS
-    # Products are added up elementwise, and over the inputs only once, after the loop.
-    acc = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
-    acc_up = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)  # of the second half of the weights, if GATED
-    squares = tl.zeros((BLOCK_IN,), tl.float32)  # for the RMS norm
-    for start in tl.static_range(0, INPUTS, BLOCK_IN):
-        # Load a block of weights: rows `out`, columns `column`.
-        column = start + tl.arange(0, BLOCK_IN)
-        in_mask = column < INPUTS
-        mask = out_mask[:, None] & in_mask[None, :]
-        weight_ptrs = weight_ptr + out[:, None] * INPUTS + column[None, :]
-        weight = tl.load(weight_ptrs, mask=mask, other=0.0).to(tl.float32)
-        if GATED:
-            weight_up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=mask, other=0.0).to(tl.float32)
-
-        # Load the inputs. The norm is x / rms(x) * norm. Its weight is applied here; dividing by the rms
-        # waits until after the loop, when the sum of the squares is known, so that x is read once.
-        x = tl.load(x_ptr + column, mask=in_mask, other=0.0)
-        if norm_ptr is not None:
-            squares += x * x
-            x *= tl.load(norm_ptr + column, mask=in_mask, other=0.0).to(tl.float32)
-
-        acc += weight * x[None, :]
-        if GATED:
-            acc_up += weight_up * x[None, :]
-    y = tl.sum(acc, 1)
-    if GATED:
-        up = tl.sum(acc_up, 1)
-
-    # Second half of the norm: one factor for the whole row.
-    if norm_ptr is not None:
-        inverse_rms = tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps)
-        y *= inverse_rms
-        if GATED:
-            up *= inverse_rms
-
-    # SwiGLU, bias, residual.
-    if GATED:
-        y = y * tl.sigmoid(y) * up
-    if bias_ptr is not None:
-        y += tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)
-    if add_ptr is not None:
-        y += tl.load(add_ptr + out, mask=out_mask, other=0.0)
-    tl.store(y_ptr + out, y, mask=out_mask)
-
-
-@triton.jit
-def _project_rows(
-    x_ptr,  # (rows, INPUTS) float32
-    weight_ptr,  # (OUTPUTS, INPUTS), or (2 OUTPUTS, INPUTS) if GATED
-    norm_ptr,  # (INPUTS,) or None
-    bias_ptr,  # (OUTPUTS,) or None
-    add_ptr,  # (rows, OUTPUTS) or None
-    y_ptr,  # (rows, OUTPUTS)
-    rows,
-    eps,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    GATED: tl.constexpr,
-    ROWS: tl.constexpr,  # rows, padded for the tensor cores
-    BLOCK_OUT: tl.constexpr,  # outputs of one program
-    PARTS: tl.constexpr,  # sums that are kept apart, one for each warp
-    BLOCK_IN: tl.constexpr,  # inputs loaded at a time, of each part
-    PRECISION: tl.constexpr,
-):
-    """`project` of several rows, on tensor cores.
-
-    The inputs are cut into PARTS, and each warp adds up the products of its own part. One sum after the other
-    would take longer than reading the weights does.
-    """
-    out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    row, part = tl.arange(0, ROWS), tl.arange(0, PARTS)
-    out_mask, row_mask = out < OUTPUTS, row < rows
-    acc = tl.zeros((PARTS, ROWS, BLOCK_OUT), tl.float32)
-    acc_up = tl.zeros((PARTS, ROWS, BLOCK_OUT), tl.float32)  # of the second half of the weights, if GATED
-    squares = tl.zeros((PARTS, ROWS), tl.float32)  # for the RMS norm
-    for start in range(0, INPUTS, PARTS * BLOCK_IN):
-        # Load the inputs, (PARTS, ROWS, BLOCK_IN), and the weights, (PARTS, BLOCK_IN, BLOCK_OUT).
-        column = start + part[:, None] * BLOCK_IN + tl.arange(0, BLOCK_IN)[None, :]  # (PARTS, BLOCK_IN)
-        in_mask = column < INPUTS
-        x_ptrs = x_ptr + row[None, :, None] * INPUTS + column[:, None, :]
-        x = tl.load(x_ptrs, mask=row_mask[None, :, None] & in_mask[:, None, :], other=0.0)
-        weight_ptrs = weight_ptr + out[None, None, :] * INPUTS + column[:, :, None]
-        weight_mask = out_mask[None, None, :] & in_mask[:, :, None]
-        weight = tl.load(weight_ptrs, mask=weight_mask, other=0.0)
-
-        # First half of the norm, as in `_project_one_row`.
-        if norm_ptr is not None:
-            squares += tl.sum(x * x, 2)
-            x *= tl.load(norm_ptr + column, mask=in_mask, other=0.0).to(tl.float32)[:, None, :]
-
-        x = x.to(weight.dtype)
-        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
-        if GATED:
-            weight_up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=weight_mask, other=0.0)
-            acc_up = tl.dot(x, weight_up, acc_up, input_precision=PRECISION)
-    y, up = tl.sum(acc, 0), tl.sum(acc_up, 0)  # (ROWS, BLOCK_OUT)
-
-    # Second half of the norm: one factor for each row.
-    if norm_ptr is not None:
-        inverse_rms = tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps)[:, None]
-        y *= inverse_rms
-        up *= inverse_rms
-
-    # SwiGLU, bias, residual.
-    if GATED:
-        y = y * tl.sigmoid(y) * up
-    y_offset = row[:, None] * OUTPUTS + out[None, :]
-    y_mask = row_mask[:, None] & out_mask[None, :]
-    if bias_ptr is not None:
-        y += tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)[None, :]
-    if add_ptr is not None:
-        y += tl.load(add_ptr + y_offset, mask=y_mask, other=0.0)
-    tl.store(y_ptr + y_offset, y, mask=y_mask)
 
 
 @triton.jit

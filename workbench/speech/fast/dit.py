@@ -1,0 +1,284 @@
+"""One velocity evaluation of the flow, made fast: the layers of the DiT, and a CUDA graph of all of them.
+
+- Linear layers with the same input are fused to one. Where tensor cores compute float32 products faster as
+  three in TF32, linear layers do that (see `tf32x3`).
+- What lies between two linear layers is one kernel: compiled by torch, or our own.
+
+Shape letters: `B` utterances, `S` frames, `M` mel bins, `D` width, `H` heads, `N` rows of any matrix. An
+evaluation has 2 B rows: all utterances with their conditions, then all without.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from workbench.speech.fast.cuda_graphs import CudaGraphPool, can_compile, compiled
+from workbench.speech.fast.fuse import fuse_linear
+from workbench.speech.fast.tf32x3 import Tf32x3Linear, split_tf32, tf32x3_is_faster
+from workbench.speech.models.dit import NORM_EPS, Block, ConvPosEmbed, DiT, RotaryEmbed
+
+Operator = Callable[[Tensor], Tensor]
+
+
+class FastBlock(NamedTuple):
+    """The linear layers of one block of the estimator."""
+
+    qkv: Operator  # (N, D) -> (N, 3 H dim_head)
+    attn_out: Operator
+    mlp_in: Operator
+    mlp_out: Operator
+
+
+class FastDiT(NamedTuple):
+    """The estimator's layers and functions, in the form that its device computes fastest.
+
+    Each linear layer reads its input in the layout that `linear_input` gives it: as it is, or split for TF32.
+    """
+
+    dit: DiT  # the rest of the estimator: embeddings and modulations
+    blocks: list[FastBlock]
+    proj_out: Operator
+    conv_pos: Operator
+    linear_input: Operator
+    norm: Callable[..., Tensor]  # compiled `_norm`
+    add_and_norm: Callable[..., tuple[Tensor, Tensor]]  # compiled `_add_and_norm`, or a kernel
+    rotate: Callable[..., Tensor]  # compiled `_rotate`
+    activate: Callable[..., Tensor]  # compiled `_activate`
+    compiled_linear_input: Operator
+    attend: Operator | None  # a kernel for attention without a mask, that also lays out its output
+
+
+def consume_dit(dit: DiT) -> FastDiT:
+    """Build the fast estimator from one that nobody else uses."""
+    device, dtype = dit.proj_out.weight.device, dit.proj_out.weight.dtype
+    splits = tf32x3_is_faster(device, dtype)
+    linear_input = split_tf32 if splits else _unchanged
+    return FastDiT(
+        dit=dit,
+        blocks=[_consume_block(block, splits) for block in dit.transformer_blocks],
+        proj_out=_linear(dit.proj_out.weight, dit.proj_out.bias, splits),
+        conv_pos=_conv_pos(dit.input_embed.conv_pos_embed, splits),
+        linear_input=linear_input,
+        norm=compiled(_norm, device, "rows"),
+        add_and_norm=_choose_add_and_norm(device, splits, linear_input),
+        rotate=compiled(_rotate, device, "rows"),
+        activate=compiled(_activate, device, "rows"),
+        compiled_linear_input=compiled(linear_input, device, "rows"),
+        attend=_attention_kernel(dit.config.dim_head, device) if splits else None,
+    )
+
+
+def _consume_block(block: Block, splits: bool) -> FastBlock:
+    """Build a fast block. With `splits`, the block's linear layers lose their weights."""
+    attention = block.attn
+    attn_out = attention.to_out[0]
+    mlp_in, mlp_out = block.ff.ff[0][0], block.ff.ff[2]
+    qkv_weight, qkv_bias = fuse_linear(attention.to_q, attention.to_k, attention.to_v)
+    fast = FastBlock(
+        qkv=_linear(qkv_weight, qkv_bias, splits),
+        attn_out=_linear(attn_out.weight, attn_out.bias, splits),
+        mlp_in=_linear(mlp_in.weight, mlp_in.bias, splits),
+        mlp_out=_linear(mlp_out.weight, mlp_out.bias, splits),
+    )
+    if splits:  # block by block, so that not all weights are in memory four times at once
+        for layer in (attention.to_q, attention.to_k, attention.to_v, attn_out, mlp_in, mlp_out):
+            layer.weight.data = layer.weight.new_empty(0)
+    return fast
+
+
+class VelocityGraph:
+    """One evaluation of the velocity, with and without conditions, as a CUDA graph.
+
+    Parameters
+    ----------
+    estimator : FastDiT
+    graphs : CudaGraphPool
+    utterances : int
+        B.
+    length : int
+        S.
+    bias_rows : int
+        Rows of the attention bias: 0 without a mask, 1 where all frames attend to the same frames, or S.
+    """
+
+    def __init__(
+        self, estimator: FastDiT, graphs: CudaGraphPool, utterances: int, length: int, bias_rows: int
+    ) -> None:
+        self.estimator, dit = estimator, estimator.dit
+        device, dtype = dit.proj_out.weight.device, dit.proj_out.weight.dtype
+        state_dtype = torch.promote_types(dtype, torch.float32)
+        rows, width = 2 * utterances, dit.config.dim
+
+        # Inputs at fixed addresses; a call copies its arguments here.
+        self.x = torch.zeros(utterances, dit.config.mel_dim, length, device=device, dtype=state_dtype)
+        self.input_bias = torch.zeros(rows, length, width, device=device, dtype=dtype)
+        # Without a mask, attention has faster kernels: torch's flash attention, and in float32 our own.
+        self.attn_bias = None
+        if bias_rows:
+            self.attn_bias = torch.zeros(rows, 1, bias_rows, length, device=device, dtype=dtype)
+        self.modulation = torch.zeros(6 * dit.config.depth + 2, width, device=device, dtype=dtype)
+
+        # A model in half precision has rounded the rotary frequencies as well, and the angles of late frames
+        # would be far off. So they are computed anew.
+        rotary = dit.rotary_embed if dtype == state_dtype else RotaryEmbed(dit.config.dim_head).to(device)
+        cos, sin = rotary(length)  # (S, dim_head / 2)
+        # One row for each row of q and k, so that one compiled `_rotate` serves any length.
+        self.cos, self.sin = cos.repeat(rows, 1)[:, None], sin.repeat(rows, 1)[:, None]  # (2 B S, 1, ...)
+        self.graph = graphs.capture(self._velocity)
+
+    def __call__(self, x: Tensor, input_bias: Tensor, attn_bias: Tensor | None, modulation: Tensor) -> Tensor:
+        """Evaluate the velocity.
+
+        Parameters
+        ----------
+        x : Tensor (B, M, S)
+            The states.
+        input_bias : Tensor (2 B, S, D)
+            From `FastFlow._input_bias`.
+        attn_bias : Tensor (2 B, 1, 1 or S, S) or None
+            Added to the scores of attention.
+        modulation : Tensor (6 depth + 2, D)
+            Of this time; see `FastFlow._compute_modulations`.
+
+        Returns
+        -------
+        Tensor (2 B, M, S)
+            With conditions, then without. The next call overwrites it.
+        """
+        self.x.copy_(x)
+        self.input_bias.copy_(input_bias)
+        if self.attn_bias is not None:
+            self.attn_bias.copy_(attn_bias)
+        self.modulation.copy_(modulation)
+        return self.graph()
+
+    def _velocity(self) -> Tensor:
+        """Compute what `DiT.forward` does, for both halves; this is what the graph records."""
+        estimator = self.estimator
+        rows, length, _ = self.input_bias.shape
+
+        # Input projection: the part of x is the same with and without conditions.
+        weight = estimator.dit.input_embed.proj.weight[:, : self.x.shape[1]]
+        x_part = F.linear(self.x.transpose(1, 2).to(self.input_bias.dtype), weight)  # (B, S, D)
+        h = (self.input_bias.unflatten(0, (2, -1)) + x_part).flatten(0, 1)  # (2 B, S, D)
+        h = (h + estimator.conv_pos(h)).flatten(0, 1)  # (2 B S, D): from here on, rows are frames
+
+        # `y` is the normalised and modulated input of the next layer. The norm after a block is the first
+        # norm of the next block, or that of the output.
+        *modulations, final_modulation = self.modulation[:, None].split(6)  # (6, 1, D) each, (2, 1, D)
+        next_modulations = [*modulations[1:], final_modulation]
+        shift_msa, scale_msa = modulations[0][:2]
+        y = estimator.norm(h, shift_msa, scale_msa, estimator.linear_input)
+        for block, modulation, next_modulation in zip(
+            estimator.blocks, modulations, next_modulations, strict=True
+        ):
+            _, _, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
+            y = block.attn_out(self._attention(block.qkv(y)))
+            h, y = estimator.add_and_norm(h, gate_msa, y, shift_mlp, scale_mlp)
+            y = block.mlp_out(estimator.activate(block.mlp_in(y), estimator.linear_input))
+            next_shift, next_scale = next_modulation[:2]
+            h, y = estimator.add_and_norm(h, gate_mlp, y, next_shift, next_scale)
+        return estimator.proj_out(y).unflatten(0, (rows, length)).transpose(1, 2)
+
+    def _attention(self, qkv: Tensor) -> Tensor:
+        """Attend: (2 B S, 3 H dim_head) -> the input of the output layer, (2 B S, H dim_head) or split."""
+        estimator = self.estimator
+        rows, length, _ = self.input_bias.shape
+        qkv = qkv.unflatten(1, (3, estimator.dit.config.heads, -1))  # (2 B S, 3, H, dim_head)
+        first_heads = qkv[:, :2, 0]  # of q and k: only these are rotated, see `dit.rotate_first_head`
+        first_heads.copy_(estimator.rotate(first_heads, self.cos, self.sin))
+        qkv = qkv.unflatten(0, (rows, length))  # (2 B, S, 3, H, dim_head)
+        if estimator.attend is not None and self.attn_bias is None:
+            return estimator.attend(qkv)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (2 B, H, S, dim_head) each
+        attn_out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.attn_bias)
+        attn_out = attn_out.transpose(1, 2).flatten(2).flatten(0, 1)  # (2 B S, H dim_head)
+        return estimator.compiled_linear_input(attn_out)
+
+
+# Functions that are compiled to one kernel each. `linear_input` lays out the input of the next linear layer.
+
+
+def _norm(h: Tensor, shift: Tensor, scale: Tensor, linear_input: Operator) -> Tensor:
+    """Compute `dit.modulate`, whose 1 is in `scale` already."""
+    return linear_input(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=NORM_EPS), scale))
+
+
+def _add_and_norm(
+    h: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor, linear_input: Operator
+) -> tuple[Tensor, Tensor]:
+    """Add a layer's output y to the state h; return the new state and the next layer's input."""
+    h = torch.addcmul(h, gate, y)
+    return h, _norm(h, shift, scale, linear_input)
+
+
+def _rotate(qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first heads of q and k, (2 B S, 2, dim_head), as `dit.rotate_first_head` does."""
+    even, odd = qk.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)  # (2 B S, 2, dim_head / 2) each
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    return rotated.flatten(-2).to(qk.dtype)
+
+
+def _activate(y: Tensor, linear_input: Operator) -> Tensor:
+    return linear_input(F.gelu(y, approximate="tanh"))
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+# What is chosen by the device.
+
+
+def _linear(weight: Tensor, bias: Tensor, splits: bool) -> Operator:
+    """Return a linear layer, in float32 products or in three TF32 products each."""
+    return Tf32x3Linear(weight, bias) if splits else partial(F.linear, weight=weight, bias=bias)
+
+
+def _choose_add_and_norm(
+    device: torch.device, splits: bool, linear_input: Operator
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return `_add_and_norm` without its last argument: our own kernel where products are split."""
+    if not splits or not can_compile(device):
+        return partial(compiled(_add_and_norm, device, "rows"), linear_input=linear_input)
+    from workbench.speech.fast.kernels.flow import add_and_norm  # needs Triton
+
+    return add_and_norm
+
+
+def _attention_kernel(head_width: int, device: torch.device) -> Operator | None:
+    """Return our own kernel for attention without a mask, if it can be compiled and knows this width."""
+    if not can_compile(device):
+        return None
+    from workbench.speech.fast.kernels.attention import attend, supports_head_width  # needs Triton
+
+    return attend if supports_head_width(head_width) else None
+
+
+def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Operator:
+    """Return the convolutional position embedding, with our own kernel where products are split.
+
+    cuDNN would compute the groups of its convolutions one by one and without tensor cores.
+    """
+    convs = embed.conv1[0], embed.conv2[0]
+    if not splits or not can_compile(convs[0].weight.device):
+        return embed
+    from workbench.speech.fast.kernels.conv import MIN_CHANNELS, convolve, pack_conv  # needs Triton
+
+    channels_per_group = convs[0].weight.shape[1]
+    if channels_per_group % MIN_CHANNELS:
+        return embed
+    packed_convs = [pack_conv(conv, products=3) for conv in convs]
+
+    def fast_embed(x: Tensor) -> Tensor:  # (B, S, D) -> (B, S, D)
+        x = x.transpose(1, 2).contiguous()
+        for conv in packed_convs:
+            convolved, _ = convolve(x, conv)
+            x = F.mish(convolved)
+        return x.transpose(1, 2)
+
+    return fast_embed
