@@ -94,10 +94,10 @@ def _local_observations(
 
     # One call of our model returns all outputs of the transition, so it is cached for all observations.
     @functools.cache
-    def recompute(faults: Faults, options: Options) -> tuple[Tensor, ...] | None:
+    def recompute(faults: Faults, healthy_options: Options) -> tuple[Tensor, ...] | None:
         try:
             with applied(faults):
-                results = step.recompute(pipe, candidate, faulty_options(faults, options))
+                results = step.recompute(pipe, candidate, faulty_options(faults, healthy_options))
                 return tuple(result.cpu() for result in results)
         except (WorkbenchError, RuntimeError):  # the model failed: a mel of NaN, or lengths that do not fit
             return None
