@@ -1,30 +1,39 @@
-# Two commands for a newcomer: make demo, make test.
+# Two commands for a newcomer: make demo, make test. While you work: make quick.
 PYTHON ?= python3
 BIN := .venv/bin
 SENTENCES := "Hello! I am an AI voice assistant." \
   "Eight months to Mars. Counter-orbital slingshot around, fourteen months to Saturn."
+QUICK := not slow and not browser and not process and not gpu
+ROOT_FLAGS := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: demo test lint lab clean
+.PHONY: demo test quick lint docs lab clean
 
 demo: .venv/installed
 	$(BIN)/workbench speak $(SENTENCES) --name voice_clone --out output --trace summary
 	$(BIN)/workbench report output/voice_clone_1_0.trace --out output/report.html
 	@echo
 	@echo "Listen to output/voice_clone_0_0.wav and output/voice_clone_1_0.wav; open output/report.html in a browser."
-	@echo "The case's first mistake is one option away:"
+	@echo "The case's first fault is one option away:"
 	@echo "  $(BIN)/workbench speak 'Hello!' --option n_timesteps=1 --name one_step"
 	@echo "Then 'make lab' and notebooks/00-start-here.ipynb."
 
 test: .venv/installed
 	$(BIN)/python -m pytest
 
+quick: .venv/installed
+	$(BIN)/python -m pytest -m "$(QUICK)" --hypothesis-profile=quick
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: .venv/installed
+	$(BIN)/sphinx-build -W -b html notebooks output/docs
+	@echo "Open output/docs/index.html in a browser."
+
 lab: .venv/installed
 	$(BIN)/python -m ipykernel install --prefix .venv --name python3 --display-name "Workbench"
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(BIN)/jupyter lab $(ROOT_FLAGS) --notebook-dir notebooks
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -56,6 +56,7 @@ def given(voice, pipe, utt, recorded):
     return {"wb": wb, "voice": voice, "pipe": pipe, "utt": utt, "trace": recorded}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda test: test.name.removeprefix("workbench."))
 def test_an_example_runs_as_written(example, given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -7,6 +7,7 @@ import tomllib
 import pytest
 import yaml
 
+import workbench
 from tests.paths import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -65,3 +66,17 @@ def test_readme_names_the_commands():
     readme = (ROOT / "README.md").read_text()
     for words in ("make demo", "make test", "make lab", "Fun-CosyVoice3-0.5B", "Checkpoint.load"):
         assert words in readme
+
+
+def test_the_version_stands_in_one_place_and_is_cited():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == workbench.__version__ and "version" in PROJECT["dynamic"]
+    assert f"## {workbench.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text[text.index("## Where to add") :]
+    for name in re.findall(r"`((?:diagnose|show|speech|trace|cli|data|notebooks|workbench)/[\w/.]*)`", table):
+        folders = (ROOT, ROOT / "workbench")
+        assert any((folder / name).exists() for folder in folders), name

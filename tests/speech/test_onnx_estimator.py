@@ -20,7 +20,7 @@ from workbench.speech.frontend.onnx_session import CUDA
 from workbench.speech.onnx_estimator import OnnxEstimator, export_onnx, open_estimator
 from workbench.speech.recording import utterance_of
 
-pytestmark = pytest.mark.usefixtures("no_grad")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_grad")]
 VOICE = Path("data/voices/tiny")
 CPU = torch.device("cpu")
 LENGTHS = (1, 2, 3, 4, 5, 17, 64, 333, 700)

@@ -106,6 +106,7 @@ def test_stream_equals_upstream(parity, e2e_golden):
         close(chunk.wav, e2e_golden.data[f"stream.wav.{i}"][0])
 
 
+@pytest.mark.slow
 def test_a_stream_is_kept_with_its_seams(parity, tmp_path):
     pipe, utt = parity
     chunks = list(stream(pipe, utt))
@@ -118,6 +119,7 @@ def test_a_stream_is_kept_with_its_seams(parity, tmp_path):
     assert again.attrs["seams"] == trace.attrs["seams"] and len(again.attrs["seams"]) == len(chunks) - 1
 
 
+@pytest.mark.slow
 def test_stream_hop_is_carried_only_by_hand(parity):
     pipe, utt = parity
     first, again = list(stream(pipe, utt)), list(stream(pipe, utt))
@@ -126,6 +128,7 @@ def test_stream_hop_is_carried_only_by_hand(parity):
     assert [c.n_token for c in upstream_second] != [c.n_token for c in first]
 
 
+@pytest.mark.slow
 def test_stream_final_mask_is_a_choice(parity):
     pipe, utt = parity
     offline = list(stream(pipe, utt))[-1].wav
@@ -152,6 +155,7 @@ def test_seed_decides(pipe, prompt):
     assert token[0] == token[1] != token[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["cross-lingual", "instruct"])
 def test_modes(pipe, prompt, mode):
     instruct = "Speak slowly." if mode == "instruct" else None
@@ -161,6 +165,7 @@ def test_modes(pipe, prompt, mode):
     assert trace.wav.isfinite().all()
 
 
+@pytest.mark.slow
 def test_copy_synthesis_keeps_the_mel(pipe, prompt):
     """A recording through tokens, flow and vocoder stays near itself; through 1 step it does not."""
     wav, _ = read_wav("data/prompts/kumo_1.flac", 24_000)
@@ -174,6 +179,7 @@ def test_copy_synthesis_keeps_the_mel(pipe, prompt):
     assert distance[10] < 1.5 and distance[10] < distance[1]
 
 
+@pytest.mark.slow
 def test_vocoder_alone(pipe):
     wav, _ = read_wav(PROMPT, 24_000)
     mel = log_mel(wav, pipe.config.mel)
@@ -198,6 +204,7 @@ def test_noise_seed_changes_the_mel(pipe, prompt):
     assert torch.equal(fixed, again) and not torch.equal(fixed, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_precisions(pipe, prompt, dtype):
     utt = pipe.convert("data/prompts/kumo_1.flac", prompt)
@@ -236,6 +243,7 @@ def test_one_channel_of_nan(pipe):
         pipe.vocode(mel)
 
 
+@pytest.mark.slow
 def test_silent_lm(pipe, prompt, monkeypatch):
     monkeypatch.setattr(Pipeline, "lm_steps", lambda *args: iter(()))
     with pytest.raises(WorkbenchError, match="before the first token"):
@@ -271,6 +279,7 @@ def test_options_object():
         Options().but(steps=3)
 
 
+@pytest.mark.slow
 def test_ten_thousand_characters(pipe, prompt):
     utts = pipe.prepare_all("The ship leaves at midnight. " * 345, prompt)
     assert len(utts) > 30 and all(0 < len(u.text_token) <= 80 for u in utts)

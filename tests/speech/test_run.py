@@ -14,6 +14,7 @@ def whole(recorded, tmp_path_factory):
     return wb.Trace.load(recorded.save(tmp_path_factory.mktemp("runs") / "run.safetensors"))
 
 
+@pytest.mark.slow
 def test_recording_changes_nothing(pipe, utt, whole):
     for save in (wb.NOTHING, wb.SUMMARY, "flow/velocity*"):
         trace = pipe.synthesise(utt, seed=7, save=save)
@@ -35,6 +36,7 @@ def test_everything_is_kept(pipe, whole):
     assert whole.attrs["options"]["seed"] == 7 and whole.attrs["prompt"]["sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["lm", "flow", "flow/step/0", "flow/step/6", "hift"])
 def test_replay_is_bit_for_bit(pipe, whole, stage):
     again = pipe.replay(whole, stage)
@@ -48,6 +50,7 @@ def test_replay_with_other_options(pipe, whole):
     assert not torch.equal(one["flow/mel"], whole["flow/mel"])
 
 
+@pytest.mark.slow
 def test_stops_where_it_is_told(pipe, utt, whole):
     early = pipe.synthesise(utt, seed=7, save="flow/*", stop_after="flow/step/3")
     assert torch.equal(early["flow/x"], whole["flow/x"][:5]) and "flow/mel" not in early
@@ -77,6 +80,7 @@ def test_what_a_trace_does_not_hold(pipe, utt, whole):
     assert torch.equal(pipe.replay(foreign, "hift").wav, whole.wav)
 
 
+@pytest.mark.slow
 def test_conversion_is_recorded_too(pipe):
     utt = pipe.convert("data/prompts/alpha_1.flac", "data/prompts/kumo_0.flac")
     trace = pipe.synthesise(utt, save=wb.SUMMARY)

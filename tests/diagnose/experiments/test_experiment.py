@@ -29,6 +29,7 @@ def test_every_option_has_its_stage():
     assert {field.name for field in fields(Options)} == known | {"stream_final_offline"}
 
 
+@pytest.mark.slow
 def test_a_stage_runs_once_for_all_that_share_it(pipe, utt):
     watched, seen = counted(pipe)
     runs = CachedRuns(watched)
@@ -71,6 +72,7 @@ def test_key_depends_on_values_names_types_and_shapes():
     assert content_key("run", {"a": x.view(2, 3).T}) == content_key("run", {"a": x.view(2, 3).T.contiguous()})
 
 
+@pytest.mark.slow
 def test_table_is_tidy_and_keeps_what_failed(pipe, utt):
     variants = {
         "two": {"n_timesteps": 2, "max_tokens": 8},
@@ -134,6 +136,7 @@ def test_a_block_is_one_batch(pipe, utt, tmp_path):
         assert torch.allclose(single["flow/mel"], trace["flow/mel"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_spoils_a_batch_costs_only_its_own_row(pipe, utt):
     """A run that cannot be made ends the batch; the others are then made one by one."""
     changes = {"compute": "exact", "n_timesteps": 1, "max_tokens": 6}

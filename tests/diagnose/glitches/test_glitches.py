@@ -42,6 +42,7 @@ def trace_of(wav, frames=100, **more):
     return Trace(data | more, {"prompt_frames": 10, "sample_rate": RATE})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PROMPTS, ids=lambda p: p.stem)
 def test_clean_recordings_are_quiet(path):
     found = find_glitches(*soundfile.read(path))
@@ -49,6 +50,7 @@ def test_clean_recordings_are_quiet(path):
     found.assert_ok()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("severity", [3, 4])
 @pytest.mark.parametrize("kind", [k for k in DEFECTS if k not in ("step", "hop")])
 def test_defects_are_found_where_they_were_made(kind, severity):

@@ -259,6 +259,7 @@ def test_waveform_marks_clamp_and_nan(trace):
     drawn(plots.waveform(but(trace, hift_wav=torch.full((9000,), torch.nan))))
 
 
+@pytest.mark.slow
 def test_waveform_shades_findings(trace):
     table = pd.DataFrame(
         {"kind": ["click", "buzz", "buzz"], "start": [0.1, 0.2, 0.3], "end": [0.1, 0.25, 0.4]}
@@ -377,6 +378,7 @@ def test_headroom_of_a_run(pipe, trace):
     assert len(ax.get_yticklabels()) == 8
 
 
+@pytest.mark.slow
 def test_comparison(trace, one_step):
     mel = trace["flow/mel"] * 1.01
     found = wb.compare(trace, but(trace, flow_mel=mel, hift_f0=None))
@@ -476,6 +478,7 @@ def test_given_axes_are_used_and_nothing_else(trace, name):
             getattr(plots, name)(trace, axes=axes.ravel()[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE)
 def test_figures_are_white_under_a_dark_style_and_say_where_they_come_from(trace, name):
     with plt.style.context("dark_background"):

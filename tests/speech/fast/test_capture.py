@@ -109,6 +109,7 @@ def test_reading_a_prompt_can_be_captured(graphs, monkeypatch):
     assert_capturable(graphs, 200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", [False, True])
 @pytest.mark.parametrize("bias_rows", [0, 1, 64])
 def test_a_velocity_evaluation_can_be_captured(graphs, bias_rows, splits, monkeypatch):
@@ -148,6 +149,7 @@ class LaunchCounter:
         return launch
 
 
+@pytest.mark.slow
 def test_the_vocoder_with_conv_kernels_can_be_captured(graphs, monkeypatch):
     causal_conv = pytest.importorskip("workbench.speech.fast.kernels.conv", reason="no Triton")
     kernel = LaunchCounter()
@@ -161,6 +163,7 @@ def test_the_vocoder_with_conv_kernels_can_be_captured(graphs, monkeypatch):
     assert kernel.count == 12 * 6  # blocks, convolutions in each
 
 
+@pytest.mark.slow
 def test_the_vocoder_can_be_captured(graphs, monkeypatch):
     monkeypatch.setattr(fast_hift, "_can_use_conv_kernel", lambda hift: False)
     hift = FastHiFT.consume(built(HiFT, HiFTConfig()), lambda n: torch.zeros(1, n, 9), graphs)

@@ -53,6 +53,7 @@ def test_flow_equals_upstream(fast_flow, conditions, noises, flow_golden, case):
         assert_near(torch.cat([s.velocity.uncond for s in steps]), data[f"{case}.v_uncond"], 5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_rows_of_any_length_and_guidance_solve_together(

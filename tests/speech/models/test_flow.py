@@ -145,6 +145,7 @@ def test_frames_common_to_partial_and_final_have_the_same_mu(runs):
     close(partial, final[:, :, : partial.shape[-1]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_chunk_aligned_prefixes_reproduce_the_whole(flow_model, flow_golden, e2e_golden):
     data, noise = e2e_golden.data, flow_golden.data["rand_noise_first400"]
     prompt = data["in.prompt_token"].shape[1]
@@ -311,6 +312,7 @@ def test_float64_stays_near_float32(flow_model, flow_golden, runs):
     close(steps[-1].x_next[:, :, c.prompt_frames :].float(), data["offline_final.feat"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 0.01), (torch.bfloat16, 0.1)])
 def test_half_precision_is_finite_and_near(flow_model, flow_golden, runs, dtype, error):
     model = copy.deepcopy(flow_model).to(dtype)

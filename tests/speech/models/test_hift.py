@@ -239,6 +239,7 @@ def test_head_limits(hift_model):
 # Half precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 0.05), (torch.bfloat16, 0.3)])
 @pytest.mark.parametrize("head_dtype", [None, torch.float32])
 def test_half_precision(hift_model, mel, noise, whole, dtype, error, head_dtype):
