@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.diagnose.glitches.wave_stats import wave_stats
     from workbench.diagnose.precision import bisect_precision, headroom
     from workbench.diagnose.suspects import faults
+    from workbench.diagnose.suspects.simulate import FaultSimulator
     from workbench.diagnose.suspects.suspects import Diagnosis, find_suspects
     from workbench.errors import WorkbenchError
     from workbench.files import data_path
@@ -50,6 +51,7 @@ PUBLIC = {
     "Config": "workbench.speech.config",
     "Diagnosis": "workbench.diagnose.suspects.suspects",
     "Experiment": "workbench.diagnose.experiments.experiment",
+    "FaultSimulator": "workbench.diagnose.suspects.simulate",
     "Finding": "workbench.diagnose.glitches.glitches",
     "Findings": "workbench.diagnose.glitches.glitches",
     "Log": "workbench.trace.importers.logs",

@@ -38,6 +38,14 @@ class FaultSimulator:
         A right run with its `in/*` fields.
     pipe : Pipeline
         Of the reference's checkpoint.
+
+    Examples
+    --------
+    >>> simulator = wb.FaultSimulator(trace, pipe)
+    >>> cfg_off = next(fault for fault in wb.faults.CATALOGUE if fault.name == "cfg-off")
+    >>> run = simulator.stage_trace("flow", (cfg_off,), simulator.options)
+    >>> bool((run["flow/velocity"] == run["flow/velocity_cond"]).all())
+    True
     """
 
     def __init__(self, reference: Trace, pipe: Pipeline) -> None:
