@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 import tests.profiles  # noqa: F401  so that --hypothesis-profile=quick finds it
 import workbench as wb
-from tests.book import Book
 from tests.paths import ASSETS, ROOT
 from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig
 from workbench.speech.models.dit import DiT
@@ -238,4 +237,6 @@ def loops(monkeypatch):
 @pytest.fixture(scope="session")
 def book(tmp_path_factory):
     """The sources of the book; `book.executed("00-start-here")` is a notebook after "Run all"."""
+    from tests.book import Book  # its packages are not needed on a GPU machine
+
     return Book(tmp_path_factory.mktemp("book"))
