@@ -97,6 +97,7 @@ def test_runs_are_repeatable_and_recording_changes_nothing(pipe, utt, options):
     assert repeatable(pipe, utt, options) == {"determinism": 0.0, "observer": 0.0}
 
 
+@pytest.mark.slow
 def test_the_cost_of_recording_is_measured(pipe):
     short = utterance_of_size(pipe.config, text=4, prompt=10)
     cost = trace_cost(

@@ -199,6 +199,7 @@ def test_the_exported_speaker_encoder_agrees(tmp_path):
         np.testing.assert_allclose(found, truth, atol=2e-3 * np.abs(truth).max())
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_each_training(small, tmp_path):
     task = tokenizer.Task(small, torch.device("cpu"))
     model = tokenizer.train(task, tmp_path / "tok", 0.02, seed=0, size=4)

@@ -48,6 +48,7 @@ def test_a_run_matches_itself(pipe, trace):
     assert names.index(("flow/velocity", 0)) < names.index(("flow/x", 1)) < names.index(("flow/velocity", 1))
 
 
+@pytest.mark.slow
 def test_fields_of_one_run_have_consistent_lengths(pipe, trace):
     assert (
         inconsistent_lengths(trace) == []

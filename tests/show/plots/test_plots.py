@@ -373,6 +373,7 @@ def test_headroom():
             plots.headroom(wrong)
 
 
+@pytest.mark.slow
 def test_headroom_of_a_run(pipe, trace):
     ax = drawn(plots.headroom(wb.headroom(pipe, trace), modules=8))
     assert len(ax.get_yticklabels()) == 8

@@ -482,6 +482,7 @@ def test_the_number_of_runs_steps_and_lines_is_bounded(log, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_huge_log_needs_little_memory(tmp_path):
     """200 MB: 175 in one line without an end, then many lines that print nothing, then a run."""
     path = tmp_path / "huge.log"

@@ -168,6 +168,7 @@ def test_a_fault_in_the_dump_is_found(tmp_path, pipe, ours, upstream):
     assert compare(ours, trace, pipe).causes[0].name == "flow/velocity[0]"
 
 
+@pytest.mark.slow
 def test_each_sentence_gets_a_file_of_its_own(tmp_path, ours, upstream):
     record(upstream, tmp_path)
     speak(upstream, ours)
