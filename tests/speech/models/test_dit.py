@@ -1,3 +1,5 @@
+"""The velocity estimator against upstream's parity file, and deliberate faults that must show."""
+
 import copy
 import math
 from dataclasses import replace
@@ -65,7 +67,7 @@ def test_float64_agrees(dit_model, dit_golden, streaming):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_near(dit_model, dit_golden, dtype):
+def test_half_precision_is_near_float32(dit_model, dit_golden, dtype):
     x, mask, mu, t, spks, cond = inputs(dit_golden)
     model = copy.deepcopy(dit_model).to(dtype)
     out = model(x.to(dtype), mask, mu.to(dtype), t, spks.to(dtype), cond.to(dtype))
@@ -75,7 +77,7 @@ def test_half_precision_is_near(dit_model, dit_golden, dtype):
     assert error < (0.01 if dtype == torch.float16 else 0.05)
 
 
-def test_batch_rows_do_not_touch_each_other(dit_model, dit_golden):
+def test_batch_rows_are_independent(dit_model, dit_golden):
     args = inputs(dit_golden)
     close(dit_model(*(a[:1] for a in args)), dit_golden.data["offline.out"][:1])
 
@@ -87,7 +89,7 @@ def test_scalar_time_is_repeated_and_full_mask_is_no_mask(dit_model, dit_golden)
     close(dit_model(x, None, mu, t[0], spks, cond), expected, atol=1e-5)  # another kernel
 
 
-def test_attention_mask_is_none_when_everything_sees_everything():
+def test_attention_mask_is_none_without_padding_and_chunks():
     assert attention_mask(None, 7, None, "cpu") is None
     assert attention_mask(torch.ones(2, 1, 7), 7, None, "cpu").all()
 
@@ -102,17 +104,17 @@ def test_attention_mask_of_chunks_and_padding():
     assert padding[1].int().tolist() == [[1, 1, 1, 1, 0]] * 5
 
 
-def test_rotation_turns_head_zero_only_and_keeps_length():
+def test_rotation_changes_head_zero_only_and_keeps_norms():
     cos, sin = dit.RotaryEmbed(64)(6)
     q = torch.randn(1, 6, 256, generator=torch.Generator().manual_seed(0))
-    turned = dit.rotate_first_head(q, cos, sin)
-    assert torch.equal(turned[..., 64:], q[..., 64:])
-    assert torch.equal(turned[:, 0], q[:, 0])  # position 0 is not turned
-    close(turned[..., :64].norm(dim=-1), q[..., :64].norm(dim=-1), atol=1e-5)
+    rotated = dit.rotate_first_head(q, cos, sin)
+    assert torch.equal(rotated[..., 64:], q[..., 64:])
+    assert torch.equal(rotated[:, 0], q[:, 0])  # position 0 is not rotated
+    close(rotated[..., :64].norm(dim=-1), q[..., :64].norm(dim=-1), atol=1e-5)
     pair = torch.view_as_complex(q[..., :64].unflatten(-1, (-1, 2)).contiguous())
     angle = torch.arange(6)[:, None] * 10_000.0 ** (-torch.arange(0, 64, 2) / 64)
     expected = torch.view_as_real(pair * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
-    close(turned[..., :64], expected, atol=1e-5)
+    close(rotated[..., :64], expected, atol=1e-5)
 
 
 def test_default_sizes_are_the_released_ones():
@@ -122,8 +124,8 @@ def test_default_sizes_are_the_released_ones():
     assert model.proj_out.weight.shape == (80, 1024)
 
 
-# Deliberate mistakes. Each is as far off as upstream was when it made the same one, which shows both
-# that the tests above can fail and that the mistake is the one it is called.
+# Deliberate faults. Each is as far off as upstream was when it had the same one, which shows both
+# that the tests above can fail and that the fault is the one it is called.
 
 
 def rope_every_head(m, model):
@@ -156,8 +158,8 @@ def chunk_mask_missing(m, model):
 
 
 def pad_mask_ignored(m, model):
-    whole = dit.attention_mask
-    m.setattr(dit, "attention_mask", lambda mask, *rest: whole(None, *rest))
+    original = dit.attention_mask
+    m.setattr(dit, "attention_mask", lambda mask, *rest: original(None, *rest))
 
 
 def swap(n):
@@ -241,15 +243,15 @@ def moved(model, golden, fault, mode):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_mistakes_show(dit_model, dit_golden, sensitivity, name):
+def test_faults_show(dit_model, dit_golden, sensitivity, name):
     by = moved(dit_model, dit_golden, *FAULTS[name])
     assert by > 2 * ATOL
     assert by == pytest.approx(sensitivity[name], rel=0.05)
 
 
-def test_one_mistake_cannot_be_told_apart(dit_model, dit_golden):
+def test_one_fault_is_too_small_to_show(dit_model, dit_golden):
     assert moved(dit_model, dit_golden, layer_norm_eps, "offline") < ATOL
 
 
-def test_no_mistake_no_movement(dit_model, dit_golden):
+def test_no_fault_no_difference(dit_model, dit_golden):
     assert moved(dit_model, dit_golden, lambda m, model: None, "offline") < ATOL

@@ -1,3 +1,5 @@
+"""The LM against upstream's parity file: steps, cache, precisions, invalid ids, and known faults."""
+
 import copy
 from dataclasses import replace
 
@@ -44,11 +46,6 @@ def prompt_speech(lm_golden):
     return lm_golden.data["in.prompt_speech_token"][0]
 
 
-@pytest.fixture(scope="module")
-def end_of_prompt(lm_golden):
-    return lm_golden.info["config"]["eop_row"]
-
-
 def with_ratios(model, shortest, longest):
     other = copy.copy(model)
     other.config = replace(model.config, min_token_text_ratio=shortest, max_token_text_ratio=longest)
@@ -68,7 +65,7 @@ def tokens_of(steps):
 # Against upstream
 
 
-def test_special_ids(lm_golden, lm_config):
+def test_special_ids_are_upstreams(lm_golden, lm_config):
     stated = lm_golden.info["config"]
     assert (lm_config.sos, lm_config.eos, lm_config.task_id, lm_config.fill) == tuple(
         stated[name] for name in ("sos", "eos", "task_id", "fill")
@@ -76,7 +73,7 @@ def test_special_ids(lm_golden, lm_config):
     assert LMConfig().n_ids == 6761 and LMConfig().head_dim == 64
 
 
-def test_input(lm_model, lm_golden, text, prompt_text, prompt_speech):
+def test_input_equals_upstream(lm_model, lm_golden, text, prompt_text, prompt_speech):
     speech = torch.cat((prompt_speech, lm_golden.data["in.forced"][:-1]))
     close(lm_model.embed(torch.cat((prompt_text, text)), speech), lm_golden.data["lm_input"], 0)
 
@@ -102,7 +99,7 @@ def test_teacher_forced_steps_without_prompt(lm_model, lm_golden, text, prompt_t
     close(torch.stack([s.logp for s in steps])[:4], lm_golden.data["teacher_noprompt.logp"])
 
 
-def test_greedy(lm_model, lm_golden, text, prompt_text, prompt_speech):
+def test_greedy_tokens_are_upstreams(lm_model, lm_golden, text, prompt_text, prompt_speech):
     calls = []
 
     def likeliest(scores, history, too_early):
@@ -123,7 +120,7 @@ RATIOS = {"ras": (2, 20), "ras_min0": (0, 6), "ras_short": (1, 3)}
 
 @seeded
 @pytest.mark.parametrize("name", RATIOS)
-def test_sampled(lm_model, lm_config, lm_golden, text, prompt_text, prompt_speech, name):
+def test_sampled_tokens_are_upstreams(lm_model, lm_config, lm_golden, text, prompt_text, prompt_speech, name):
     stated = lm_golden.info["results"][name]
     shortest, longest = RATIOS[name]
     assert (stated["min_len"], stated["max_len"]) == (shortest * len(text), longest * len(text))
@@ -157,7 +154,7 @@ def test_speech_may_end_before_the_shortest_length(
 
 
 @seeded
-def test_max_tokens(lm_model, lm_config, lm_golden, text, prompt_text, prompt_speech):
+def test_max_tokens_is_a_second_limit(lm_model, lm_config, lm_golden, text, prompt_text, prompt_speech):
     stated = lm_golden.info["results"]["ras"]
 
     def run(max_tokens, model=lm_model):
@@ -168,91 +165,6 @@ def test_max_tokens(lm_model, lm_config, lm_golden, text, prompt_text, prompt_sp
     assert run(0) == []
     assert run(10_000) == stated["tokens"]
     assert len(run(50, with_ratios(lm_model, 1, 3))) == 27  # the nearer bound counts
-
-
-# Text that arrives as a stream
-
-
-def bistream_sampler(info, scores=None, calls=None):
-    """Likeliest speech token sixty times, then the end."""
-    count = 0
-
-    def sample(logp, history, too_early):
-        nonlocal count
-        count += 1
-        if scores is not None:
-            scores.append(logp.index_fill(0, torch.tensor([info["sos"]]), -torch.inf) if too_early else logp)
-        if calls is not None:
-            calls.append((list(history), too_early))
-        return int(logp[: info["sos"]].argmax()) if count <= 60 else info["eos"]
-
-    return sample
-
-
-CHUNKS = {
-    "one by one": 1,
-    "two by two": 2,
-    "by three": 3,
-    "by four": 4,
-    "by five": 5,
-}
-
-
-@pytest.mark.parametrize("size", CHUNKS.values(), ids=CHUNKS)
-def test_bistream(lm_model, lm_golden, text, prompt_text, prompt_speech, end_of_prompt, size):
-    stated, scores, calls = lm_golden.info["results"]["bistream"], [], []
-    sample = bistream_sampler(lm_golden.info["config"], scores, calls)
-    steps = list(
-        lm_model.steps_bistream(iter(text.split(size)), prompt_text, prompt_speech, sample, end_of_prompt)
-    )
-    assert tokens_of(steps) == lm_golden.data["bistream.tokens"].tolist() == stated["tokens"]
-    assert len(scores) == stated["sampler_calls"]
-    close(torch.stack(scores[:12]), lm_golden.data["bistream.scores_first12"])
-    sos = lm_model.config.sos  # upstream's scores are stored after its masking, ours before
-    found, golden = (
-        torch.stack([s.logp for s in steps[:12]]),
-        lm_golden.data["bistream.scores_first12"].clone(),
-    )
-    assert (golden[:, sos] == -torch.inf).all() and found.isfinite().all()
-    golden[:, sos] = found[:, sos]
-    close(found, golden)
-    fill = lm_model.config.fill
-    history = calls[-1][0]
-    assert [t for t in history if t != fill] == stated["tokens"]  # fills count for repetition, unheard
-    fills = [i for i, t in enumerate(history) if t == fill]
-    # The prompt's 7 tokens leave 8 places of the first 15; then 15 tokens and a fill in turns.
-    assert fills and fills == [8 + 16 * i for i in range(len(fills))]
-    assert all(early for past, early in calls if len(past) <= fills[-1])
-    assert not any(early for past, early in calls if len(past) > fills[-1])
-
-
-def test_bistream_ends_early_when_the_caller_does(
-    lm_model, lm_golden, text, prompt_text, prompt_speech, end_of_prompt
-):
-    given = []
-
-    def arriving():
-        for chunk in text.split(1):
-            given.append(chunk)
-            yield chunk
-
-    sample = bistream_sampler(lm_golden.info["config"])
-    steps = lm_model.steps_bistream(arriving(), prompt_text, prompt_speech, sample, end_of_prompt)
-    assert not given  # nothing runs before it is asked for
-    assert next(steps).token == lm_golden.info["results"]["bistream"]["tokens"][0]
-    assert len(given) < len(text)
-
-
-def test_bistream_without_end_of_prompt(lm_model, text, prompt_speech):
-    with pytest.raises(WorkbenchError, match="endofprompt"):
-        next(lm_model.steps_bistream([text], text[:3], prompt_speech, None, 511))
-
-
-@pytest.mark.parametrize("token", [729, 730, 731, 900])
-def test_bistream_rejects_reserved_ids(lm_model, text, prompt_text, prompt_speech, end_of_prompt, token):
-    chunks = text.split(1)
-    with pytest.raises(WorkbenchError, match=f"reserved id {token}"):
-        list(lm_model.steps_bistream(chunks, prompt_text, prompt_speech, forced([token], 730), end_of_prompt))
 
 
 # The cache
@@ -269,14 +181,14 @@ def test_cached_decoding_is_the_full_forward(lm_model, lm_golden):
     close(torch.cat(found, dim=1), full, 2e-5)
 
 
-def test_one_position_at_a_time(lm_model, lm_golden):
+def test_decoding_one_position_at_a_time_is_the_full_forward(lm_model, lm_golden):
     embedded = lm_golden.data["lm_input"]
     cache = KVCache(lm_model.config.num_hidden_layers)
     found = torch.stack([lm_model.decode(embedded[:, i : i + 1], cache) for i in range(embedded.shape[1])])
     close(found, lm_model.logp(lm_model.qwen(embedded))[0], 2e-5)
 
 
-def test_no_position_sees_the_next(lm_model, lm_golden):
+def test_attention_is_causal(lm_model, lm_golden):
     embedded = lm_golden.data["lm_input"].clone()
     before = lm_model.qwen(embedded)[:, :20]
     embedded[:, 20:] = 1.0
@@ -296,7 +208,9 @@ def test_runs_share_nothing(lm_model, lm_golden, text, prompt_text, prompt_speec
 @pytest.mark.parametrize(
     ("dtype", "atol"), [(torch.float64, 1e-4), (torch.float16, 0.1), (torch.bfloat16, 0.8)]
 )
-def test_other_precisions(lm_model, lm_golden, text, prompt_text, prompt_speech, dtype, atol):
+def test_other_precisions_stay_near_float32(
+    lm_model, lm_golden, text, prompt_text, prompt_speech, dtype, atol
+):
     model = copy.deepcopy(lm_model).to(dtype)
     given = lm_golden.data["in.forced"].tolist()
     logp = torch.stack([s.logp for s in model.steps(text, prompt_text, prompt_speech, forced(given, 999))])
@@ -331,21 +245,11 @@ def test_prompt_token_outside_the_codebook(lm_model, text, token):
         lm_model.embed(text, torch.tensor([0, token]))
 
 
-def test_negative_ids(lm_model, text, prompt_speech):
+def test_negative_ids_raise(lm_model, text, prompt_speech):
     with pytest.raises(WorkbenchError, match=r"text tokens -1\.\.3 found"):
         lm_model.embed(torch.tensor([3, -1]), prompt_speech)
     with pytest.raises(WorkbenchError, match=r"prompt speech tokens -2\.\.0 found"):
         lm_model.embed(text, torch.tensor([0, -2]))
-
-
-def test_streamed_text_is_checked_too(lm_model, prompt_text, prompt_speech):
-    def run(chunk, speech):
-        return list(lm_model.steps_bistream([chunk], prompt_text, speech, forced([1], 730), 511))
-
-    with pytest.raises(WorkbenchError, match="text tokens"):
-        run(torch.tensor([600]), prompt_speech)
-    with pytest.raises(WorkbenchError, match="prompt speech tokens"):
-        run(torch.tensor([3]), torch.tensor([729]))
 
 
 def test_empty_text_gives_no_tokens(lm_model):
@@ -359,7 +263,7 @@ def test_every_id_above_the_codebook_stops(lm_model, text, prompt_text, prompt_s
     assert tokens_of(lm_model.steps(text, prompt_text, prompt_speech, forced([5, 6, stop, 7], 7))) == [5, 6]
 
 
-# Deliberate mistakes move the output
+# Deliberate faults move the output
 
 
 def interleaved_rope(m, model):
@@ -392,7 +296,7 @@ def heads_tiled(m, model):
 
 
 @pytest.mark.parametrize("fault", [interleaved_rope, positions_from_zero, no_final_norm, theta, heads_tiled])
-def test_mistakes_show(lm_model, lm_golden, text, prompt_text, prompt_speech, fault):
+def test_faults_show(lm_model, lm_golden, text, prompt_text, prompt_speech, fault):
     model, given = copy.deepcopy(lm_model), lm_golden.data["in.forced"].tolist()
     with pytest.MonkeyPatch.context() as m:
         fault(m, model)

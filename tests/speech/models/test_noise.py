@@ -1,3 +1,5 @@
+"""The fixed noise against upstream's, and noise that a checkpoint stores."""
+
 import hashlib
 import json
 from dataclasses import replace
@@ -83,7 +85,7 @@ def test_stored_noise_is_continued_only_if_it_is_upstreams():
         foreign.excitation(51)
 
 
-def test_too_long_or_misshapen_is_said():
+def test_noise_too_long_or_of_wrong_shape_raises():
     with pytest.raises(WorkbenchError, match="300 s"):
         Noise(SMALL).excitation(7_200_001)
     with pytest.raises(WorkbenchError, match="initial_phase is nothing"):

@@ -1,3 +1,5 @@
+"""Repetition-aware sampling against upstream's draws, and the guards beside it."""
+
 import json
 from itertools import groupby
 

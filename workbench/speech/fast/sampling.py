@@ -68,10 +68,11 @@ class DeviceSampler:
         draws_per_pick = self.top_k + (self.fallback_top_k or config.n_ids)
 
         ids = torch.arange(config.n_ids, device=device)
-        first_stop = config.speech_token_size  # eos; other special ids follow it
+        first_special = config.speech_token_size  # sos; eos and the other ids that stop follow it
         never_repeated = () if options.silent_tokens_repeat else sorted(silent_tokens)
         self.state = SamplerState(
-            stop_ids=ids >= first_stop if options.mask_stop_ids else ids == first_stop,
+            # Without the guard sos alone, as upstream: see `Sampler._mask_stops`.
+            stop_ids=ids >= first_special if options.mask_stop_ids else ids == first_special,
             silent_ids=torch.isin(ids, torch.tensor(never_repeated, device=device, dtype=ids.dtype)),
             reversed_ids=config.n_ids - 1 - ids,
             top_p=torch.ones(rows, device=device),

@@ -1,7 +1,17 @@
 """The velocity estimator of the flow: a diffusion transformer over mel frames.
 
-Shape letters: `B` batch, `T` mel frames, `D` width, `H` heads. Facts: upstream
-`cosyvoice/flow/DiT/{dit,modules}.py`; parameter names are upstream's.
+Map, in the order of `DiT.forward`:
+
+- `TimeEmbed`: ODE time -> a vector (B, D)
+- `InputEmbed`: state, prompt mel, mu and speaker -> (B, T, D), plus `ConvPosEmbed`, causal convolutions
+- `RotaryEmbed`, `rotate_first_head`: rotary position embedding, of the first head alone
+- `attention_mask`: chunks when streaming, and padding
+- `Block` x depth: `Modulation` gives shifts, scales and gates from the time; `Attention` and `FeedForward`
+- `Modulation` and a linear layer: -> velocity (B, M, T)
+
+Shape letters: `B` batch, `T` mel frames, `M` mel bins, `D` width, `H` heads. Facts: upstream
+`cosyvoice/flow/DiT/{dit,modules}.py`; parameter names are upstream's. `diagnose.suspects` replaces functions
+and methods here to simulate faults, so they are called through the module or the class.
 """
 
 import math
@@ -12,14 +22,14 @@ from torch.nn import functional as F
 
 from workbench.speech.config import DiTConfig
 
-TIME_FEATURES = 256
-CONV_POS_KERNEL = 31
+TIME_FEATURES = 256  # sines and cosines of the time
+CONV_POS_KERNEL = 31  # frames
 CONV_POS_GROUPS = 16
-NORM_EPS = 1e-6
+NORM_EPS = 1e-6  # of the layer norms
 
 
 class TimeEmbed(nn.Module):
-    """ODE time in [0, 1] to a vector that modulates every layer."""
+    """Turn the ODE time in [0, 1] into a vector that modulates every layer."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -36,7 +46,7 @@ class TimeEmbed(nn.Module):
 
 
 class ConvPosEmbed(nn.Module):
-    """Two grouped convolutions that look to the left only."""
+    """Convolutional position embedding: two grouped convolutions, causal."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -52,7 +62,7 @@ class ConvPosEmbed(nn.Module):
 
 
 class InputEmbed(nn.Module):
-    """Join the state with its conditions, channels in the order x, cond, mu, spks."""
+    """Project the state and its conditions; channels are in the order x, cond, mu, spks."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -61,7 +71,7 @@ class InputEmbed(nn.Module):
         self.conv_pos_embed = ConvPosEmbed(config.dim)
 
     def forward(self, x: Tensor, cond: Tensor, mu: Tensor, spks: Tensor) -> Tensor:
-        spks = spks[:, None].expand(-1, x.shape[1], -1)
+        spks = spks[:, None].expand(-1, x.shape[1], -1)  # (B, M) -> (B, T, M), the same for every frame
         h = self.proj(torch.cat((x, cond, mu, spks), dim=-1))
         return h + self.conv_pos_embed(h)
 
@@ -91,8 +101,8 @@ def rotate_first_head(q: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     width = 2 * cos.shape[-1]
     even, odd = q[..., 0:width:2], q[..., 1:width:2]
     cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    return torch.cat((turned, q[..., width:]), dim=-1)
+    rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((rotated, q[..., width:]), dim=-1)
 
 
 class Attention(nn.Module):
@@ -110,10 +120,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         q = rotate_first_head(self.to_q(x), *rope)
         k = rotate_first_head(self.to_k(x), *rope)
+        # (B, T, H dim_head) -> (B, H, T, dim_head)
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, self.to_v(x)))
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None])
         y = self.to_out[0](y.transpose(1, 2).flatten(2))
-        if mask is not None:  # padded rows leave as zeros; the last query sees every valid frame
+        if mask is not None:  # padded frames get zeros; the last frame's row of the mask names the valid ones
             y = y.masked_fill(~mask[:, -1, :, None], 0.0)
         return y
 
@@ -165,7 +176,7 @@ class Block(nn.Module):
 def attention_mask(
     mask: Tensor | None, length: int, chunk: int | None, device: torch.device
 ) -> Tensor | None:
-    """Which frame (row) may look at which (column).
+    """Return which frame (row) may attend to which (column).
 
     Parameters
     ----------
@@ -174,18 +185,19 @@ def attention_mask(
     length : int
         T.
     chunk : int or None
-        Streaming: frames see their own chunk of this many frames and all before it. Chunks count
-        from the start of the prompt.
+        Streaming: frames attend to their own chunk of this many frames and to all before it. Chunks
+        count from the start of the prompt.
 
     Returns
     -------
-    Tensor (B or 1, T, T) of bool, or None where everything sees everything.
+    Tensor (B or 1, T, T) of bool, or None where every frame may attend to every frame.
     """
     allowed = None if mask is None else mask.bool().expand(-1, length, -1)
     if chunk is not None:
         position = torch.arange(length, device=device)
-        visible = position[None, :] < (position[:, None] // chunk + 1) * chunk
-        allowed = visible[None] if allowed is None else allowed & visible
+        end_of_chunk = (position[:, None] // chunk + 1) * chunk
+        in_chunks = position[None, :] < end_of_chunk  # (T, T)
+        allowed = in_chunks[None] if allowed is None else allowed & in_chunks
     return allowed
 
 

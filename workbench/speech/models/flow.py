@@ -1,7 +1,16 @@
 """Speech tokens to mel: conditioning, time grid, guidance, solver.
 
-`Flow.steps` is the ODE: a generator that yields every step. Facts: upstream
-`cosyvoice/flow/{flow,flow_matching}.py`; parameter names are upstream's.
+Map:
+
+- `Flow.condition`: tokens, prompt mel and speaker -> `Condition`, the estimator's inputs beside x and t
+- `t_span`: the knots of the ODE; `step_size`: the length of a step
+- `Flow.velocity`: the estimator (`dit.DiT`) with and without conditions -> `guide` -> `Velocity`
+- `SOLVERS`: one or two velocity evaluations a step
+- `Flow.steps`: the ODE, a generator that yields every `FlowStep`; `integrate` is its loop
+
+Shape letters: `B` batch, `L` tokens, `T` mel frames; a mel has 80 bins. Facts: upstream
+`cosyvoice/flow/{flow,flow_matching}.py`; parameter names are upstream's. `diagnose.suspects` replaces
+functions and methods here to simulate faults, so they are called through the module or the class.
 """
 
 import math
@@ -17,12 +26,12 @@ from workbench.speech.config import FlowConfig, Options
 from workbench.speech.models.dit import DiT
 from workbench.speech.models.numerics import MatmulConv1d, exact_float32
 
-# What gives the velocity; called as `DiT.forward` is: x, mask, mu, t, spks, cond, streaming.
+# A velocity estimator, with the arguments of `DiT.forward`: x, mask, mu, t, spks, cond, streaming.
 Estimator = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, bool], Tensor]
 
 
 class Condition(NamedTuple):
-    """What the estimator is told beside the state and the time."""
+    """The conditioning: the estimator's inputs beside the state and the time."""
 
     mu: Tensor  # (1, 80, T) from the tokens, prompt included
     spks: Tensor  # (1, 80) projected speaker embedding
@@ -50,12 +59,16 @@ class FlowStep(NamedTuple):
     t_next: Tensor  # ()
 
 
+VelocityAt = Callable[[Tensor, Tensor], Velocity]  # the velocity as a function of state and time
+
+
 class PreLookahead(nn.Module):
-    """Lets every token see the three after it."""
+    """Let every token see the `lookahead` tokens after it."""
 
     def __init__(self, channels: int, hidden: int, lookahead: int) -> None:
         super().__init__()
         self.lookahead = lookahead
+        # Not nn.Conv1d: in exact float32 cuDNN may choose a slow algorithm, see `MatmulConv1d`.
         self.conv1 = MatmulConv1d(channels, hidden, lookahead + 1)
         self.conv2 = MatmulConv1d(hidden, channels, 3)
 
@@ -96,17 +109,23 @@ def t_span(n_timesteps: int, scheduler: str, dtype: torch.dtype = torch.float32)
 
 
 def step_size(knots: Tensor, index: int, t: Tensor) -> Tensor:
-    """How far step `index` goes: to the next knot, from the time accumulated so far, as upstream."""
+    """Return the length of step `index`: from t, the time accumulated so far, to the next knot, as upstream.
+
+    A function of its own, so that `diagnose.suspects` can replace it.
+    """
     return knots[index + 1] - t
 
 
 def unconditional(c: Condition) -> Condition:
-    """What the half of the guidance is told that knows nothing: zeros, all three."""
+    """Return the inputs of the unconditional branch: mu, spks and cond all zero.
+
+    A function of its own, so that `diagnose.suspects` can replace it.
+    """
     return c._replace(mu=torch.zeros_like(c.mu), spks=torch.zeros_like(c.spks), cond=torch.zeros_like(c.cond))
 
 
 def guide(v_cond: Tensor, v_uncond: Tensor, cfg_rate: float | Tensor) -> Tensor:
-    """Classifier-free guidance, away from what the estimator says without conditions."""
+    """Return the classifier-free guidance: away from the velocity without conditions."""
     return (1.0 + cfg_rate) * v_cond - cfg_rate * v_uncond
 
 
@@ -138,7 +157,7 @@ class Flow(nn.Module):
         spk_embedding: Tensor,
         finalize: bool = True,
     ) -> Condition:
-        """Turn tokens, prompt and speaker into what the estimator is told.
+        """Turn tokens, prompt and speaker into the estimator's inputs.
 
         Parameters
         ----------
@@ -149,7 +168,7 @@ class Flow(nn.Module):
         spk_embedding : Tensor (192,)
             Not normalised; this does it.
         finalize : bool
-            False: the last `pre_lookahead_len` tokens are context alone and give no frames.
+            False: more tokens are to come; the last `pre_lookahead_len` are context alone and give no frames.
 
         Raises
         ------
@@ -169,7 +188,7 @@ class Flow(nn.Module):
         dtype = self.input_embedding.weight.dtype
         embedded = self.input_embedding(ids.clamp(min=0))[None]  # (1, L, 80)
         h = self.pre_lookahead_layer(embedded, finalize)
-        mu = h.repeat_interleave(self.config.token_mel_ratio, dim=1).transpose(1, 2)
+        mu = h.repeat_interleave(self.config.token_mel_ratio, dim=1).transpose(1, 2)  # (1, 80, T)
         prompt_frames = prompt_mel.shape[-1]
         if prompt_frames >= mu.shape[-1]:
             raise WorkbenchError(
@@ -190,10 +209,7 @@ class Flow(nn.Module):
         streaming: bool,
         estimator: Estimator | None = None,
     ) -> Velocity:
-        """Ask the estimator with and without its conditions, and guide.
-
-        One batch of two, as upstream.
-        """
+        """Evaluate the estimator with and without conditions, as one batch of two, and guide; as upstream."""
         estimator = estimator or self.decoder.estimator
         none = unconditional(c)
         pairs = ((c.mu, none.mu), (c.spks, none.spks), (c.cond, none.cond))
@@ -235,20 +251,19 @@ class Flow(nn.Module):
         """
         x = noise.to(c.mu) * (1.0 if start else options.temperature)
 
-        def ask(x: Tensor, t: Tensor) -> Velocity:
+        def velocity_at(x: Tensor, t: Tensor) -> Velocity:
             return self.velocity(x, t, c, options.cfg_rate, streaming, estimator)
 
-        return integrate(ask, x, options, start)
+        return integrate(velocity_at, x, options, start)
 
 
-def integrate(
-    ask: Callable[[Tensor, Tensor], Velocity], x: Tensor, options: Options, start: int = 0
-) -> Iterator[FlowStep]:
-    """Take the solver's steps, whatever gives the velocity.
+def integrate(velocity_at: VelocityAt, x: Tensor, options: Options, start: int = 0) -> Iterator[FlowStep]:
+    """Take the steps of the solver.
 
     Parameters
     ----------
-    ask : callable (x, t) -> Velocity
+    velocity_at : callable (x, t) -> Velocity
+        Usually `Flow.velocity` with its other arguments fixed.
     x : Tensor
         The state at knot `start`.
     options : Options
@@ -256,33 +271,35 @@ def integrate(
     start : int
         First step to take.
     """
-    # Time stays float32 (float64 for the referee): its knots are 1e-3 apart and more.
+    # Time is at least float32 (float64 for the referee): half precision may not tell two knots apart.
     knots = t_span(options.n_timesteps, options.t_scheduler, torch.promote_types(x.dtype, torch.float32))
     knots = knots.to(x.device)
     t = knots[0]
     for index in range(options.n_timesteps):
+        # The next time is not `t + dt`: a fault in `step_size` must not move the times of later steps.
         t_next = t + (knots[index + 1] - t)
         if index >= start:
             dt = step_size(knots, index, t)
-            velocity = SOLVERS[options.solver](ask, x, t, dt)
+            velocity = SOLVERS[options.solver](velocity_at, x, t, dt)
             x_next = x + dt.to(x.dtype) * velocity.guided
             yield FlowStep(index, t, dt, x, velocity, x_next, t_next)
             x = x_next
         t = t_next
 
 
-def _euler(ask, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:
-    return ask(x, t)
+def _euler(velocity_at: VelocityAt, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:
+    return velocity_at(x, t)
 
 
-def _midpoint(ask, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:
+def _midpoint(velocity_at: VelocityAt, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:
     half = dt / 2
-    return ask(x + half.to(x.dtype) * ask(x, t).guided, t + half)
+    x_mid = x + half.to(x.dtype) * velocity_at(x, t).guided
+    return velocity_at(x_mid, t + half)
 
 
-def _heun(ask, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:
-    first = ask(x, t)
-    second = ask(x + dt.to(x.dtype) * first.guided, t + dt)
+def _heun(velocity_at: VelocityAt, x: Tensor, t: Tensor, dt: Tensor) -> Velocity:
+    first = velocity_at(x, t)
+    second = velocity_at(x + dt.to(x.dtype) * first.guided, t + dt)
     return Velocity(*((a + b) / 2 for a, b in zip(first, second, strict=True)))
 
 

@@ -1,7 +1,17 @@
 """Mel to waveform: f0 -> harmonic source -> upsampling trunk -> inverse STFT.
 
-Each part can be run alone and in its own precision. Facts: upstream
-`cosyvoice/hifigan/{generator,f0_predictor}.py`; parameter names are upstream's.
+Map, in the order of `HiFT.forward`; each part can be run alone and in its own precision:
+
+- `F0Predictor`: mel -> f0 (B, T) in Hz, in float64 by default
+- `Source`: f0 and noise -> the excitation (B, 1, N): nine sines where voiced, noise everywhere
+- `HiFT.stft`: the excitation's spectrum (B, 18, N / 4 + 1)
+- `HiFT.trunk`: mel and spectrum -> log-magnitude and phase; `UpsamplingConv1d`, `ResBlock`, `Snake`
+- `HiFT.head`: magnitude, phase, inverse STFT -> waveform (B, N)
+- `Vocoded`: everything that was made on the way
+
+Shape letters: `B` batch, `T` mel frames, `N` = 480 T samples. Facts: upstream
+`cosyvoice/hifigan/{generator,f0_predictor}.py`; parameter names are upstream's. `diagnose.suspects` replaces
+functions and methods here to simulate faults, so they are called through the module or the class.
 """
 
 import math
@@ -18,11 +28,11 @@ from workbench.speech.config import HiFTConfig
 from workbench.speech.models.numerics import exact_float32
 
 F0_LOOKAHEAD = 3  # mel frames the f0 predictor sees to the right
-MIN_STREAM_FRAMES = 9  # fewer give no sample while more mel is to come
+MIN_STREAM_FRAMES = 9  # mel frames; fewer give no sample while more mel is to come
 
 
 class Vocoded(NamedTuple):
-    """Everything the vocoder made on the way."""
+    """The waveform, and everything that the vocoder made on the way to it."""
 
     f0: Tensor  # (1, T) Hz
     source: Tensor  # (1, 1, N) excitation
@@ -32,7 +42,7 @@ class Vocoded(NamedTuple):
 
 
 class CausalConv1d(nn.Conv1d):
-    """Convolution that is padded on one side only: "left" sees the past, "right" the future."""
+    """Convolution with padding on one side only: "left", so that it sees the past, or "right", the future."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, dilation: int = 1, side: str = "left") -> None:
         super().__init__(n_in, n_out, kernel, dilation=dilation)
@@ -40,7 +50,7 @@ class CausalConv1d(nn.Conv1d):
         self.side = side
 
     def forward(self, x: Tensor, padded: bool = False) -> Tensor:
-        """Convolve; `padded` says that x already carries its context."""
+        """Convolve; `padded` means that x includes its context already."""
         if not padded:
             x = F.pad(x, (self.reach, 0) if self.side == "left" else (0, self.reach))
         return super().forward(x)
@@ -91,7 +101,7 @@ class ResBlock(nn.Module):
 
 
 class F0Predictor(nn.Module):
-    """Fundamental frequency from the mel. Upstream runs it in float64, and so do we by default."""
+    """Predict the fundamental frequency from the mel; in float64 by default, as upstream."""
 
     def __init__(self, config: HiFTConfig) -> None:
         super().__init__()
@@ -187,7 +197,7 @@ class HiFT(nn.Module):
         self.f0_predictor = F0Predictor(c)
 
     def trunk(self, mel: Tensor, spectrum: Tensor, finalize: bool = True) -> Tensor:
-        """Upsample the mel under the excitation's spectrum, to log-magnitude and phase (B, 18, frames)."""
+        """Upsample the mel and add the excitation's spectrum: -> log-magnitude and phase (B, 18, frames)."""
         c = self.config
         if finalize:
             x = self.conv_pre(mel)
@@ -206,7 +216,7 @@ class HiFT(nn.Module):
         return self.conv_post(F.leaky_relu(x))  # the default slope 0.01 here, not lrelu_slope
 
     def head(self, x: Tensor, finalize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Magnitude, phase and waveform (B, N) from the trunk's output."""
+        """Return magnitude, phase and waveform (B, N) from the trunk's output."""
         c = self.config
         log_magnitude, angle = x.chunk(2, dim=1)
         magnitude = log_magnitude.exp().clamp(max=100.0)
@@ -217,16 +227,19 @@ class HiFT(nn.Module):
         return magnitude, phase, wav.clamp(-c.audio_limit, c.audio_limit)
 
     def stft(self, source: Tensor) -> Tensor:
-        """(B, 1, N) -> (B, 18, N / 4 + 1): real parts, then imaginary. Any precision, any device."""
+        """Return the spectrum, real parts and then imaginary: (B, 1, N) -> (B, 18, N / 4 + 1).
+
+        In any precision, on any device.
+        """
         n = self.config.istft_n_fft
         x = F.pad(source, (n // 2, n // 2), mode="reflect")
         return F.conv1d(x, _windowed_dft(n, x.dtype, x.device), stride=self.config.istft_hop_len)
 
     def istft(self, real: Tensor, imag: Tensor) -> Tensor:
-        """(B, 9, F), (B, 9, F) -> (B, 4 (F - 1)).
+        """Return the waveform of a spectrum: real and imaginary part (B, 9, F) each -> (B, 4 (F - 1)).
 
-        Written out as one transposed convolution because torch.istft knows no half precision on a
-        CPU and cannot be captured in a graph; n_fft is 16, so the DFT matrix is small and exact.
+        One transposed convolution in place of torch.istft, which has no half precision on a CPU and cannot
+        be captured in a CUDA graph. n_fft is 16, so the DFT matrix is small.
         """
         n, hop = self.config.istft_n_fft, self.config.istft_hop_len
         mirrored = torch.full((n // 2 + 1, 1, 1), 2.0 / n, device=real.device, dtype=real.dtype)
@@ -282,14 +295,14 @@ class HiFT(nn.Module):
 
 
 def check_mel(mel: Tensor, config: HiFTConfig, finalize: bool) -> None:
-    """Raise a WorkbenchError for a mel that the vocoder cannot sound."""
+    """Raise a WorkbenchError for a mel that the vocoder cannot take: shape, length, NaN or Inf."""
     if mel.ndim != 3 or mel.shape[1] != config.in_channels:
         raise WorkbenchError(
             f"a mel of shape {tuple(mel.shape)} found; expected (1, {config.in_channels}, frames)"
         )
-    least = 1 if finalize else MIN_STREAM_FRAMES
-    if mel.shape[-1] < least:
-        raise WorkbenchError(f"{mel.shape[-1]} mel frames found; expected at least {least}")
+    min_frames = 1 if finalize else MIN_STREAM_FRAMES
+    if mel.shape[-1] < min_frames:
+        raise WorkbenchError(f"{mel.shape[-1]} mel frames found; expected at least {min_frames}")
     bad = ~mel.isfinite()
     if bool(bad.any()):
         _, m, t = (int(i) for i in bad.nonzero()[0])
@@ -301,7 +314,7 @@ def check_mel(mel: Tensor, config: HiFTConfig, finalize: bool) -> None:
 
 @lru_cache(maxsize=16)
 def _windowed_dft(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rows of a one-sided DFT times a periodic Hann window: (n + 2, 1, n), real then imaginary."""
+    """Return the rows of a one-sided DFT times a periodic Hann window: (n + 2, 1, n), real then imaginary."""
     sample = torch.arange(n, dtype=torch.float64)
     angle = 2 * math.pi * torch.arange(n // 2 + 1, dtype=torch.float64)[:, None] * sample / n
     rows = torch.cat((angle.cos(), -angle.sin())) * torch.hann_window(n, dtype=torch.float64)

@@ -1,11 +1,21 @@
 """Text to speech tokens: a Qwen2 decoder over text and speech ids.
 
-`LM.steps` is the loop: a generator that yields every token. Shape letters: `B` batch, `L` positions,
-`D` width, `H` heads. Facts: upstream `cosyvoice/llm/llm.py`; parameter names are upstream's, which
-are transformers' Qwen2 under the prefix `llm.model.`.
+Map, from the bottom up:
+
+- `KVCache`: keys and values of the positions decoded so far
+- `RMSNorm`, `Attention` (rotary, grouped keys and values), `MLP` (SwiGLU) -> `Layer` -> `Qwen2`
+- `CausalLM`, `Backbone`: hold `Qwen2` under upstream's parameter names
+- `LM.embed`: `[sos] text [task] prompt speech` -> (1, L, D)
+- `LM.steps`: the loop, a generator that yields every token; `sampling.Sampler` picks them
+- `lm_bistream`: the same loop for text that arrives as a stream
+
+Shape letters: `B` batch, `L` positions, `D` width, `H` query heads, `K` heads of keys and values. Facts:
+upstream `cosyvoice/llm/llm.py`; parameter names are upstream's, which are transformers' Qwen2 under the
+prefix `llm.model.`. `diagnose.suspects` replaces functions and methods here to simulate faults, so they are
+called through the module or the class.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,7 +47,7 @@ class KVCache:
         return 0 if self.keys[0] is None else self.keys[0].shape[2]
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, H, L, head_dim) and return all there is."""
+        """Add a layer's new keys and values (B, K, L, head_dim); return those of all positions."""
         if self.keys[layer] is not None:
             k, v = torch.cat((self.keys[layer], k), 2), torch.cat((self.values[layer], v), 2)
         self.keys[layer], self.values[layer] = k, v
@@ -71,21 +81,24 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, layer: int) -> Tensor:
+        # Project, and split into heads: (B, L, D) -> q (B, H, L, head_dim), k and v (B, K, L, head_dim).
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate_half(q, *rope), rotate_half(k, *rope)
         if cache is not None:
-            k, v = cache.append(layer, k, v)
+            k, v = cache.append(layer, k, v)  # L grows to all positions so far
+        # Every head of keys and values serves `groups` neighbouring query heads: (B, K, ...) -> (B, H, ...).
         k, v = (y.repeat_interleave(self.groups, dim=1) for y in (k, v))
         new, total = q.shape[2], k.shape[2]
         if new == total:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=new > 1)
-        else:  # positions appended to a cache: each sees the cache and what came before it
-            seen = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        return self.o_proj(y.transpose(1, 2).flatten(2))
+        else:  # positions appended to a cache: each attends to the cache and to what came before it
+            attn_mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        y = y.transpose(1, 2).flatten(2)  # (B, H, L, head_dim) -> (B, L, H head_dim)
+        return self.o_proj(y)
 
 
 def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -95,7 +108,7 @@ def rotate_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """Feed-forward network with a gate: SwiGLU."""
 
     def __init__(self, c: LMConfig) -> None:
         super().__init__()
@@ -123,7 +136,7 @@ class Layer(nn.Module):
 
 
 class Qwen2(nn.Module):
-    """The decoder stack; returns what follows the final norm."""
+    """The decoder stack, up to and including the final norm."""
 
     def __init__(self, c: LMConfig) -> None:
         super().__init__()
@@ -189,25 +202,25 @@ class LM(nn.Module):
 
     def embed(self, text_token: Tensor, prompt_speech_token: Tensor) -> Tensor:
         """Embed `[sos] text [task] prompt_speech` as (1, L, D); `text_token` has the prompt's text first."""
-        self._check(text_token, prompt_speech_token)
-        sos, task = self._speech(self.config.sos), self._speech(self.config.task_id)
+        self.check_tokens(text_token, prompt_speech_token)
+        sos, task = self.embed_id(self.config.sos), self.embed_id(self.config.task_id)
         text = self.qwen.embed_tokens(text_token)
         return torch.cat((sos, text, task, self.speech_embedding(prompt_speech_token)))[None]
 
     def decode(self, embedded: Tensor, cache: KVCache) -> Tensor:
-        """Append (1, L, D) to the cache; log-probabilities (n_ids,) of what follows, in float32 at least."""
+        """Append (1, L, D) to the cache; return the log-probabilities (n_ids,) of the next id."""
         return self.logp(self.qwen(embedded, cache)[0, -1])
 
     def logp(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities over speech ids, in float32 at least: (..., D) -> (..., n_ids)."""
+        """Return log-probabilities over speech ids, in float32 at least: (..., D) -> (..., n_ids)."""
         logits = self.llm_decoder(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
     def limits(self, n_text: int, max_tokens: int | None = None) -> tuple[int, int]:
-        """Fewest and most speech tokens for so many text tokens, those of the prompt not counted."""
+        """Return the fewest and the most speech tokens for `n_text` text tokens, both without the prompt."""
         c = self.config
-        shortest, longest = int(c.min_token_text_ratio * n_text), int(c.max_token_text_ratio * n_text)
-        return shortest, longest if max_tokens is None else min(longest, max_tokens)
+        fewest, most = int(c.min_token_text_ratio * n_text), int(c.max_token_text_ratio * n_text)
+        return fewest, most if max_tokens is None else min(most, max_tokens)
 
     def steps(
         self,
@@ -228,7 +241,7 @@ class LM(nn.Module):
         sample : callable (scores, history, too_early) -> int
             Usually a `Sampler`.
         max_tokens : int, optional
-            Bound beside `max_token_text_ratio` times the text's length.
+            A lower limit than the `max_token_text_ratio` speech tokens for each text token.
 
         Yields
         ------
@@ -236,104 +249,32 @@ class LM(nn.Module):
             Stop ids are not yielded.
         """
         c = self.config
-        shortest, longest = self.limits(len(text_token), max_tokens)
+        min_tokens, max_tokens = self.limits(len(text_token), max_tokens)
         cache = KVCache(c.num_hidden_layers)
         embedded = self.embed(torch.cat((prompt_text_token, text_token)), prompt_speech_token)
         history: list[int] = []
-        for index in range(longest):
+        for index in range(max_tokens):
             logp = self.decode(embedded, cache)
-            token = sample(logp, history, index < shortest)
+            token = sample(logp, history, index < min_tokens)
             if token >= c.speech_token_size:
                 return
             history.append(token)
             yield LMStep(index, token, logp)
-            embedded = self._speech(token)[None]
+            embedded = self.embed_id(token)[None]
 
-    def steps_bistream(
-        self,
-        text_chunks: Iterable[Tensor],
-        prompt_text_token: Tensor,
-        prompt_speech_token: Tensor,
-        sample: Sample,
-        end_of_prompt: int,
-    ) -> Iterator[LMStep]:
-        """Decode while the text still arrives: 5 text tokens, then 15 speech tokens, in turns.
-
-        Parameters
-        ----------
-        text_chunks : iterable of Tensor (L,)
-            The text as it comes.
-        prompt_text_token, prompt_speech_token, sample
-            As in `steps`; the prompt text must contain `end_of_prompt`.
-        end_of_prompt : int
-            Id of `<|endofprompt|>`; everything up to it is given before the first turn.
-
-        Yields
-        ------
-        LMStep
-            Neither `fill`, which asks for more text and is forced at every turn's end, nor `eos`.
-        """
+    def check_tokens(self, text_token: Tensor, speech_token: Tensor) -> None:
+        """Raise a WorkbenchError for ids outside of the vocabularies."""
         c = self.config
-        n_text, n_speech = c.mix_ratio
-        self._check(prompt_text_token, prompt_speech_token)
-        marks = (prompt_text_token == end_of_prompt).nonzero()
-        if not len(marks):
-            raise WorkbenchError(
-                "the prompt text has no <|endofprompt|>; streamed text needs one to start after"
-            )
-        head = int(marks[0]) + 1
-        cache, history = KVCache(c.num_hidden_layers), []
-        text = self.qwen.embed_tokens(prompt_text_token[head:])
-        speech = self.speech_embedding(prompt_speech_token)
-        pending = torch.cat((self._speech(c.sos), self.qwen.embed_tokens(prompt_text_token[:head])))
-        next_fill = (len(prompt_speech_token) // n_speech + 1) * n_speech - len(prompt_speech_token)
-
-        def turn(final: bool) -> Iterator[LMStep]:
-            nonlocal pending, next_fill
-            while True:
-                logp = self.decode(pending[None], cache)
-                forced = not final and len(history) == next_fill
-                token = c.fill if forced else sample(logp, history, not final)
-                if token == c.eos and final:
-                    return
-                if token == c.fill and not final:
-                    next_fill = len(history) + n_speech + 1
-                    history.append(token)
-                    return
-                if token >= c.speech_token_size:
-                    raise WorkbenchError(f"the LM drew the reserved id {token} while the text was streaming")
-                history.append(token)
-                yield LMStep(len(history) - 1, token, logp)
-                pending = self._speech(token)
-
-        for chunk in text_chunks:
-            self._check(chunk, prompt_speech_token)
-            text = torch.cat((text, self.qwen.embed_tokens(chunk)))
-            while len(speech) and len(text) >= n_text:
-                pending = torch.cat((pending, text[:n_text], speech[:n_speech]))
-                text, speech = text[n_text:], speech[n_speech:]
-            if len(speech):
-                continue
-            if history:  # the last turn ended in fill; the input goes on with text alone
-                if len(text) < n_text:
-                    continue
-                pending, text = text[:n_text], text[n_text:]
-            yield from turn(final=False)
-        # After a turn `pending` still holds the last token, already in the cache: upstream feeds it twice.
-        pending = torch.cat((pending, text, self._speech(c.task_id)))
-        yield from turn(final=True)
-
-    def _check(self, text_token: Tensor, speech_token: Tensor) -> None:
-        c = self.config
-        for what, ids, size in (
+        for kind, ids, size in (
             ("text", text_token, c.vocab_size),
             ("prompt speech", speech_token, c.speech_token_size),
         ):
             if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
                 raise WorkbenchError(
-                    f"{what} tokens {int(ids.min())}..{int(ids.max())} found; this LM knows 0..{size - 1}. "
+                    f"{kind} tokens {int(ids.min())}..{int(ids.max())} found; this LM knows 0..{size - 1}. "
                     "Were they made by the tokenizer of another checkpoint?"
                 )
 
-    def _speech(self, token: int) -> Tensor:  # (1, D)
+    def embed_id(self, token: int) -> Tensor:  # (1, D)
+        """Embed one speech id or special id."""
         return self.speech_embedding.weight[token][None]

@@ -1,9 +1,10 @@
-"""The random tensors that upstream makes while it builds the models and never saves.
+"""The random tensors that upstream draws while it builds the models, and never saves.
 
-Upstream seeds torch with 0 in the constructor of the flow's decoder; everything drawn from there on,
-weights that are overwritten later included, decides the noise. `Noise` replays those draws on a
-generator of its own: the global one is untouched. Facts: upstream `cosyvoice/flow/flow_matching.py`,
-`cosyvoice/hifigan/generator.py` and the key order llm, flow, hift of `cosyvoice3.yaml`.
+Upstream seeds torch with 0 in the constructor of the flow's decoder. All draws from there on decide the
+noise, also those of initial weights, which a checkpoint overwrites later. `Noise` repeats the draws, in
+upstream's order, on a generator of its own; torch's global generator is not used. Facts: upstream
+`cosyvoice/flow/flow_matching.py`, `cosyvoice/hifigan/generator.py` and the key order llm, flow, hift of
+`cosyvoice3.yaml`.
 """
 
 from collections.abc import Mapping
@@ -19,15 +20,15 @@ KEYS = ("ode", "initial_phase", "excitation")
 
 
 class Noise:
-    """Noise of one configuration, from upstream's seed or from a file.
+    """The noise of one configuration: from upstream's seed, or from a checkpoint's own file.
 
     Parameters
     ----------
     config : Config
-        The sizes decide the values: other widths shift the whole chain.
+        Its sizes decide the values: other widths draw more or fewer numbers before.
     stored : mapping of str to Tensor, optional
         `ode` (1, M, frames), `initial_phase` (1, harmonics + 1) and `excitation`
-        (1, samples, harmonics + 1) of a checkpoint that brings its own; float32.
+        (1, samples, harmonics + 1), float32, of a checkpoint that has its own.
 
     Raises
     ------
@@ -47,11 +48,14 @@ class Noise:
 
     @property
     def n_sines(self) -> int:
-        """Fundamental and harmonics."""
+        """The number of sines of the excitation: fundamental and harmonics."""
         return self.config.hift.nb_harmonics + 1
 
     def ode(self) -> Tensor:
-        """Return the flow's start, N(0, 1), as (1, M, noise_frames): one column a frame, prompt included."""
+        """Return the noise that the flow starts from, N(0, 1), as (1, M, noise_frames).
+
+        The first frames belong to the prompt.
+        """
         if self.stored is not None:
             return self.stored["ode"].clone()
         return _ode(self.config, torch.Generator().manual_seed(0))
@@ -66,7 +70,8 @@ class Noise:
         Raises
         ------
         WorkbenchError
-            Beyond upstream's 300 s, or beyond a stored tensor that upstream's seed does not continue.
+            Beyond upstream's 300 s, or beyond a stored tensor that differs from upstream's noise, since it
+            cannot be continued.
         """
         if self.stored is None:
             return self._draw(n_samples)
@@ -82,18 +87,19 @@ class Noise:
         return longer
 
     def _draw(self, n_samples: int) -> Tensor:
-        most = self.config.hift.noise_samples
-        if not 0 <= n_samples <= most:
+        max_samples = self.config.hift.noise_samples
+        if not 0 <= n_samples <= max_samples:
             raise WorkbenchError(
-                f"{n_samples} samples of excitation noise asked for; this configuration has {most} "
-                f"({most / self.config.hift.sampling_rate:.0f} s). Split the text"
+                f"{n_samples} samples of excitation noise asked for; this configuration has {max_samples} "
+                f"({max_samples / self.config.hift.sampling_rate:.0f} s). Split the text"
             )
         generator = torch.Generator().set_state(self._chain[1])
-        return torch.rand(1, n_samples, self.n_sines, generator=generator)  # a prefix: drawn in order
+        # Drawn in order, so shorter noise is the beginning of longer noise.
+        return torch.rand(1, n_samples, self.n_sines, generator=generator)
 
     @cached_property
     def _chain(self) -> tuple[Tensor, Tensor]:
-        """Initial phase, and the generator's state where the excitation starts."""
+        """Initial phase, and the state of the generator before it draws the excitation."""
         generator = torch.Generator().manual_seed(0)
         flow, hift = self.config.flow, self.config.hift
         _ode(self.config, generator)
@@ -101,7 +107,7 @@ class Noise:
         width = hift.f0_cond_channels
         layers = [(flow.output_size, flow.spk_embed_dim), (width, hift.in_channels, 4)]
         layers += [(width, width, 3)] * 4 + [(1, width)]
-        for shape in layers:  # weight, then bias; a uniform draw costs the same whatever its bounds
+        for shape in layers:  # weight, then bias; the bounds of a uniform draw change nothing that follows
             torch.empty(shape).uniform_(generator=generator)
             torch.empty(shape[0]).uniform_(generator=generator)
         phase = torch.rand(1, self.n_sines, generator=generator)

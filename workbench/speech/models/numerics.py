@@ -1,4 +1,4 @@
-"""How numbers are computed: full float32 or TF32, and convolutions as matrix products."""
+"""Context managers for full float32 and for TF32; convolutions as matrix products."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 def exact_float32() -> Iterator[None]:
     """Compute in full float32, the same way every time; usable as a decorator.
 
-    On a GPU, torch lets cuDNN compute float32 convolutions in TF32, ten bits of mantissa, unless told
-    otherwise: mu is then off by 4e-4, the waveform by 2e-3.
+    By default torch lets cuDNN compute float32 convolutions in TF32, with 10 bits of mantissa in place of 23:
+    mu is then off by 4e-4, the waveform by 2e-3.
     """
     with _tf32(False):
         yield
@@ -21,7 +21,7 @@ def exact_float32() -> Iterator[None]:
 
 @contextmanager
 def fast_float32() -> Iterator[None]:
-    """Let a GPU compute float32 products and convolutions in TF32; elsewhere nothing changes."""
+    """Let a GPU compute float32 products and convolutions in TF32; on a CPU nothing changes."""
     with _tf32(True):
         yield
 
@@ -38,9 +38,10 @@ def _tf32(allowed: bool) -> Iterator[None]:
 
 
 class MatmulConv1d(nn.Conv1d):
-    """A convolution without padding, computed as one product.
+    """A convolution without padding, computed as one matrix product.
 
-    In full float32 and always the same way, cuDNN may take Fourier transforms for it: thousands of kernels.
+    For full float32 with a fixed algorithm (`exact_float32`), cuDNN may choose Fourier transforms, which take
+    thousands of kernels.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
@@ -52,5 +53,5 @@ class MatmulConv1d(nn.Conv1d):
 
 def conv1d_by_matmul(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolve (B, C, L) with (C', C, kernel) to (B, C', L - kernel + 1)."""
-    windows = x.unfold(2, weight.shape[2], 1).transpose(1, 2).flatten(2)
+    windows = x.unfold(2, weight.shape[2], 1).transpose(1, 2).flatten(2)  # (B, L - kernel + 1, C kernel)
     return F.linear(windows, weight.flatten(1), bias).transpose(1, 2)

@@ -1,7 +1,8 @@
 """Repetition-aware sampling of speech tokens, and its guards.
 
 Facts: upstream `cosyvoice/utils/common.py` (nucleus and repetition-aware sampling) and
-`cli/model.py` (silent tokens). The guards are the ones the case arrived at; all are off by default.
+`cli/model.py` (silent tokens). Three guards are ours, and off by default: `mask_stop_ids`,
+`silent_tokens_repeat` and `repetition_fallback`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,22 +23,24 @@ def nucleus(scores: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
     scores : Tensor (n,)
         Log-probabilities or logits; -inf masks an id.
     top_p : float
-        Entries are taken, likeliest first, while those before them sum to less than this.
+        Ids are taken, likeliest first, while those before them sum to less than this.
     top_k : int
-        And at most this many. One is always taken.
+        At most this many are taken; at least one is.
 
     Returns
     -------
     ids : Tensor (c,)
-        Likeliest first; equal ones keep the order of their ids.
+        Likeliest first; equally likely ones in the order of their ids.
     probs : Tensor (c,)
         Not renormalised.
     """
     probs, ids = scores.softmax(dim=0).sort(descending=True, stable=True)
-    # numpy adds float32 one by one, as upstream's loop does; torch.cumsum rounds otherwise at ties.
-    before = np.concatenate((np.zeros(1, np.float32), np.cumsum(probs.numpy())[:-1]))
-    keep = max(1, min(top_k, int((before < np.float32(top_p)).sum())))
-    return ids[:keep], probs[:keep]
+    # numpy adds float32 numbers one by one, as upstream's loop does. torch.cumsum rounds differently, which
+    # changes the result where the sum is next to top_p.
+    sum_before = np.concatenate((np.zeros(1, np.float32), np.cumsum(probs.numpy())[:-1]))
+    within_top_p = int((sum_before < np.float32(top_p)).sum())
+    n_candidates = max(1, min(top_k, within_top_p))
+    return ids[:n_candidates], probs[:n_candidates]
 
 
 def draw(probs: Tensor, generator: torch.Generator) -> int:
@@ -51,7 +54,7 @@ def draw(probs: Tensor, generator: torch.Generator) -> int:
 
 
 class Sampler:
-    """Picks the next speech token; owns the random generator of one run.
+    """Pick the next speech token; holds the random generator of one run.
 
     Parameters
     ----------
@@ -79,12 +82,17 @@ class Sampler:
         history : sequence of int
             Tokens generated so far, without the prompt's.
         too_early : bool
-            The text is too long for speech to end already.
+            Whether the speech is too short, for this text, to end already.
 
         Returns
         -------
         int
-            The id; `speech_token_size` and above mean stop.
+            The id; `speech_token_size` and all above it mean stop.
+
+        Raises
+        ------
+        WorkbenchError
+            When scores are NaN.
         """
         scores = scores.float().cpu().clone()
         if bool(scores.isnan().any()):
@@ -97,7 +105,7 @@ class Sampler:
         return self.repetition_aware(scores, history)
 
     def repetition_aware(self, scores: Tensor, history: Sequence[int]) -> int:
-        """Draw from the nucleus; on a repeated pick mask it and draw again. Masks `scores` in place."""
+        """Draw from the nucleus. If the pick repeats a recent token, mask it, in place, and draw again."""
         o = self.options
         ids, probs = nucleus(scores, o.top_p, o.top_k)
         pick = int(ids[draw(probs, self.generator)])
@@ -116,17 +124,18 @@ class Sampler:
         size = self.config.speech_token_size
         if self.options.mask_stop_ids:
             scores[size:] = -torch.inf
-        else:  # upstream masks sos, which is never drawn, and leaves eos: speech may end early
+        else:  # upstream masks sos alone, which is never drawn, and not eos: speech may end early
             scores[size] = -torch.inf
 
 
 def shorten_silences(tokens: Iterable[int], silent: Iterable[int], max_run: int | None) -> Iterator[int]:
-    """Pass tokens on, without those beyond `max_run` silent ones in a row.
+    """Yield the tokens, but of silent ones in a row only the first `max_run`; None keeps all.
 
-    Upstream does this between LM and flow (`max_run` 5); the LM's own history keeps them all.
+    Upstream does this between LM and flow, with `max_run` 5. The LM's own history keeps all tokens.
     """
-    silent, run = frozenset(silent), 0
+    silent = frozenset(silent)
+    silent_in_a_row = 0
     for token in tokens:
-        run = run + 1 if token in silent else 0
-        if max_run is None or run <= max_run:
+        silent_in_a_row = silent_in_a_row + 1 if token in silent else 0
+        if max_run is None or silent_in_a_row <= max_run:
             yield token
