@@ -231,7 +231,7 @@ def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
-# What is chosen by the device.
+# Choices that depend on the device: torch, or our own kernel.
 
 
 def _linear(weight: Tensor, bias: Tensor, splits: bool) -> Operator:

@@ -15,6 +15,7 @@ Shape letters: `B` rows of the batch, `U` different prompts among them, `P` posi
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
+from math import ceil
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -169,7 +170,11 @@ class FastLM:
 
 
 def _can_use_kernels(lm: LM, exact: bool) -> bool:
-    """Return whether the Triton kernels can replace torch: they keep float32 states between the layers."""
+    """Return whether the Triton kernels can replace torch.
+
+    They keep the states between the layers in float32. With half-precision weights `LM` rounds these states,
+    so the kernels are not exact then.
+    """
     weight = lm.llm_decoder.weight
     rounds_alike = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not exact)
     head_dim_is_power_of_two = lm.config.head_dim.bit_count() == 1  # the attention kernel needs that
@@ -177,7 +182,7 @@ def _can_use_kernels(lm: LM, exact: bool) -> bool:
 
 
 class _DecodeState(NamedTuple):
-    """What changes from token to token. The tensors keep their addresses, for the CUDA graphs."""
+    """The state of each row between two tokens. The tensors keep their addresses, for the CUDA graphs."""
 
     position: Tensor  # (B,) index of the next position in the cache
     n_tokens: Tensor  # (B,) tokens drawn so far
@@ -270,8 +275,8 @@ class _BatchDecoder:
         fast, state = self.fast, self.state
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
-        min_tokens = [low for low, _ in limits]
-        max_tokens = [high for _, high in limits]
+        min_tokens = [fewest for fewest, _ in limits]
+        max_tokens = [most for _, most in limits]
 
         last_position = to_device_async([length - 1 for length in lengths], state.position)  # (U,)
         prompt_index = to_device_async(prompt_of_row, state.position)  # (B,)
@@ -282,7 +287,7 @@ class _BatchDecoder:
         # 0 * inf is NaN.
         self.cache.zero_()
 
-        padded_length = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET  # rounded up
+        padded_length = ceil(longest / PROMPT_BUCKET) * PROMPT_BUCKET
         with fast.lock:
             read_prompts = fast.prompt_reader(len(prompts), padded_length)
             logp, prompt_cache = read_prompts(prompts, last_position)
@@ -310,8 +315,8 @@ class _BatchDecoder:
             next_draw, has_nan, done, *chunk_tokens = chunk.tolist()  # lists of B numbers
             if any(has_nan):
                 raise WorkbenchError(
-                    f"the LM's log-probabilities are NaN after token {min(counts)}; float16 overflows so. "
-                    "Try lm_dtype='bfloat16' or 'float32'"
+                    f"the LM's log-probabilities are NaN after token {min(counts)}; float16 may have "
+                    "overflowed. Try lm_dtype='bfloat16' or 'float32'"
                 )
             for tokens, logp in zip(chunk_tokens, chunk_logp, strict=True):  # in the order of time
                 for row, token in enumerate(tokens):
@@ -344,7 +349,7 @@ class _BatchDecoder:
     def _step(self, length: int) -> None:
         """Pick a token of each row, then compute the log-probabilities of the next one.
 
-        `length` is the number of cached positions that attention reads. This is what the graphs record.
+        `length` is the number of cached positions that attention reads. The CUDA graphs record this method.
         """
         fast, lm, state = self.fast, self.fast.lm, self.state
         token, draws_used = self.sampler.pick(state.logp, state.n_tokens < state.min_tokens)

@@ -97,7 +97,7 @@ class Sampler:
         scores = scores.float().cpu().clone()
         if bool(scores.isnan().any()):
             raise WorkbenchError(
-                f"the LM's log-probabilities are NaN at token {len(history)}; float16 overflows so. "
+                f"the LM's log-probabilities are NaN at token {len(history)}; float16 may have overflowed. "
                 "Try lm_dtype='bfloat16' or 'float32'"
             )
         if too_early:
