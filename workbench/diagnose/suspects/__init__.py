@@ -1,4 +1,4 @@
-"""Name the known fault that a run shows: which mistake did another implementation make?
+"""Name the known fault that a run shows: what does another implementation do differently?
 
 Read `suspects.py` first: `find_suspects` is the whole search. `faults.py` is the catalogue of known faults,
 and `patches.py` has the faulty functions that it uses. `simulate.py` runs our model with faults;
