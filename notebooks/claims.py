@@ -1,6 +1,7 @@
-"""Claims about a model, and what an experiment says of each: a ledger that leaves none out.
+"""Claims about a model, and the verdict of an experiment on each.
 
-What is claimed stands in a table; what was measured, and by which rule it decides, where it is settled.
+The claims are a table. A notebook settles each claim with its measurement and the rule that decides it, and
+`Claims.to_frame` refuses to give a result while a claim is left out.
 """
 
 import os
@@ -18,20 +19,20 @@ COLUMNS = ("id", "claim", "line", "measured")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one claim.
+    """The verdict on one claim.
 
     Attributes
     ----------
     claim : str
-        What was claimed.
+        The claim in a sentence.
     experiment : str
         What was done to test it.
     measured : str
         The numbers that came out.
     holds : bool or None
-        None where the numbers leave it open.
+        None if the numbers do not decide it.
     next_run : str
-        What would decide it; empty where it is decided.
+        The experiment that would decide it; empty if it is decided.
     """
 
     claim: str
@@ -56,17 +57,17 @@ class Verdict:
 
 
 class Claims:
-    """Claims by id, and the verdicts that were given so far.
+    """Claims by id, and the verdicts given so far.
 
     Parameters
     ----------
     table : DataFrame
-        Columns `id`, `claim`, `line` (where it was made) and `measured` (what it rested on).
+        Columns `id`, `claim`, `line` (where it was made) and `measured` (the evidence it rested on).
 
     Raises
     ------
     WorkbenchError
-        When a column is missing, or an id stands twice.
+        When a column is missing, or an id occurs twice.
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
@@ -79,12 +80,12 @@ class Claims:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Claims":
-        """Read a CSV file.
+        """Read claims from a CSV file.
 
         Raises
         ------
         WorkbenchError
-            When it cannot be read, or as above.
+            When the file cannot be read, a column is missing, or an id occurs twice.
         """
         try:
             table = pd.read_csv(path, keep_default_na=False)
@@ -97,21 +98,21 @@ class Claims:
     def settle(
         self, name: str, holds: bool | None, experiment: str, measured: str, next_run: str = ""
     ) -> Verdict:
-        """Give a verdict.
+        """Record the verdict on a claim.
 
         Parameters
         ----------
         name : str
             The claim's id.
         holds : bool or None
-            None leaves it open, and `next_run` says what would decide it.
+            True if the claim holds. None leaves it open; then `next_run` says what would decide it.
         experiment, measured, next_run : str
             As in `Verdict`.
 
         Raises
         ------
         WorkbenchError
-            When there is no such claim, or it is left open without saying what to run.
+            When there is no such claim, or it is left open and `next_run` is empty.
         """
         if name not in self.table.index:
             raise WorkbenchError(f"{name!r} is no claim; expected one of {', '.join(self.table.index)}")
@@ -123,7 +124,7 @@ class Claims:
         return verdict
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row a claim, in the order of the table: claim, experiment, measured, verdict.
+        """Return one row per claim, in the order of the table: claim, experiment, measured, verdict.
 
         Raises
         ------

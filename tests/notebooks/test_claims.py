@@ -38,7 +38,7 @@ def test_figures_name_fields_steps_and_statistics(figures):
         assert row.step in map(str, range(1, Options().n_timesteps + 1)) if loops else row.step == ""
 
 
-def test_figures_of_one_tensor_can_be_of_one_tensor(figures):
+def test_printed_statistics_of_a_tensor_do_not_contradict_each_other(figures):
     keys = ["side", "run", "field", "step"]
     for _, group in figures[figures["field"] != ""].groupby(keys):
         stats = dict(zip(group["statistic"], group["value"].astype(float), strict=True))
@@ -49,7 +49,7 @@ def test_figures_of_one_tensor_can_be_of_one_tensor(figures):
     assert (sizes.astype(float) > 0).all()
 
 
-def test_claims_are_sentences_of_their_own(claims):
+def test_claims_are_unique_sentences_in_the_order_of_the_case(claims):
     table = claims.table
     assert len(table) >= 15
     assert table["claim"].str.endswith(".").all() and table["claim"].is_unique
@@ -67,7 +67,7 @@ def test_every_claim_has_one_verdict_in_the_notebook(claims):
     assert not any(rule.startswith(("True", "False", "None")) for rule in rules)
 
 
-def test_a_verdict_follows_from_what_was_found(claims):
+def test_a_verdict_follows_from_whether_the_claim_holds(claims):
     assert claims.settle("mu-equal", True, "compare", "0 apart").text == CONFIRMED
     assert claims.settle("mu-equal", False, "compare", "1 apart").text == REFUTED
     verdict = claims.settle("mu-equal", None, "compare", "1 apart", "workbench compare")
@@ -75,7 +75,7 @@ def test_a_verdict_follows_from_what_was_found(claims):
     assert "&lt;" in claims.settle("mu-equal", True, "a < b", "")._repr_html_()
 
 
-def test_no_claim_is_left_out_or_made_up(claims):
+def test_unknown_and_missing_claims_are_refused(claims):
     with pytest.raises(WorkbenchError, match="no-such"):
         claims.settle("no-such", True, "", "")
     with pytest.raises(WorkbenchError, match="what to run"):
