@@ -82,7 +82,7 @@ def data_path(name: str | os.PathLike = "") -> Path:
 
     Examples
     --------
-    >>> data_path("voices/tiny").name
+    >>> wb.data_path("voices/tiny").name
     'tiny'
     """
     folder = shipped_folder("data")

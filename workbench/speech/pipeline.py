@@ -82,6 +82,7 @@ class Pipeline(StageRunner):
 
         Examples
         --------
+        >>> import torch
         >>> first = pipe.synthesise(utt, seed=7, stop_after="lm")
         >>> torch.equal(first["lm/speech_token"], trace["lm/speech_token"])
         True
@@ -165,6 +166,7 @@ class Pipeline(StageRunner):
 
         Examples
         --------
+        >>> import torch
         >>> again = pipe.replay(trace, "hift")
         >>> torch.equal(again.wav, trace.wav)
         True

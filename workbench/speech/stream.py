@@ -133,8 +133,8 @@ def streamed(
     Examples
     --------
     >>> streamed = wb.streamed(pipe, utt, options=voice.options.but(n_timesteps=1))
-    >>> streamed.attrs["seams"]  # a short utterance is one chunk
-    []
+    >>> streamed.attrs["seams"]  # two chunks meet here
+    [22080]
     """
     options = pipe.options(options)
     chunks = list(stream(pipe, utt, options, state))

@@ -227,6 +227,12 @@ def log_mel(wav: Tensor, config: MelConfig) -> Tensor:
     -------
     Tensor (B, M, T)
         `ln(max(mel, 1e-5))`, `T = N // hop_length`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> tuple(wb.log_mel(torch.zeros(24_000), voice.config.mel).shape)  # one second
+    (1, 80, 50)
     """
     margin = (config.n_fft - config.hop_length) // 2  # so that a frame is centred on its hop
     wav = _batched(wav, max(margin + 1, config.hop_length))  # reflection needs more samples than the margin
