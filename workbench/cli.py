@@ -362,7 +362,7 @@ def bench_glitches(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from workbench.diagnose.glitches import benchmark as calibrate
-    from workbench.files import atomic_write
+    from workbench.files import atomic_write, data_path
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
 
@@ -375,9 +375,10 @@ def bench_glitches(args: argparse.Namespace) -> int:
     print(alarms.to_string(index=False, float_format="{:.3g}".format) if len(alarms) else "no false alarm")
     if args.out:
         said = tqdm(calibrate.TUNED_ON, "its scores", unit=" sentence")
-        seen = [*calibrate.recordings([calibrate.PROMPTS]), *calibrate.spoken(pipe, said)]
+        seen = [*calibrate.recordings([data_path("prompts")]), *calibrate.spoken(pipe, said)]
         with atomic_write(Path(args.out)) as draft:
-            draft.write_text(json.dumps(calibrate.clean_scores([*seen, *unseen])), encoding="utf-8")
+            scores = calibrate.measure_clean_scores([*seen, *unseen])
+            draft.write_text(json.dumps(scores), encoding="utf-8")
     return 0
 
 

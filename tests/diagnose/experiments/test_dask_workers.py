@@ -15,17 +15,18 @@ import torch
 from distributed import Client, LocalCluster
 
 from workbench.diagnose.experiments.cached_runs import CachedRuns
-from workbench.diagnose.experiments.dask_workers import device_of
+from workbench.diagnose.experiments.dask_workers import worker_device
 from workbench.diagnose.experiments.experiment import Experiment
+from workbench.diagnose.experiments.metric_key import metric_key
 from workbench.diagnose.experiments.metrics import mel_l1, seconds, sound_db
-from workbench.diagnose.experiments.row_cache import KeptRows, measure_key, rows_a_block
+from workbench.diagnose.experiments.row_cache import RowCache, group_size
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.pipeline import Pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 HERE = os.getpid()
-MEASURES = {"mel_l1": mel_l1, "sound_db": sound_db, "seconds": seconds}  # those that a clock is no part of
+METRICS = {"mel_l1": mel_l1, "sound_db": sound_db, "seconds": seconds}  # those that a clock is no part of
 VARIANTS = {f"{n} steps": {"n_timesteps": n, "max_tokens": 8} for n in (2, 1, 3)}
 PLACE = ["variant", "utterance", "seed"]
 
@@ -66,7 +67,7 @@ def utts(pipe):
 
 
 def experiment(pipe, utts, extra=None, seeds=(1, 2), **kwargs):
-    return Experiment(pipe, utts, VARIANTS, "2 steps", MEASURES | (extra or {}), seeds, **kwargs)
+    return Experiment(pipe, utts, VARIANTS, "2 steps", METRICS | (extra or {}), seeds, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -189,15 +190,15 @@ def test_equal_runs_under_two_names_are_made_once(client, pipe, utts, tmp_path):
     variants = {"a": {"n_timesteps": 1, "max_tokens": 8}, "b": {"n_timesteps": 1, "max_tokens": 8}}
     names = {"x": utts["hello"], "y": utts["hello"]}
     for where in (None, client):
-        table = Experiment(pipe, names, variants, measures=extra, seeds=(1,)).run(where)
+        table = Experiment(pipe, names, variants, metrics=extra, seeds=(1,)).run(where)
         assert table[PLACE].values.tolist() == [["a", "x", 1], ["b", "x", 1], ["a", "y", 1], ["b", "y", 1]]
     assert count() == 2
 
 
 def test_a_row_depends_on_everything_it_is_made_of(pipe, utts, tmp_path):
     def keys(**changes):
-        given = {"pipe": pipe, "utts": {"u": utts["hello"]}, "variants": VARIANTS, "measures": MEASURES}
-        return {key for _, key in Experiment(**given | {"reference": "2 steps"} | changes)._keys()}
+        given = {"pipe": pipe, "utts": {"u": utts["hello"]}, "variants": VARIANTS, "metrics": METRICS}
+        return {key for _, key in Experiment(**given | {"reference": "2 steps"} | changes)._row_keys()}
 
     other = Checkpoint.load("data/voices/tiny")
     other.weights["hift"]["conv_pre.bias"] = other.weights["hift"]["conv_pre.bias"] + 1
@@ -209,8 +210,8 @@ def test_a_row_depends_on_everything_it_is_made_of(pipe, utts, tmp_path):
         {"reference": None},
         {"seeds": (5,)},
         {"save": "flow/x"},
-        {"measures": {"mel_l1": sound_db}},
-        {"measures": {"other": mel_l1}},
+        {"metrics": {"mel_l1": sound_db}},
+        {"metrics": {"other": mel_l1}},
     ]
     before = keys()
     assert keys() == before == keys(folder=tmp_path)
@@ -231,10 +232,10 @@ def test_a_measure_is_known_by_its_code_and_what_it_holds():
         exec(code, cell)
     keys = [made(1), made(2), made(1, 2), made(made(1)), made(made(2)), partial(made, 1), partial(made, 2)]
     keys += [seconds, sound_db, lambda t, r: 1, lambda t, r: 2, *(cell["f"] for cell in cells)]
-    assert len({measure_key(m) for m in keys}) == len(keys)
-    assert [measure_key(m) for m in keys] == [measure_key(m) for m in keys]
-    assert measure_key(made(1)) == measure_key(made(1))
-    assert measure_key(Scaled()) != measure_key(Scaled())  # cannot be pickled
+    assert len({metric_key(m) for m in keys}) == len(keys)
+    assert [metric_key(m) for m in keys] == [metric_key(m) for m in keys]
+    assert metric_key(made(1)) == metric_key(made(1))
+    assert metric_key(Scaled()) != metric_key(Scaled())  # cannot be pickled
 
 
 def test_a_measure_that_fails_costs_its_own_row_only(client, pipe, utts, right, tmp_path):
@@ -253,7 +254,7 @@ def test_a_measure_that_fails_costs_its_own_row_only(client, pipe, utts, right, 
 
 def test_kept_numbers_are_what_they_were(tmp_path):
     row = {"a": 0.1 + 0.2, "b": math.nan, "c": -math.inf, "d": 3, "error": ""}
-    kept = KeptRows(tmp_path, dict.fromkeys("abcd"))
+    kept = RowCache(tmp_path, dict.fromkeys("abcd"))
     kept.put("key", row)
     assert repr(kept.get("key")) == repr(row)
     assert list(json.loads((tmp_path / "key.row.json").read_text())) == list("abcd")
@@ -262,9 +263,9 @@ def test_kept_numbers_are_what_they_were(tmp_path):
 
 
 def test_numbers_of_numpy_and_torch_are_kept(pipe, utts, tmp_path):
-    measures = {"n": lambda t, r: np.float32(0.5), "t": lambda t, r: torch.tensor(2)}
+    metrics = {"n": lambda t, r: np.float32(0.5), "t": lambda t, r: torch.tensor(2)}
     for _ in range(2):
-        table = Experiment(pipe, utts, {"a": VARIANTS["1 steps"]}, measures=measures, folder=tmp_path).run()
+        table = Experiment(pipe, utts, {"a": VARIANTS["1 steps"]}, metrics=metrics, folder=tmp_path).run()
         assert table["n"].tolist() == [0.5, 0.5] and table["t"].tolist() == [2, 2]
 
 
@@ -284,9 +285,9 @@ def test_nothing_stays_on_the_workers(client):
 
 
 def test_workers_share_the_gpus_they_see():
-    assert device_of("cpu", "3", 8) == "cpu"
-    assert device_of("cuda", "3", 1) == "cuda"
-    assert [device_of("cuda", name, 2) for name in ("0", "1", "SLURMCluster-0-3", "other")] == [
+    assert worker_device("cpu", "3", 8) == "cpu"
+    assert worker_device("cuda", "3", 1) == "cuda"
+    assert [worker_device("cuda", name, 2) for name in ("0", "1", "SLURMCluster-0-3", "other")] == [
         "cuda:0",
         "cuda:1",
         "cuda:1",
@@ -295,13 +296,13 @@ def test_workers_share_the_gpus_they_see():
 
 
 def test_blocks_are_of_bounded_size():
-    assert [rows_a_block(*n) for n in ((12, 2), (100, 2), (10_000, 8), (10_000, 0))] == [4, 12, 16, 16]
+    assert [group_size(*n) for n in ((12, 2), (100, 2), (10_000, 8), (10_000, 0))] == [4, 12, 16, 16]
 
 
 def test_estimators_are_told_apart_by_their_file(pipe, tmp_path):
     path, runs = tmp_path / "theirs.onnx", []
     for content in (b"one", b"two"):
         path.write_bytes(content)
-        runs.append(CachedRuns(pipe).estimator(pipe.checkpoint.options.but(estimator=str(path))))
+        runs.append(CachedRuns(pipe).estimator_hash(pipe.checkpoint.options.but(estimator=str(path))))
     assert len({None, *runs}) == 3
-    assert CachedRuns(pipe).estimator(pipe.checkpoint.options.but(estimator="nowhere.onnx")) is None
+    assert CachedRuns(pipe).estimator_hash(pipe.checkpoint.options.but(estimator="nowhere.onnx")) is None

@@ -59,10 +59,10 @@ def test_a_folder_outlives_the_session(pipe, utt, tmp_path):
 
 
 def test_memory_is_bounded(pipe, utt):
-    runs = CachedRuns(pipe, most=3)
+    runs = CachedRuns(pipe, max_stages=3)
     for steps in (1, 2):
         runs.run(utt, pipe.checkpoint.options.but(n_timesteps=steps, max_tokens=8))
-    assert len(runs._kept) == 3
+    assert len(runs._cache) == 3
 
 
 def test_key_depends_on_values_names_types_and_shapes():
@@ -142,6 +142,6 @@ def test_what_spoils_a_batch_costs_only_its_own_row(pipe, utt):
     changes = {"compute": "exact", "n_timesteps": 1, "max_tokens": 6}
     variants = {"good": changes, "hot": changes | {"temperature": 1.5}}
     variants["no file"] = changes | {"estimator": "missing.onnx"}
-    table = Experiment(pipe, {"a": utt}, variants, measures={"length": seconds}).run().set_index("variant")
+    table = Experiment(pipe, {"a": utt}, variants, metrics={"length": seconds}).run().set_index("variant")
     assert "missing.onnx" in table.error["no file"]
     assert (table.error.drop("no file") == "").all() and (table.length.drop("no file") > 0).all()

@@ -1,7 +1,6 @@
-"""Defects are found where they were made, clean speech is quiet, and a finding leads on."""
+"""Detectors find defects where they were made and nothing in clean speech; a finding leads to its place."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +9,20 @@ import torch
 
 from workbench import Finding, Findings, Trace, WorkbenchError, find_glitches
 from workbench.cli import main
-from workbench.diagnose.glitches.analysis import as_sound, runs
+from workbench.diagnose.glitches.analysis import as_sound, intervals
 from workbench.diagnose.glitches.defects import DEFECTS, inject
 from workbench.diagnose.glitches.detectors import DETECTORS
-from workbench.diagnose.glitches.glitches import clean_scores
+from workbench.diagnose.glitches.glitches import load_clean_scores
 from workbench.diagnose.glitches.wave_stats import wave_report, wave_stats
+from workbench.files import data_path
+from workbench.trace.schema import SAMPLE_RATE
 
-RATE = 24_000
-PROMPTS = sorted(Path("data/prompts").glob("*.flac"))
+RATE = SAMPLE_RATE
+PROMPTS = sorted(data_path("prompts").glob("*.flac"))
 
 
 def speech(name="kumo_alpha_1"):
-    wav, rate = soundfile.read(f"data/prompts/{name}.flac", dtype="float32")
+    wav, rate = soundfile.read(data_path(f"prompts/{name}.flac"), dtype="float32")
     assert rate == RATE
     return torch.from_numpy(wav)
 
@@ -44,7 +45,7 @@ def trace_of(wav, frames=100, **more):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PROMPTS, ids=lambda p: p.stem)
-def test_clean_recordings_are_quiet(path):
+def test_nothing_is_found_in_clean_recordings(path):
     found = find_glitches(*soundfile.read(path))
     assert len(found) == 0 and "nothing found" in repr(found)
     found.assert_ok()
@@ -68,7 +69,7 @@ def test_a_step_in_level_is_found():
     assert step.start - 0.6 < made.start < step.end + 0.6
 
 
-def test_a_finding_says_where_it_is():
+def test_a_finding_has_the_sample_frame_and_token_of_its_place():
     wav = speech()
     at = 30_000
     wav[at] += 0.9
@@ -79,7 +80,7 @@ def test_a_finding_says_where_it_is():
     assert found[0].percentile == 100 and found[0].cause == DETECTORS["click"].cause
 
 
-def test_a_seam_is_looked_for_where_it_was_recorded():
+def test_a_weak_seam_is_found_only_where_it_was_recorded():
     wav = speech()
     wav[42_000:] += 0.04  # too little for a click
     bare, known = (
@@ -89,7 +90,7 @@ def test_a_seam_is_looked_for_where_it_was_recorded():
     assert "seam" not in kinds(find_glitches(Trace({"hift/wav": speech()}, {"seams": [42_000]})))
 
 
-def test_what_a_trace_holds_beside_the_waveform_is_looked_at():
+def test_recorded_f0_tokens_and_mel_are_judged_as_well():
     wav, n = speech(), 160
     f0 = torch.full((n,), 120.0)
     creak, leap, high = f0.clone(), f0.clone(), f0.clone()
@@ -112,7 +113,7 @@ def test_a_pause_counts_its_silent_tokens():
     assert pause.end - pause.start == pytest.approx(4, abs=0.1)
 
 
-def test_a_finding_leads_on():
+def test_a_finding_gives_mel_tokens_and_ode_steps_of_its_place():
     trace = trace_of(torch.zeros(48_000))
     finding = Finding("click", 0.4, 0.5, 20, 13, 100, 9600, 20, 10, "")
     assert torch.equal(finding.mel(trace), trace["flow/mel"][:, 20:25])
@@ -128,7 +129,7 @@ def test_a_finding_leads_on():
             ask(Trace({"hift/wav": torch.zeros(10)}, {}))
 
 
-def test_a_finding_leads_on_from_faster_speech():
+def test_a_finding_gives_more_tokens_where_speech_is_faster():
     trace = trace_of(torch.zeros(24_000))
     trace.attrs["options"] = {"speed": 2.0}
     finding = Finding("click", 0.4, 0.5, 20, 13, 100, 9600, 20, 20, "")
@@ -150,7 +151,7 @@ def test_a_finding_leads_on_from_faster_speech():
         (torch.full((2400,), 1e300, dtype=torch.float64), {"beyond", "dead", "offset"}),
     ],
 )
-def test_strange_waveforms(wav, expected):
+def test_degenerate_waveforms_are_judged_without_an_error(wav, expected):
     found = find_glitches(wav, RATE)
     assert expected is None or kinds(found) >= expected
     assert all(0 <= f.start <= f.end <= found.seconds for f in found)
@@ -159,7 +160,7 @@ def test_strange_waveforms(wav, expected):
 
 
 @pytest.mark.parametrize("rate", [1000, 8000, 16_000, 48_000])
-def test_other_rates(rate):
+def test_other_sample_rates_are_accepted(rate):
     wav = torch.randn(rate, generator=torch.Generator().manual_seed(0)) * 0.1
     assert "unvoiced" in kinds(find_glitches(wav, rate)) or rate < 8000
 
@@ -177,12 +178,12 @@ def test_other_rates(rate):
         (Trace({"hift/f0": torch.zeros(3)}, {}), None),
     ],
 )
-def test_what_is_no_utterance_is_refused(wav, rate):
+def test_bad_waveforms_and_rates_are_refused(wav, rate):
     with pytest.raises(WorkbenchError, match=r"expected|holds no hift/wav"):
         find_glitches(wav, rate)
 
 
-def test_nothing_in_a_finding_becomes_markup():
+def test_text_of_a_finding_is_escaped_in_html():
     bad = Finding("<script>", 0, 0, 1, 1, 1, 0, 0, 0, "<img src=x onerror=alert(1)>")
     html = Findings([bad], 1.0)._repr_html_()
     assert "<script>" not in html and "<img" not in html and "&lt;script&gt;" in html
@@ -209,8 +210,8 @@ def test_defects_are_seeded():
         inject(torch.zeros(RATE), RATE, "click", 1)
 
 
-def test_every_detector_has_clean_scores_unless_it_scores_faults_alone():
-    scores = clean_scores()
+def test_every_detector_has_clean_scores_unless_clean_speech_has_none():
+    scores = load_clean_scores()
     assert set(scores) == set(DETECTORS) and all(s == sorted(s) for s in scores.values())
     assert {kind for kind, s in scores.items() if not s} <= {"not finite", "beyond", "seam", "mel", "wait"}
 
@@ -220,7 +221,7 @@ def test_residual_of_a_predictable_wave_is_small():
     sound = as_sound(tone, RATE)
     assert len(sound.residual) == RATE
     assert np.abs(sound.residual[500:-500]).max() < 0.02
-    assert runs(np.array([True, False, True, True])) == [(0, 1), (2, 4)]
+    assert intervals(np.array([True, False, True, True])) == [(0, 1), (2, 4)]
 
 
 def test_wave_report_of_a_known_wave():
@@ -240,7 +241,7 @@ def test_wave_report_of_a_known_wave():
     assert math.isnan(report["lufs"]) and report["nonfinite"] == 2
 
 
-def test_the_shell(tmp_path, capsys):
+def test_glitches_verb_prints_findings_and_sets_the_exit_code(tmp_path, capsys):
     made = inject(speech(), RATE, "gap", 4).wav
     soundfile.write(tmp_path / "gap.wav", made.numpy(), RATE)
     Trace({"hift/wav": speech()}, {"sample_rate": RATE}).save(tmp_path / "clean.trace")

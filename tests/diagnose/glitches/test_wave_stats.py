@@ -1,4 +1,4 @@
-"""Waveform statistics against waveforms whose statistics are known."""
+"""Figures of waveforms for which they are known beforehand."""
 
 import math
 
@@ -7,8 +7,9 @@ import torch
 
 from workbench import WorkbenchError
 from workbench.diagnose.glitches.wave_stats import wave_stats
+from workbench.trace.schema import SAMPLE_RATE
 
-RATE = 24_000
+RATE = SAMPLE_RATE
 
 
 def test_sine_with_offset_and_silence():
@@ -31,7 +32,7 @@ def test_clamped_and_nonfinite_are_counted():
     assert dead["nonfinite"] == 10 and math.isnan(dead["peak"])
 
 
-def test_bad_waveforms():
+def test_bad_waveforms_are_refused():
     for wav in (torch.zeros(0), torch.zeros(2, 5)):
         with pytest.raises(WorkbenchError, match="expected"):
             wave_stats(wav, RATE)

@@ -1,4 +1,4 @@
-"""Runs of one pipeline, each stage kept under a hash of all that it depends on."""
+"""Runs of one pipeline, each stage kept under a hash of everything that its output depends on."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.weights import hash_file
-from workbench.speech.config import LM, STAGES, Options
+from workbench.speech.config import FLOW, HIFT, LM, STAGES, Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.recording import recorded_inputs
@@ -24,11 +24,16 @@ from workbench.speech.run import run_part
 from workbench.trace.record import NOTHING, Save, as_save
 from workbench.trace.trace import Trace
 
+MAX_STAGES = 256  # results in memory: 85 runs of three stages, a few hundred MB when little is recorded
+KEY_LENGTH = 32  # hexadecimal digits, 128 bits: enough that no two keys are ever equal by chance
+PER_STAGE = ("timings", "rows")  # attributes of a trace that hold one entry for each stage
+
 
 class CachedRuns:
-    """Runs of one pipeline, each stage kept under a hash of all that it depends on.
+    """Runs of one pipeline that compute each stage once.
 
-    Runs that differ in the vocoder share tokens and mel, those that differ in the flow share tokens.
+    Runs that differ in an option of the vocoder share their tokens and their mel. Runs that differ in an
+    option of the flow share their tokens.
 
     Parameters
     ----------
@@ -36,9 +41,18 @@ class CachedRuns:
     save : Save or globs
         What each run records.
     folder : path, optional
-        Where stages are kept as well, so that another session need not make them again.
-    most : int
-        Stages held in memory; those used longest ago go first.
+        Where stage results are saved too, so that a later Python session finds them.
+    max_stages : int
+        Number of stage results to hold in memory. The one that was used longest ago is dropped first.
+
+    Examples
+    --------
+    >>> runs = wb.CachedRuns(pipe)
+    >>> options = voice.options.but(n_timesteps=1, max_tokens=8)
+    >>> float32 = runs.run(utt, options)
+    >>> float16 = runs.run(utt, options.but(head_dtype="float16"))  # the vocoder alone runs again
+    >>> bool((float32["flow/mel"] == float16["flow/mel"]).all()), bool((float32.wav == float16.wav).all())
+    (True, False)
     """
 
     def __init__(
@@ -46,30 +60,34 @@ class CachedRuns:
         pipe: Pipeline,
         save: Save | str | Iterable[str] = NOTHING,
         folder: str | os.PathLike | None = None,
-        most: int = 256,
+        max_stages: int = MAX_STAGES,
     ) -> None:
-        self.pipe, self.save, self.most = pipe, as_save(save), most
+        self.pipe = pipe
+        self.save = as_save(save)
         self.folder = None if folder is None else Path(folder)
-        self._kept: OrderedDict[str, Trace] = OrderedDict()
-        self._files: dict[Path, str] = {}
+        self.max_stages = max_stages
+        self._cache: OrderedDict[str, Trace] = OrderedDict()  # stage key -> result, least recently used first
+        self._file_hashes: dict[Path, str] = {}
 
     @cached_property
-    def voice(self) -> str:
+    def checkpoint_hash(self) -> str:
         """Hash of the checkpoint: weights, sizes and noise."""
-        return voice_key(self.pipe.checkpoint)
+        return hash_checkpoint(self.pipe.checkpoint)
 
-    def estimator(self, options: Options) -> str | None:
-        """Hash of the file that `options.estimator` means; None where there is none."""
-        which = options.estimator
-        path = self.pipe.checkpoint.estimator if which == "onnx" else Path(which)
-        if which == "torch" or path is None or not path.is_file():
+    def estimator_hash(self, options: Options) -> str | None:
+        """Return the hash of the ONNX file that `options.estimator` names; None if there is no such file."""
+        if options.estimator == "torch":
             return None
-        if path not in self._files:  # once, as the pipeline opens it once
-            self._files[path] = hash_file(path)
-        return self._files[path]
+        path = self.pipe.checkpoint.estimator if options.estimator == "onnx" else Path(options.estimator)
+        if path is None or not path.is_file():
+            return None
+        # A file is hashed once, because the pipeline also opens it once.
+        if path not in self._file_hashes:
+            self._file_hashes[path] = hash_file(path)
+        return self._file_hashes[path]
 
     def run(self, utt: Utterance, options: Options | None = None, pipe: Pipeline | None = None) -> Trace:
-        """Speak an utterance, or give what an equal run gave.
+        """Return a run of an utterance; stages that are in the cache are not computed again.
 
         Parameters
         ----------
@@ -77,46 +95,53 @@ class CachedRuns:
         options : Options, optional
             The checkpoint's own by default.
         pipe : Pipeline, optional
-            The same one under another bar; see `Pipeline.watched`.
+            The same pipeline with another progress bar; see `Pipeline.watched`.
         """
-        pipe, options = pipe or self.pipe, self.pipe.options(options)
+        pipe = pipe or self.pipe
+        options = self.pipe.options(options)
         inputs, _ = recorded_inputs(utt)
         data: dict[str, Tensor] = {}
-        attrs: dict[str, Any] = {"timings": {}, "rows": {}}
-        leg = None
+        attrs: dict[str, Any] = {name: {} for name in PER_STAGE}
+        part: Trace | None = None  # the result of the stage before
         for stage in STAGES:
-            leg = self._leg(stage, utt, inputs, options, leg, pipe)
-            data |= leg.data
-            each = {name: attrs[name] | leg.attrs.get(name, {}) for name in ("timings", "rows")}
-            attrs |= leg.attrs | each
-        attrs["options"] = asdict(options)  # a stage that was kept may have run beside other ones
+            part = self._run_stage(stage, utt, inputs, options, part, pipe)
+            data |= part.data
+            merged = {name: attrs[name] | part.attrs.get(name, {}) for name in PER_STAGE}
+            attrs |= part.attrs | merged
+        # The cached result of a stage carries all options of the run that computed it, and those of the other
+        # stages may differ from this run's.
+        attrs["options"] = asdict(options)
         return Trace(data, attrs)
 
-    def together(self, utt: Utterance, options: Sequence[Options]) -> None:
-        """Make those of several runs that are missing, one batch a stage, and keep them.
+    def compute_batch(self, utt: Utterance, options: Sequence[Options]) -> None:
+        """Compute the runs that are not in the cache as one batch per stage, and keep them.
 
-        Runs with `compute="eager"`, and one that is alone, are left to `run`.
+        Runs with `compute="eager"` cannot be in a batch, and a single run needs none: both are left to `run`.
         """
         inputs, _ = recorded_inputs(utt)
-        missing = [o for o in options if o.compute != "eager" and not self._has(utt, inputs, o)]
-        missing = list(dict.fromkeys(missing))
-        if len(missing) > 1:
-            [traces] = self.pipe.synthesise_many([utt], missing, self.save)
-            for chosen, trace in zip(missing, traces, strict=True):
-                before = None
-                for stage in STAGES:
-                    key = self._key(stage, utt, inputs, chosen, before)
-                    before = self._keep(key, _leg_of(trace, stage))
+        missing = []
+        for chosen in options:
+            if chosen.compute != "eager" and chosen not in missing and not self._has(utt, inputs, chosen):
+                missing.append(chosen)
+        if len(missing) < 2:
+            return
+        [traces] = self.pipe.synthesise_many([utt], missing, self.save)
+        for chosen, trace in zip(missing, traces, strict=True):
+            part = None
+            for stage in STAGES:
+                key = self._stage_key(stage, utt, inputs, chosen, part)
+                part = self._keep(key, stage_part(trace, stage))
 
     def _has(self, utt: Utterance, inputs: Mapping[str, Tensor], options: Options) -> bool:
-        leg = None
+        """Whether all stages of a run are in the cache."""
+        part = None
         for stage in STAGES:
-            leg = self._find(self._key(stage, utt, inputs, options, leg))
-            if leg is None:
+            part = self._find(self._stage_key(stage, utt, inputs, options, part))
+            if part is None:
                 return False
         return True
 
-    def _leg(
+    def _run_stage(
         self,
         stage: str,
         utt: Utterance,
@@ -125,14 +150,17 @@ class CachedRuns:
         before: Trace | None,
         pipe: Pipeline,
     ) -> Trace:
-        key = self._key(stage, utt, inputs, options, before)
+        """Return the result of one stage, from the cache or computed now."""
+        key = self._stage_key(stage, utt, inputs, options, before)
         found = self._find(key)
         if found is not None:
             return found
-        utterance = None if stage == "hift" else utt
+        # The vocoder needs the mel alone. Without the utterance its result does not repeat the inputs, which
+        # the results of LM and flow hold already.
+        utterance = None if stage == HIFT else utt
         return self._keep(key, run_part(pipe, utterance, options, self.save, stage, stage, before))
 
-    def _key(
+    def _stage_key(
         self,
         stage: str,
         utt: Utterance,
@@ -140,67 +168,87 @@ class CachedRuns:
         options: Options,
         before: Trace | None,
     ) -> str:
+        """Return the key of a stage's result: a hash of everything that the result depends on.
+
+        Parameters
+        ----------
+        stage : str
+        utt : Utterance
+        inputs : mapping of str to Tensor
+            The utterance's tensors by field.
+        options : Options
+            Only the options of this stage count.
+        before : Trace or None
+            The result of the stage before; None for the first.
+        """
         needed = STAGES[stage].inputs
         if stage == LM:
-            needed += ("in/source_token",)  # there for a conversion alone
-        given = {name: inputs[name] for name in needed if name in inputs}
+            needed += ("in/source_token",)  # a conversion has it in place of a text
+        tensors = {name: inputs[name] for name in needed if name in inputs}
         if before is not None:
-            given |= {name: before[name] for name in needed if name not in inputs}
+            tensors |= {name: before[name] for name in needed if name not in inputs}
+        # The device belongs to the key, because a GPU rounds in another way than a CPU. `save` decides which
+        # fields the result has.
         device = str(self.pipe.device)
-        about = [stage, utt.mode, utt.text, options.of_stage(stage), self.save, device, self.voice]
-        about += [self.estimator(options)] if stage == "flow" else []
-        return content_key(about, given)
+        settings = [stage, utt.mode, utt.text, options.of_stage(stage), self.save, device]
+        settings.append(self.checkpoint_hash)
+        if stage == FLOW:
+            settings.append(self.estimator_hash(options))
+        return content_key(settings, tensors)
 
     def _find(self, key: str) -> Trace | None:
-        if key not in self._kept:
-            leg = self._opened(key)
-            if leg is None:
+        """Return a result from memory, or else from the folder; None if it is in neither."""
+        if key not in self._cache:
+            part = self._load(key)
+            if part is None:
                 return None
-            self._kept[key] = leg
-        self._kept.move_to_end(key)
-        self._forget()
-        return self._kept[key]
+            self._cache[key] = part
+        self._cache.move_to_end(key)  # as the one used most recently
+        self._drop_oldest()
+        return self._cache[key]
 
-    def _keep(self, key: str, leg: Trace) -> Trace:
+    def _keep(self, key: str, part: Trace) -> Trace:
+        """Put a result into memory and into the folder."""
         if self.folder is not None:
-            leg.save(self.folder / f"{key}.trace")
-        self._kept[key] = leg
-        self._forget()
-        return leg
+            part.save(self.folder / f"{key}.trace")
+        self._cache[key] = part
+        self._drop_oldest()
+        return part
 
-    def _forget(self) -> None:
-        while len(self._kept) > self.most:
-            self._kept.popitem(last=False)
+    def _drop_oldest(self) -> None:
+        while len(self._cache) > self.max_stages:
+            self._cache.popitem(last=False)
 
-    def _opened(self, key: str) -> Trace | None:
+    def _load(self, key: str) -> Trace | None:
+        """Return a result from the folder. A damaged file counts as missing: it will be written again."""
         if self.folder is None:
             return None
         path = self.folder / f"{key}.trace"
         try:
             return Trace.load(path) if path.is_file() else None
-        except WorkbenchError:  # of another version, or spoiled: made again and written over
+        except WorkbenchError:  # a truncated file, or one of another version
             return None
 
 
-def _leg_of(trace: Trace, stage: str) -> Trace:
-    """Cut out of a whole run what one stage alone would have left."""
-    rooms = (f"{stage}/",) if stage == "hift" else ("in/", f"{stage}/")
-    data = {name: value for name, value in trace.items() if name.startswith(rooms)}
-    own = {"timings": {stage: trace.attrs["timings"][stage]}, "rows": {stage: trace.attrs["rows"][stage]}}
+def stage_part(trace: Trace, stage: str) -> Trace:
+    """Return the part of a complete run that this stage alone would have recorded."""
+    prefixes = (f"{stage}/",) if stage == HIFT else ("in/", f"{stage}/")
+    data = {name: value for name, value in trace.items() if name.startswith(prefixes)}
+    own = {name: {stage: trace.attrs[name][stage]} for name in PER_STAGE}
     return Trace(data, trace.attrs | own)
 
 
-def content_key(about: Any, tensors: Mapping[str, Tensor]) -> str:
-    """Return a hash of what JSON can hold and of tensors with their names, types and shapes."""
-    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+def content_key(settings: Any, tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of JSON values and of tensors: their names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         value = value.detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:32]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:KEY_LENGTH]
 
 
-def voice_key(checkpoint: Checkpoint) -> str:
-    """Return a hash of weights, sizes and noise: what two equal voices have in common wherever they lie."""
-    stored = checkpoint.noise.stored or {}
-    return content_key([checkpoint.content_hash, asdict(checkpoint.config)], stored)
+def hash_checkpoint(checkpoint: Checkpoint) -> str:
+    """Return a hash of weights, sizes and noise. Equal checkpoints have equal hashes wherever they lie."""
+    stored_noise = checkpoint.noise.stored or {}
+    return content_key([checkpoint.content_hash, asdict(checkpoint.config)], stored_noise)

@@ -1,7 +1,8 @@
-"""Blocks of runs on the workers of a `dask.distributed.Client`, whatever machines it reaches.
+"""Make the rows of an experiment on the workers of a `dask.distributed.Client`.
 
-Each worker opens the checkpoint once a sweep and keeps it: a plugin carries where it lies, and the scheduler
-gives the plugin to workers that come later or take a lost one's place.
+A *sweep* is all runs of one experiment. Its groups of runs (see `row_cache.py`) are sent to the workers as
+dask tasks. Each worker opens the checkpoint once per sweep and keeps it in a plugin. The scheduler sends the
+plugin to workers that are added later, or that take the place of a lost one.
 """
 
 import re
@@ -9,185 +10,208 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
-from itertools import takewhile
 from pathlib import Path
 from threading import Lock
 
 import torch
 from distributed import Client, Future, KilledWorker, Worker, WorkerPlugin, as_completed, get_worker
 
-from workbench.diagnose.experiments.cached_runs import CachedRuns, voice_key
-from workbench.diagnose.experiments.row_cache import MOST, Block, KeptRows, Measure, Row, error_row
+from workbench.diagnose.experiments.cached_runs import CachedRuns, hash_checkpoint
+from workbench.diagnose.experiments.metrics import Metric
+from workbench.diagnose.experiments.row_cache import MAX_GROUP, ResultRow, RowCache, RunGroup, error_row
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.config_yaml import YAML
 from workbench.speech.config import STAGES
 from workbench.speech.pipeline import Pipeline
 
-AHEAD = 512  # blocks that the scheduler knows at a time: each holds an utterance of some 100 kB
+# Groups that the scheduler holds at a time. Each contains an utterance of about 100 kB, so that the scheduler
+# needs about 50 MB, and even a thousand workers soon find the next one.
+MAX_SUBMITTED = 512
 
 
 def remote_rows(
-    client: Client, runs: CachedRuns, blocks: list[Block], measures: Mapping[str, Measure]
-) -> Iterator[tuple[str, Row]]:
-    """Make blocks of rows where a client reaches, and give each row with its key as it arrives.
+    client: Client, runs: CachedRuns, groups: list[RunGroup], metrics: Mapping[str, Metric]
+) -> Iterator[tuple[str, ResultRow]]:
+    """Make groups of rows on the workers of a client; yield each row with its key as it arrives.
 
-    A block whose worker is lost is made again elsewhere. When more workers were lost with it than
-    `distributed.scheduler.allowed-failures` says, dask gives it up, with all that waited on those workers.
-    So it is tried again row by row with nothing beside it. A row that is given up then has the reason in
-    `error`, as have those that fail or were cancelled.
+    When a worker is lost, dask runs its tasks again elsewhere. A task that loses more workers than
+    `distributed.scheduler.allowed-failures` allows is given up; so are the other tasks of those workers,
+    although they may be harmless. The rows of such groups are therefore tried once more, one at a time, with
+    nothing else running. A row that is given up again has the reason in `error`; so have rows that fail or
+    are cancelled.
 
-    While there is no worker, this waits for one. A LocalCluster closes a worker for good that is down
-    `distributed.deploy.lost-worker-timeout` (15 s) after it was lost once; where runs kill theirs time and
-    again, set that to hours, or none may be left.
+    While there is no worker, this function waits for one. A LocalCluster closes a worker for good if it is
+    down `distributed.deploy.lost-worker-timeout` (15 s) after a loss. If runs kill their workers repeatedly,
+    set this to hours; otherwise no worker may be left.
 
     Parameters
     ----------
     client : distributed.Client
-        Workers have this package installed. One thread a worker: a second would wait for the first.
+        Its workers have this package installed and one thread each: a second thread would wait for the first.
     runs : CachedRuns
-        Gives the checkpoint, the kind of device, what is recorded, and the folder.
-    blocks : list of Block
-    measures : mapping of str to callable
+        Gives the checkpoint, the kind of device, the recorded fields and the folder.
+    groups : list of RunGroup
+    metrics : mapping of str to callable
     """
-    name = f"workbench-{uuid.uuid4().hex}"
-    client.register_plugin(SweepPlugin(client, runs, measures), name)
-    lost: list[Block] = []
+    plugin_name = f"workbench-{uuid.uuid4().hex}"
+    client.register_plugin(SweepPlugin(client, runs, metrics), plugin_name)
+    given_up: list[RunGroup] = []
     try:
-        with closing(_completed(client, name, blocks)) as completed:
-            for block, future in completed:
+        with closing(_finished_groups(client, plugin_name, groups)) as finished:
+            for group, future in finished:
                 try:
                     yield from future.result()
                 except KilledWorker:
-                    lost.append(block)
+                    given_up.append(group)
                 except Exception as error:
-                    yield from _given_up(block, measures, error)
-        for block in lost:
-            for alone in block.split(1):
+                    yield from _failed_rows(group, metrics, error)
+        # Second attempt, row by row: a run that kills its worker now affects only its own row.
+        for group in given_up:
+            for single in group.split(1):
                 try:
-                    yield from client.submit(make_block, name, alone, key=_task()).result()
+                    yield from _submit(client, plugin_name, single).result()
                 except Exception as error:
-                    yield from _given_up(alone, measures, error)
+                    yield from _failed_rows(single, metrics, error)
     finally:
         if client.status == "running":
-            with suppress(OSError):  # a worker that has gone has nothing to forget
-                client.unregister_worker_plugin(name)
+            with suppress(OSError):  # raised for a worker that is gone, which has no plugin to remove
+                client.unregister_worker_plugin(plugin_name)
 
 
-def _completed(client: Client, name: str, blocks: list[Block]) -> Iterator[tuple[Block, Future]]:
-    """Give blocks as they are done; those under way are cancelled when nobody asks any more."""
-    waiting, running = deque(blocks), {}
-    done = as_completed(loop=client.loop)
+def _finished_groups(
+    client: Client, plugin_name: str, groups: list[RunGroup]
+) -> Iterator[tuple[RunGroup, Future]]:
+    """Submit groups and yield each when it is done. Closing the generator cancels the tasks under way."""
+    waiting = deque(groups)
+    running: dict[Future, RunGroup] = {}
+    completed = as_completed(loop=client.loop)
     try:
         while waiting or running:
-            while waiting and len(running) < AHEAD:
-                block = waiting.popleft()
-                future = client.submit(make_block, name, block, key=_task())
-                running[future] = block
-                done.add(future)
-            future = next(done)
+            while waiting and len(running) < MAX_SUBMITTED:
+                group = waiting.popleft()
+                future = _submit(client, plugin_name, group)
+                running[future] = group
+                completed.add(future)
+            future = next(completed)
             yield running.pop(future), future
     finally:
         if client.status == "running":
             client.cancel(list(running))
 
 
-def _task() -> str:
-    return f"make_block-{uuid.uuid4().hex}"  # a name, so that dask need not hash the utterance
+def _submit(client: Client, plugin_name: str, group: RunGroup) -> Future:
+    # The random key keeps dask from hashing the utterance, and no two groups share a result.
+    return client.submit(make_group, plugin_name, group, key=f"make_group-{uuid.uuid4().hex}")
 
 
-def _given_up(block: Block, measures: Mapping[str, Measure], error: Exception) -> Iterator[tuple[str, Row]]:
+def _failed_rows(
+    group: RunGroup, metrics: Mapping[str, Metric], error: Exception
+) -> Iterator[tuple[str, ResultRow]]:
     reason = str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
-    return ((key, error_row(measures, reason)) for key in block.options)
+    for key in group.options:
+        yield key, error_row(metrics, reason)
 
 
-def make_block(name: str, block: Block) -> list[tuple[str, Row]]:
-    """Make the rows of a block on the worker that this is called on; `name` is the plugin's."""
-    return get_worker().plugins[name].rows(block)
+def make_group(plugin_name: str, group: RunGroup) -> list[tuple[str, ResultRow]]:
+    """Make the rows of a group on the worker that runs this task."""
+    return get_worker().plugins[plugin_name].rows(group)
 
 
 class SweepPlugin(WorkerPlugin):
-    """What all blocks of a sweep share, on every worker.
+    """The parts of a sweep that all its groups share: checkpoint, metrics and settings.
 
-    A checkpoint that is still what its folder holds is opened from there, and has to have the same hash. One
-    that was changed in memory, or whose folder a worker does not see, travels with the plugin, once a worker.
+    The plugin is pickled on the client's machine and sent to every worker. If the checkpoint is the same as
+    in its folder, only the path is sent: each worker opens the folder and compares the hash. A checkpoint
+    that was changed in memory, or whose folder some worker does not see, is sent with the plugin.
 
     Parameters
     ----------
     client : Client
-        Whose workers are asked for the folder.
+        Its workers are asked whether they see the checkpoint's folder.
     runs : CachedRuns
-    measures : mapping of str to callable
+    metrics : mapping of str to callable
     """
 
-    def __init__(self, client: Client, runs: CachedRuns, measures: Mapping[str, Measure]) -> None:
-        self.voice, self.kind, self.save = runs.voice, runs.pipe.device.type, runs.save
-        self.measures = measures
+    def __init__(self, client: Client, runs: CachedRuns, metrics: Mapping[str, Metric]) -> None:
+        self.checkpoint_hash = runs.checkpoint_hash
+        self.device_kind = runs.pipe.device.type
+        self.save = runs.save
+        self.metrics = metrics
         self.folder = None if runs.folder is None else runs.folder.resolve()
-        self.source = _source(client, runs)
+        self.source = _checkpoint_source(client, runs)
 
     def setup(self, worker: Worker) -> None:
-        """Note which device is this worker's; the checkpoint is opened by the first block."""
-        self.device = device_of(self.kind, str(worker.name), torch.cuda.device_count())
+        """Choose the worker's device. The checkpoint is opened later, by the first group."""
+        self.device = worker_device(self.device_kind, str(worker.name), torch.cuda.device_count())
         self.lock = Lock()
         self.runs: CachedRuns | None = None
         self.stopped = False
 
     def teardown(self, worker: Worker) -> None:
-        """End a block that is under way after its current row: nobody waits for it any more."""
+        """Stop a group that is being made after its current row: the sweep is over."""
         self.stopped = True
 
-    def rows(self, block: Block) -> list[tuple[str, Row]]:
-        """Make the rows of a block, one block at a time: a pipeline is not made for two threads."""
+    def rows(self, group: RunGroup) -> list[tuple[str, ResultRow]]:
+        """Make the rows of a group; only one group at a time, because a pipeline serves one thread."""
         with self.lock:
             if self.runs is None:
-                self.runs = self._opened()
-            made = KeptRows(self.runs.folder, self.measures).finish(self.runs, block, self.measures)
-            return list(takewhile(lambda _: not self.stopped, made))
+                self.runs = self._open_runs()
+            made = []
+            for key, row in RowCache(self.runs.folder, self.metrics).get_or_make(self.runs, group):
+                if self.stopped:
+                    break
+                made.append((key, row))
+            return made
 
-    def _opened(self) -> CachedRuns:
-        checkpoint = self.source if isinstance(self.source, Checkpoint) else _load(*self.source)
-        if voice_key(checkpoint) != self.voice:
+    def _open_runs(self) -> CachedRuns:
+        """Return the runs of this worker, with the checkpoint that the client has."""
+        checkpoint = self.source if isinstance(self.source, Checkpoint) else Checkpoint.load(*self.source)
+        if hash_checkpoint(checkpoint) != self.checkpoint_hash:
             raise WorkbenchError(
-                f"{checkpoint.folder} on this worker holds another checkpoint than on the machine that asks; "
+                f"{checkpoint.folder} on this worker holds another checkpoint than on the client's machine; "
                 "copy the same files to every machine"
             )
-        # On another machine the folder may mean nothing; what is made there reaches the client's by itself.
+        # A machine without the experiment's folder keeps nothing: the client writes the rows that arrive.
         folder = self.folder if self.folder is not None and self.folder.is_dir() else None
         pipe = Pipeline(checkpoint, self.device, progress=False)
-        return CachedRuns(pipe, self.save, folder, most=len(STAGES) * (MOST + 1))
+        # Enough memory for one group: every stage of its runs and of the reference run.
+        return CachedRuns(pipe, self.save, folder, max_stages=len(STAGES) * (MAX_GROUP + 1))
 
 
-def device_of(kind: str, worker: str, visible: int) -> str:
-    """Return the device of a worker.
+def worker_device(kind: str, worker_name: str, n_gpus: int) -> str:
+    """Return the device of a worker, so that the workers of one machine share its GPUs evenly.
 
-    Workers that see several GPUs take the one that the number at the end of their name says, counted round:
-    LocalCluster and dask-jobqueue number the workers of a machine. With one GPU visible, as dask-cuda
-    arranges it, there is nothing to choose.
+    LocalCluster and dask-jobqueue number the workers of a machine at the end of their names. That number,
+    modulo the number of GPUs, chooses the GPU. With dask-cuda each worker sees only one GPU.
+
+    >>> worker_device("cuda", "SLURMCluster-0-3", n_gpus=2)
+    'cuda:1'
     """
-    if kind != "cuda" or visible < 2:
+    if kind != "cuda" or n_gpus < 2:
         return kind
-    number = re.search(r"\d+$", worker)
-    return f"cuda:{int(number[0]) % visible if number else 0}"
+    number = re.search(r"\d+$", worker_name)
+    index = int(number[0]) % n_gpus if number else 0
+    return f"cuda:{index}"
 
 
-def _source(client: Client, runs: CachedRuns) -> Checkpoint | tuple[Path, str]:
-    """Return the folder to load and which LM, or the checkpoint itself."""
+def _checkpoint_source(client: Client, runs: CachedRuns) -> Checkpoint | tuple[Path, str]:
+    """Return the arguments for `Checkpoint.load` on a worker, or else the checkpoint itself."""
     checkpoint = runs.pipe.checkpoint
-    if checkpoint.folder is None:
+    if checkpoint.folder is None:  # made in memory
         return checkpoint
-    where = checkpoint.folder.resolve(), "rl" if checkpoint.origin["lm"].startswith("llm.rl") else "auto"
-    if not all(client.run(_holds_checkpoint, where[0]).values()):
+    folder = checkpoint.folder.resolve()
+    lm = "rl" if checkpoint.origin["lm"].startswith("llm.rl") else "auto"  # the file that the LM came from
+
+    sees_folder = client.run(_has_checkpoint, folder)  # worker address -> bool
+    if not all(sees_folder.values()):
         return checkpoint
     try:
-        return where if voice_key(_load(*where)) == runs.voice else checkpoint
-    except WorkbenchError:  # gone since
+        unchanged = hash_checkpoint(Checkpoint.load(folder, lm)) == runs.checkpoint_hash
+    except WorkbenchError:  # the folder was removed since the checkpoint was loaded
         return checkpoint
+    return (folder, lm) if unchanged else checkpoint
 
 
-def _load(folder: Path, lm: str) -> Checkpoint:
-    return Checkpoint.load(folder, lm)
-
-
-def _holds_checkpoint(folder: Path) -> bool:
+def _has_checkpoint(folder: Path) -> bool:
     return (folder / YAML).is_file()

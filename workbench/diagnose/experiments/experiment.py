@@ -1,24 +1,24 @@
-"""Many runs: variants x utterances x seeds -> one tidy table, nothing computed twice."""
+"""Run variants x utterances x seeds and gather one tidy table; nothing is computed twice."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from workbench.diagnose.experiments.cached_runs import CachedRuns
-from workbench.diagnose.experiments.metrics import MEASURES
+from workbench.diagnose.experiments.metric_key import metric_key
+from workbench.diagnose.experiments.metrics import METRICS, Metric
 from workbench.diagnose.experiments.row_cache import (
-    MOST,
-    Block,
-    KeptRows,
-    Measure,
-    Row,
-    measure_key,
+    MAX_GROUP,
+    ResultRow,
+    RowCache,
+    RunGroup,
+    group_size,
     row_key,
-    rows_a_block,
 )
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.frontend import Utterance
@@ -29,7 +29,13 @@ from workbench.trace.trace import Trace
 if TYPE_CHECKING:
     from distributed import Client
 
-Place = tuple[str, str, int]  # variant, utterance, seed
+
+class RunName(NamedTuple):
+    """The name of one run of an experiment."""
+
+    variant: str
+    utterance: str
+    seed: int
 
 
 class Experiment:
@@ -39,25 +45,42 @@ class Experiment:
     ----------
     pipe : Pipeline
     utts : mapping of str to Utterance
+        The utterances by name.
     variants : mapping of str to mapping
-        Options that differ from the checkpoint's own: `{"one step": {"n_timesteps": 1}}`.
+        By name, the options that differ from the checkpoint's own: `{"one step": {"n_timesteps": 1}}`.
     reference : str, optional
-        The variant that measures compare with, of the same utterance and seed.
-    measures : mapping of str to callable
-        `(trace, reference's trace or None) -> number`; see `workbench.diagnose.experiments.metrics`.
+        Name of the variant that the others are compared with, for the same utterance and seed.
+    metrics : mapping of str to callable
+        By column, functions of a trace and of the reference's trace (or None) that return a number; see
+        `workbench.diagnose.experiments.metrics`.
     seeds : sequence of int
-        Of the sampler.
+        Seeds of the sampler.
     save, folder
-        As in `CachedRuns`. The folder keeps finished rows as well, so that a sweep that was stopped goes on
-        with those that are missing. A row is known by a hash of the checkpoint (weights, sizes, noise), the
-        utterance's tensors, its own and the reference's options with the seed, the kind of device, what is
-        recorded, and the measures with their code (`measure_key` says how far). The code of the workbench and
-        of torch is not in it: take another folder after changing that. Rows with an error are tried again.
+        As in `CachedRuns`. Finished rows are kept in the folder too, so that an experiment that was stopped
+        computes only the missing rows. A row is found by a hash of the checkpoint (weights, sizes, noise), of
+        the utterance's tensors, of the options of its variant and of the reference, with the seed, of the
+        kind of device, of the recorded fields, and of the metrics with their code (`metric_key` says which
+        code). The code of the workbench and of torch is not part of the hash: use another folder after
+        changing that. Rows with an error are not kept.
 
     Raises
     ------
     WorkbenchError
-        When the reference is no variant, or an option is unknown or out of range; before anything runs.
+        Before anything runs: when the reference is not a variant, or an option is unknown or out of range.
+
+    Examples
+    --------
+    >>> variants = {f"{n} steps": {"n_timesteps": n, "max_tokens": 8} for n in (2, 1)}
+    >>> experiment = wb.Experiment(pipe, {"mars": utt}, variants, reference="2 steps")
+    >>> experiment
+    Experiment of 2 variants x 1 utterance x 1 seed, compared with '2 steps'
+    >>> table = experiment.run()
+    >>> table[["variant", "utterance", "seed", "error"]]
+       variant utterance  seed error
+    0  2 steps      mars     0
+    1  1 steps      mars     0
+    >>> table["mel_l1"].tolist()[0], bool(table["mel_l1"][1] > 0.05)  # log-mel difference from the reference
+    (0.0, True)
     """
 
     def __init__(
@@ -66,7 +89,7 @@ class Experiment:
         utts: Mapping[str, Utterance],
         variants: Mapping[str, Mapping[str, Any]],
         reference: str | None = None,
-        measures: Mapping[str, Measure] = MEASURES,
+        metrics: Mapping[str, Metric] = METRICS,
         seeds: Sequence[int] = (0,),
         save: Save | str | Iterable[str] = NOTHING,
         folder: str | os.PathLike | None = None,
@@ -75,82 +98,118 @@ class Experiment:
             raise WorkbenchError(f"reference is {reference!r}; expected one of {', '.join(variants)}")
         own = pipe.checkpoint.options
         self.options = {name: own.but(**changes) for name, changes in variants.items()}
-        self.utts, self.reference, self.measures, self.seeds = utts, reference, measures, seeds
+        self.variants = variants
+        self.utts = utts
+        self.reference = reference
+        self.metrics = metrics
+        self.seeds = seeds
         self.runs = CachedRuns(pipe, save, folder)
 
+    def __repr__(self) -> str:
+        counts = {"variant": len(self.options), "utterance": len(self.utts), "seed": len(self.seeds)}
+        size = " x ".join(f"{n} {word}" + "s" * (n != 1) for word, n in counts.items())
+        compared = "" if self.reference is None else f", compared with {self.reference!r}"
+        return f"Experiment of {size}{compared}"
+
+    def _repr_html_(self) -> str:
+        """The size of the experiment, and the changed options of each variant."""
+        changes = {name: pd.Series(dict(options), dtype=object) for name, options in self.variants.items()}
+        table = pd.DataFrame(changes).T.to_html(border=0, na_rep="")
+        return f"<div><b>{escape(repr(self))}</b>{table}</div>"
+
     def trace(self, variant: str, utterance: str, seed: int | None = None) -> Trace:
-        """Return one of the runs, made now if it was not before."""
+        """Return one of the runs, from the cache or computed now; `seed` is the first one by default."""
         seed = self.seeds[0] if seed is None else seed
         return self.runs.run(self.utts[utterance], self.options[variant].but(seed=seed))
 
     def run(self, client: "Client | None" = None) -> pd.DataFrame:
-        """Return one row a run: `variant`, `utterance`, `seed`, a column a measure, and `error`.
+        """Return a table with one row per run: `variant`, `utterance`, `seed`, each metric, and `error`.
 
-        A run or a measure that fails has the reason in `error`, and NaN for every measure.
+        If a run or a metric fails, `error` has the reason and every metric is NaN.
 
         Parameters
         ----------
         client : distributed.Client, optional
-            Runs on its workers in place of here; see `dask_workers`. The table is the same, but
-            for rounding where workers compute with another number of threads or another GPU.
+            Compute on its workers in place of this process; see `dask_workers.py`. The table is the same
+            except for rounding, where workers have another number of threads or another GPU.
         """
-        places = self._places()
-        look = {"unit": " run", "delay": 1.0, "leave": False, "disable": not self.runs.pipe.progress}
+        names = self._run_names()
+        found: dict[RunName, ResultRow] = {}
+        hide_bar = not self.runs.pipe.progress
         with closing(self.rows(client)) as rows:
-            bar = tqdm(rows, "runs", len(places), **look)
-            found = {(row["variant"], row["utterance"], row["seed"]): row for row in bar}
-        return pd.DataFrame([found[place] for place in places])
+            # The bar appears after one second, so that short experiments show none.
+            for row in tqdm(rows, "runs", len(names), leave=False, unit=" run", delay=1.0, disable=hide_bar):
+                found[RunName(row["variant"], row["utterance"], row["seed"])] = row
+        return pd.DataFrame([found[name] for name in names])
 
-    def rows(self, client: "Client | None" = None) -> Iterator[Row]:
-        """Give the rows as they come, in any order: first those that the folder keeps."""
-        places: dict[str, list[Place]] = {}
-        for place, key in self._keys():
-            places.setdefault(key, []).append(place)
-        for key, row in self._made(client, {key: same[0] for key, same in places.items()}):
-            for place in places[key]:
-                yield dict(zip(("variant", "utterance", "seed"), place, strict=True)) | row
+    def rows(self, client: "Client | None" = None) -> Iterator[ResultRow]:
+        """Yield the rows of the table as they are finished, in any order; rows from the folder come first."""
+        # Runs with equal settings have equal keys, whatever their names. Each key is computed once.
+        names: dict[str, list[RunName]] = {}
+        for name, key in self._row_keys():
+            names.setdefault(key, []).append(name)
+        first_names = {key: same[0] for key, same in names.items()}
+        for key, row in self._rows_by_key(client, first_names):
+            for name in names[key]:
+                yield name._asdict() | row
 
-    def _places(self) -> list[Place]:
-        return [(v, u, s) for u in self.utts for s in self.seeds for v in self.options]
+    def _run_names(self) -> list[RunName]:
+        """Return the names of all runs in the order of the table."""
+        return [
+            RunName(variant, utterance, seed)
+            for utterance in self.utts
+            for seed in self.seeds
+            for variant in self.options
+        ]
 
-    def _keys(self) -> Iterator[tuple[Place, str]]:
-        measures = {name: measure_key(measure) for name, measure in self.measures.items()}
-        for variant, utterance, seed in self._places():
-            options = self.options[variant].but(seed=seed)
-            reference = None if self.reference is None else self.options[self.reference].but(seed=seed)
-            key = row_key(self.runs, self.utts[utterance], options, reference, measures)
-            yield (variant, utterance, seed), key
+    def _row_keys(self) -> Iterator[tuple[RunName, str]]:
+        """Yield the name of every run with the key of its row."""
+        metric_keys = {name: metric_key(metric) for name, metric in self.metrics.items()}
+        for name in self._run_names():
+            options = self.options[name.variant].but(seed=name.seed)
+            reference = None
+            if self.reference is not None:
+                reference = self.options[self.reference].but(seed=name.seed)
+            yield name, row_key(self.runs, self.utts[name.utterance], options, reference, metric_keys)
 
-    def _made(self, client: "Client | None", places: dict[str, Place]) -> Iterator[tuple[str, Row]]:
+    def _rows_by_key(
+        self, client: "Client | None", names: Mapping[str, RunName]
+    ) -> Iterator[tuple[str, ResultRow]]:
+        """Yield each row with its key: rows from the folder first, then those that are computed now."""
         if self.runs.folder is not None:
             self.runs.folder.mkdir(parents=True, exist_ok=True)
-        kept = KeptRows(self.runs.folder, self.measures)
-        missing = dict(places)
-        for key in places:
-            row = kept.get(key)
+        cache = RowCache(self.runs.folder, self.metrics)
+        missing = dict(names)
+        for key in names:
+            row = cache.get(key)
             if row is not None:
                 del missing[key]
                 yield key, row
-        blocks = self._blocks(missing)
+        if not missing:
+            return
+
+        groups = self._groups(missing)
         if client is None:
-            for part in (part for block in blocks for part in block.split(MOST)):
-                yield from kept.finish(self.runs, part, self.measures)
-        elif blocks:
-            from workbench.diagnose.experiments.dask_workers import (
-                remote_rows,  # half a second for what few runs need
-            )
+            for group in groups:
+                for part in group.split(MAX_GROUP):
+                    yield from cache.get_or_make(self.runs, part)
+            return
+        # Imported here because dask takes half a second to import, and most experiments do not need it.
+        from workbench.diagnose.experiments.dask_workers import remote_rows
 
-            most = rows_a_block(len(missing), len(client.nthreads()))
-            parts = [part for block in blocks for part in block.split(most)]
-            for key, row in remote_rows(client, self.runs, parts, self.measures):
-                kept.put(key, row)
-                yield key, row
+        max_rows = group_size(len(missing), len(client.nthreads()))
+        parts = [part for group in groups for part in group.split(max_rows)]
+        for key, row in remote_rows(client, self.runs, parts, self.metrics):
+            cache.put(key, row)
+            yield key, row
 
-    def _blocks(self, places: dict[str, Place]) -> list[Block]:
-        """One block for every utterance and seed."""
+    def _groups(self, names: Mapping[str, RunName]) -> list[RunGroup]:
+        """Return one group for every utterance and seed, so that its variants share stages."""
         reference = None if self.reference is None else self.options[self.reference]
-        blocks: dict[tuple[str, int], Block] = {}
-        for key, (variant, utterance, seed) in places.items():
-            new = Block(self.utts[utterance], seed, {}, reference)
-            blocks.setdefault((utterance, seed), new).options[key] = self.options[variant]
-        return list(blocks.values())
+        groups: dict[tuple[str, int], RunGroup] = {}
+        for key, name in names.items():
+            place = (name.utterance, name.seed)
+            if place not in groups:
+                groups[place] = RunGroup(self.utts[name.utterance], name.seed, {}, reference)
+            groups[place].options[key] = self.options[name.variant]
+        return list(groups.values())

@@ -1,4 +1,9 @@
-"""A run -> numbers, beside another run where there is one; NaN where the two have no common time."""
+"""Numbers that say how a run went, alone or compared with a reference run.
+
+A metric is a function of a trace and of the reference's trace, which may be None. It returns NaN where it
+cannot say anything: without a reference, without the field that it reads, or for runs of two lengths.
+`METRICS` lists those that an `Experiment` uses by default.
+"""
 
 import itertools
 import math
@@ -7,112 +12,125 @@ from collections.abc import Callable, Collection
 import pandas as pd
 from torch import Tensor
 
-from workbench.speech.config import MelConfig
+from workbench.speech.config import RELEASED
 from workbench.speech.frontend.audio import log_mel
-from workbench.trace.schema import RATES
+from workbench.trace.schema import FRAME_RATE, TOKEN_RATE
 from workbench.trace.trace import Trace
 
-AUDIO_LIMIT = 0.99  # where the vocoder clamps
-DB_PER_NEPER = 20 / math.log(10)
-MEL = MelConfig()
-LOWEST_F0 = 10.0  # Hz; the excitation takes less for unvoiced
+Metric = Callable[[Trace, Trace | None], float]
+
+DB_PER_NEPER = 20 / math.log(10)  # decibels per unit of a natural-log amplitude
+MIN_F0 = RELEASED.hift.nsf_voiced_threshold  # Hz; the vocoder takes a frame with less as unvoiced
+WORST_S = 0.1  # seconds over which a difference is averaged: shorter than a syllable, longer than a frame
 
 
 def seconds(trace: Trace, reference: Trace | None = None) -> float:
-    """Length of the sound."""
+    """Return the length of the waveform in seconds."""
     return trace.seconds
 
 
 def rtf(trace: Trace, reference: Trace | None = None) -> float:
-    """Compute seconds per second of sound."""
+    """Return the seconds of computing per second of audio."""
     return trace.rtf
 
 
 def mel_l1(trace: Trace, reference: Trace | None = None) -> float:
-    """Mean absolute difference of the flow's log-mels, natural units."""
-    apart = _mel_apart(trace, reference)
-    return float("nan") if apart is None else float(apart.mean())
+    """Return the mean absolute difference of the flow's log-mels, in natural-log units."""
+    difference = _mel_difference(trace, reference)
+    return float("nan") if difference is None else float(difference.mean())
 
 
 def worst_100ms(trace: Trace, reference: Trace | None = None) -> float:
-    """The same over the 100 ms where it is largest."""
-    apart = _mel_apart(trace, reference)
-    if apart is None:
+    """Return the mean absolute difference of the log-mels over the 100 ms where it is largest."""
+    difference = _mel_difference(trace, reference)
+    if difference is None:
         return float("nan")
-    n = min(round(0.1 * RATES["target_frame"]), apart.shape[-1])
-    return float(apart.mean(0).unfold(0, n, 1).mean(1).max())
+    per_frame = difference.mean(0)  # (M, T) -> (T,)
+    return float(per_frame.unfold(0, _window(WORST_S, per_frame), 1).mean(1).max())
 
 
 def sound_db(trace: Trace, reference: Trace | None = None) -> float:
-    """RMS difference of the waveforms' log-mels, dB; what the phase of the excitation cannot change much."""
-    apart = None if reference is None else _sound_apart(trace, reference)
-    return float("nan") if apart is None else float(apart.square().mean().sqrt())
+    """Return the RMS difference of the waveforms' log-mels in dB.
+
+    The phase of the excitation changes the waveform's samples, but hardly its mel.
+    """
+    difference = None if reference is None else _sound_difference(trace, reference)
+    return float("nan") if difference is None else float(difference.square().mean().sqrt())
 
 
-def worst_place(trace: Trace, reference: Trace, seconds: float = 0.1) -> pd.DataFrame:
-    """Return where the sound of two runs differs most, as a player's findings take it.
+def worst_place(trace: Trace, reference: Trace, seconds: float = WORST_S) -> pd.DataFrame:
+    """Return the place where the sound of two runs differs most, in the form of a player's findings.
 
     Parameters
     ----------
     trace, reference : Trace
         With waveforms of one length.
     seconds : float
-        How long a place is.
+        Length of the place.
 
     Returns
     -------
     DataFrame
         One row: `kind` ("farthest apart"), `start`, `end` (seconds), `score` (RMS difference of the log-mels
-        there, dB). None where the waveforms are of two lengths, or are equal.
+        there, dB). No row if the waveforms are equal or have two lengths.
     """
-    apart = _sound_apart(trace, reference)
+    difference = _sound_difference(trace, reference)
     rows = []
-    if apart is not None and apart.any():
-        n = min(max(1, round(seconds * RATES["target_frame"])), apart.shape[-1])
-        power = apart.square().mean(0).unfold(0, n, 1).mean(1)
-        at = int(power.argmax()) / RATES["target_frame"]
-        rows.append(("farthest apart", at, at + n / RATES["target_frame"], float(power.max().sqrt())))
+    if difference is not None and difference.any():
+        power = difference.square().mean(0)  # (M, T) -> (T,)
+        n = _window(seconds, power)
+        means = power.unfold(0, n, 1).mean(1)
+        start = int(means.argmax()) / FRAME_RATE
+        rows.append(("farthest apart", start, start + n / FRAME_RATE, float(means.max().sqrt())))
     return pd.DataFrame(rows, columns=["kind", "start", "end", "score"])
 
 
 def clamped(trace: Trace, reference: Trace | None = None) -> float:
-    """Samples at the vocoder's clamp or beyond."""
-    return float((trace.wav.abs() >= AUDIO_LIMIT).sum())
+    """Return the number of samples at the vocoder's clamp or beyond it."""
+    return float((trace.wav.abs() >= RELEASED.hift.audio_limit).sum())
 
 
 def flow_s(trace: Trace, reference: Trace | None = None) -> float:
-    """Seconds the flow took."""
+    """Return the seconds that the flow took."""
     return trace.attrs.get("timings", {}).get("flow", float("nan"))
 
 
 def f0_change(trace: Trace, reference: Trace | None = None) -> float:
-    """Median absolute difference of F0 in Hz, over frames that both voice."""
-    if reference is None or not all("hift/f0" in t for t in (trace, reference)):
+    """Return the median absolute difference of F0 in Hz, over the frames that are voiced in both runs."""
+    if reference is None or "hift/f0" not in trace or "hift/f0" not in reference:
         return float("nan")
-    x, y = trace["hift/f0"].double(), reference["hift/f0"].double()
+    x = trace["hift/f0"].double()
+    y = reference["hift/f0"].double()
     if x.shape != y.shape:
         return float("nan")
-    both = (x > LOWEST_F0) & (y > LOWEST_F0)
-    return float((x - y).abs()[both].median()) if both.any() else float("nan")
+    voiced = (x > MIN_F0) & (y > MIN_F0)
+    return float((x - y).abs()[voiced].median()) if voiced.any() else float("nan")
 
 
-def _sound_apart(trace: Trace, reference: Trace) -> Tensor | None:
-    """Difference (mel, frame) in dB of two waveforms of one length."""
-    if trace.wav.shape != reference.wav.shape or len(trace.wav) < MEL.n_fft:
+def _window(seconds: float, frames: Tensor) -> int:
+    """Return a number of mel frames: at least one, at most all there are."""
+    return min(max(1, round(seconds * FRAME_RATE)), frames.shape[-1])
+
+
+def _sound_difference(trace: Trace, reference: Trace) -> Tensor | None:
+    """Return the difference in dB of the waveforms' log-mels, (M, T); None for waveforms of two lengths."""
+    if trace.wav.shape != reference.wav.shape or len(trace.wav) < RELEASED.mel.n_fft:
         return None
-    mels = [log_mel(t.wav.double().nan_to_num(), MEL)[0] for t in (trace, reference)]
-    return DB_PER_NEPER * (mels[0] - mels[1])
+    x, y = (log_mel(each.wav.double().nan_to_num(), RELEASED.mel)[0] for each in (trace, reference))
+    return DB_PER_NEPER * (x - y)
 
 
-def _mel_apart(trace: Trace, reference: Trace | None) -> Tensor | None:
-    """|difference| (mel, frame) of two runs of one length."""
-    if reference is None or not all("flow/mel" in t for t in (trace, reference)):
+def _mel_difference(trace: Trace, reference: Trace | None) -> Tensor | None:
+    """Return the absolute difference of the flow's log-mels, (M, T); None for mels of two lengths."""
+    if reference is None or "flow/mel" not in trace or "flow/mel" not in reference:
         return None
-    x, y = trace["flow/mel"].double(), reference["flow/mel"].double()
+    x = trace["flow/mel"].double()
+    y = reference["flow/mel"].double()
     return (x - y).abs() if x.shape == y.shape else None
 
 
-MEASURES: dict[str, Callable[[Trace, Trace | None], float]] = {
+# The columns of an experiment's table, in this order.
+METRICS: dict[str, Metric] = {
     "mel_l1": mel_l1,
     "worst_100ms": worst_100ms,
     "sound_db": sound_db,
@@ -125,27 +143,30 @@ MEASURES: dict[str, Callable[[Trace, Trace | None], float]] = {
 
 
 def run_lengths(trace: Trace, silent: Collection[int] | None = None) -> pd.DataFrame:
-    """Return what was drawn in a row: one row a run of at least two equal, or at least two silent tokens.
+    """Return where the LM drew the same token, or a silent one, at least twice in a row.
 
     Parameters
     ----------
     trace : Trace
-        With `lm/drawn_token`, or `lm/speech_token` at least, where long silences are cut already.
+        With `lm/drawn_token`, or else `lm/speech_token`, in which long silences are already shortened.
     silent : collection of int, optional
-        Ids that sound like silence; those that the run noted unless given.
+        Ids of silent tokens; by default those that the trace notes.
 
     Returns
     -------
     DataFrame
-        `kind` ("silent" or "repeat"), `token` (place of the first), `length`, `seconds`, `first_id`.
+        One row per place: `kind` ("silent" or "repeat"), `token` (index of the first), `length` (tokens),
+        `seconds` (where it begins), `first_id`.
     """
     name = "lm/drawn_token" if "lm/drawn_token" in trace else "lm/speech_token"
     silent = trace.attrs.get("silent_tokens", ()) if silent is None else silent
-    rows, at = [], 0
-    for _, run in itertools.groupby(trace[name].tolist(), lambda i: -1 if i in silent else i):
-        ids = list(run)
+    rows = []
+    index = 0
+    # All silent ids count as one, -1, so that a silence of several ids is one row.
+    for _, tokens in itertools.groupby(trace[name].tolist(), lambda i: -1 if i in silent else i):
+        ids = list(tokens)
         if len(ids) > 1:
             kind = "silent" if ids[0] in silent else "repeat"
-            rows.append((kind, at, len(ids), at / RATES["token"], ids[0]))
-        at += len(ids)
+            rows.append((kind, index, len(ids), index / TOKEN_RATE, ids[0]))
+        index += len(ids)
     return pd.DataFrame(rows, columns=["kind", "token", "length", "seconds", "first_id"])

@@ -1,44 +1,45 @@
-"""Rows of a table of runs: made block by block, and kept in a folder under a hash of all they depend on."""
+"""Make the rows of an experiment's table, group by group, and keep finished rows in a folder.
 
-import functools
-import hashlib
-import inspect
+A row holds the metrics of one run. A group is a few variants of one utterance with one seed, which share
+stages and the reference run. `RowCache` keeps each row in a file of its own; the file is named by `row_key`,
+a hash of everything that the row depends on.
+"""
+
 import json
-import pickle
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import CodeType
 from typing import NamedTuple
 
 from workbench.diagnose.experiments.cached_runs import CachedRuns, content_key
+from workbench.diagnose.experiments.metrics import Metric
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.recording import recorded_inputs
-from workbench.trace.trace import Trace
 
-Measure = Callable[[Trace, Trace | None], float]
-Row = dict[str, float | str]  # a measure each, and `error`
+ResultRow = dict[str, float | str]  # a number for each metric, and `error`: why there are none, or ""
 
-FEWEST, MOST = 4, 16  # rows of a block: enough to share the reference, few enough to lose
-MAX_FILE = 1_000_000
+# Rows in a group. With fewer than 4, each worker would compute the reference run too often. With more than
+# 16, a batch needs much memory, and a worker that is lost takes much work with it.
+MIN_GROUP, MAX_GROUP = 4, 16
+GROUPS_PER_WORKER = 4  # so that workers that finish early find more to do
+MAX_ROW_BYTES = 1_000_000  # a row's file has some hundred bytes; a damaged file must not fill the memory
 
 
-class Block(NamedTuple):
-    """Variants of one utterance with one seed, so that they share stages and the reference.
+class RunGroup(NamedTuple):
+    """Variants of one utterance with one seed.
 
     Parameters
     ----------
     utt : Utterance
     seed : int
     options : dict of str to Options
-        Of each row, by the row's key.
+        The variants, each under the key of its row.
     reference : Options or None
-        Of the run that measures compare with.
+        Options of the run that the metrics compare with.
     """
 
     utt: Utterance
@@ -46,105 +47,120 @@ class Block(NamedTuple):
     options: dict[str, Options]
     reference: Options | None
 
-    def only(self, keys: list[str]) -> "Block":
-        """Return the same block with some of its rows."""
+    def only(self, keys: list[str]) -> "RunGroup":
+        """Return the group with some of its rows."""
         return self._replace(options={key: self.options[key] for key in keys})
 
-    def split(self, most: int) -> list["Block"]:
-        """Return blocks of at most so many rows."""
+    def split(self, max_rows: int) -> list["RunGroup"]:
+        """Return groups of at most `max_rows` rows."""
         keys = list(self.options)
-        return [self.only(keys[i : i + most]) for i in range(0, len(keys), most)]
+        return [self.only(keys[i : i + max_rows]) for i in range(0, len(keys), max_rows)]
 
 
-def rows_a_block(rows: int, workers: int) -> int:
-    """Several blocks a worker for balance, each large enough to be worth its reference."""
-    return min(max(rows // (4 * max(workers, 1)), FEWEST), MOST)
+def group_size(n_rows: int, n_workers: int) -> int:
+    """Return the number of rows in a group for which every worker gets several groups."""
+    size = n_rows // (GROUPS_PER_WORKER * max(n_workers, 1))
+    return min(max(size, MIN_GROUP), MAX_GROUP)
 
 
-def block_rows(
-    runs: CachedRuns,
-    utt: Utterance,
-    options: Mapping[str, Options],
-    reference: Options | None,
-    seed: int,
-    measures: Mapping[str, Measure],
-) -> Iterator[tuple[str, Row]]:
-    """Make the runs of one block and measure them: a row a key of `options`.
+def make_rows(
+    runs: CachedRuns, group: RunGroup, metrics: Mapping[str, Metric]
+) -> Iterator[tuple[str, ResultRow]]:
+    """Compute the runs of a group and measure them; yield each row with its key.
 
-    Runs that need not be eager are made in one batch. A run or a measure that fails has the reason in
-    `error` and costs no other row.
+    Runs that need not be eager are computed in one batch. If a run or a metric fails, the row has the reason
+    in `error`; the other rows are not affected.
     """
-    every = [*options.values(), *([] if reference is None else [reference])]
+    seeded = {key: options.but(seed=group.seed) for key, options in group.options.items()}
+    reference = None if group.reference is None else group.reference.but(seed=group.seed)
+
+    # Fill the cache with one batch. If that fails, each run is computed alone below.
+    batch = [*seeded.values()] if reference is None else [*seeded.values(), reference]
     try:
-        runs.together(utt, [chosen.but(seed=seed) for chosen in every])
-    except WorkbenchError:  # met again below by the run that it belongs to
-        pass
+        runs.compute_batch(group.utt, batch)
+    except WorkbenchError:
+        pass  # one run cannot be computed: below, its own row gets the reason
     except Exception as error:
-        warnings.warn(f"{len(every)} runs could not be made together ({error}); one by one now", stacklevel=2)
-    for key, chosen in options.items():
+        # For example too little GPU memory for a batch, while single runs fit.
+        message = f"{len(batch)} runs could not be computed in one batch ({error}); now one by one"
+        warnings.warn(message, stacklevel=2)
+
+    for key, options in seeded.items():
         try:
-            trace = runs.run(utt, chosen.but(seed=seed))
-            right = None if reference is None else runs.run(utt, reference.but(seed=seed))
-            row = {name: _plain(measure(trace, right)) for name, measure in measures.items()}
+            trace = runs.run(group.utt, options)
+            right = None if reference is None else runs.run(group.utt, reference)
+            row: ResultRow = {name: _to_python(metric(trace, right)) for name, metric in metrics.items()}
+            row["error"] = ""
         except WorkbenchError as error:
-            yield key, error_row(measures, str(error))
-        except Exception as error:  # a measure is anybody's code, and a GPU may be full
-            yield key, error_row(measures, f"{type(error).__name__}: {error}")
-        else:
-            yield key, row | {"error": ""}
+            row = error_row(metrics, str(error))
+        except Exception as error:  # metrics are the caller's code and may raise anything
+            row = error_row(metrics, f"{type(error).__name__}: {error}")
+        yield key, row
 
 
-def error_row(measures: Mapping[str, Measure], reason: str) -> Row:
-    """Return the row of a run that could not be made: NaN for every measure."""
-    return dict.fromkeys(measures, float("nan")) | {"error": reason}
+def error_row(metrics: Mapping[str, Metric], reason: str) -> ResultRow:
+    """Return the row of a failed run: NaN for every metric."""
+    row: ResultRow = dict.fromkeys(metrics, float("nan"))
+    row["error"] = reason
+    return row
 
 
-class KeptRows:
-    """Rows in a folder, a small JSON file each, which is there whole or not at all.
+class RowCache:
+    """Finished rows in a folder, one small JSON file for each row.
 
-    NaN and infinities are written as Python's json writes them, which strict JSON has no words for. Rows
-    with an error are not kept: what was wrong may lie outside of all that the key covers, such as a file
-    that was missing or a GPU that was full, and most errors are quick to make again.
+    NaN and infinities are written as `NaN` and `Infinity`, as Python's json does; strict JSON has no such
+    values. Rows with an error are not kept. Their cause may be something that the key does not cover, such
+    as a missing file or a full GPU, and a failed run is usually quick to try again.
 
     Parameters
     ----------
     folder : Path or None
         None keeps nothing.
-    measures : iterable of str
-        Names that a row has to have.
+    metrics : mapping of str to callable
+        Their names are the columns that a row must have.
     """
 
-    def __init__(self, folder: Path | None, measures: Mapping[str, Measure]) -> None:
-        self.folder, self.names = folder, list(measures)
+    def __init__(self, folder: Path | None, metrics: Mapping[str, Metric]) -> None:
+        self.folder = folder
+        self.metrics = metrics
 
-    def get(self, key: str) -> Row | None:
-        """Return a row; None where there is none, or none that can be read."""
+    def get(self, key: str) -> ResultRow | None:
+        """Return a row; None if it is missing or its file is damaged."""
         if self.folder is None:
             return None
         try:
             with self._path(key).open("rb") as file:
-                found = json.loads(file.read(MAX_FILE))
-        except (OSError, ValueError, RecursionError):  # spoiled: made again and written over
+                found = json.loads(file.read(MAX_ROW_BYTES))
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+        ):  # RecursionError: json meets "[[[[..." in a damaged file
             return None
-        if not isinstance(found, dict) or found.keys() != set(self.names) or not _numbers(found):
+        if not isinstance(found, dict) or found.keys() != set(self.metrics) or not _all_numbers(found):
             return None
-        return {name: found[name] for name in self.names} | {"error": ""}
+        row: ResultRow = {name: found[name] for name in self.metrics}
+        row["error"] = ""
+        return row
 
-    def put(self, key: str, row: Row) -> None:
-        """Write a row that has no error and is of numbers."""
-        found = {name: row[name] for name in self.names}
-        if self.folder is None or row["error"] or not _numbers(found):
+    def put(self, key: str, row: ResultRow) -> None:
+        """Write a row, unless it has an error or a metric that is not a number."""
+        numbers = {name: row[name] for name in self.metrics}
+        if self.folder is None or row["error"] or not _all_numbers(numbers):
             return
         with atomic_write(self._path(key)) as draft:
-            draft.write_text(json.dumps(found), encoding="utf-8")
+            draft.write_text(json.dumps(numbers), encoding="utf-8")
 
-    def finish(self, runs: CachedRuns, block: Block, measures: Mapping[str, Measure]) -> Iterator:
-        """Give every row of a block with its key: those that are kept, and then those made now."""
-        found = {key: row for key in block.options if (row := self.get(key)) is not None}
-        yield from found.items()
-        missing = block.only([key for key in block.options if key not in found])
-        made = block_rows(runs, block.utt, missing.options, block.reference, block.seed, measures)
-        for key, row in made:
+    def get_or_make(self, runs: CachedRuns, group: RunGroup) -> Iterator[tuple[str, ResultRow]]:
+        """Yield every row of a group with its key: first those in the folder, then those computed now."""
+        missing = []
+        for key in group.options:
+            row = self.get(key)
+            if row is None:
+                missing.append(key)
+            else:
+                yield key, row
+        for key, row in make_rows(runs, group.only(missing), self.metrics):
             self.put(key, row)
             yield key, row
 
@@ -153,71 +169,38 @@ class KeptRows:
 
 
 def row_key(
-    runs: CachedRuns, utt: Utterance, options: Options, reference: Options | None, measures: Mapping[str, str]
+    runs: CachedRuns,
+    utt: Utterance,
+    options: Options,
+    reference: Options | None,
+    metric_keys: Mapping[str, str],
 ) -> str:
-    """Return a hash of all that a row depends on but the code of the workbench and of torch.
+    """Return a hash of everything that a row depends on, except the code of the workbench and of torch.
 
     Parameters
     ----------
     runs : CachedRuns
-        Gives the checkpoint, what is recorded, and the kind of device.
+        Gives the checkpoint, the recorded fields and the kind of device.
     utt : Utterance
-        Its tensors.
     options, reference : Options
         With the seed.
-    measures : mapping of str to str
-        `measure_key` of each.
+    metric_keys : mapping of str to str
+        The `metric_key` of each metric, by its name.
     """
     inputs, _ = recorded_inputs(utt)
-    chosen = [None if o is None else [asdict(o), runs.estimator(o)] for o in (options, reference)]
-    about = [runs.voice, runs.pipe.device.type, runs.save, utt.mode, utt.text, chosen, list(measures.items())]
-    return content_key(about, inputs)
+    chosen = []
+    for each in (options, reference):
+        chosen.append(None if each is None else [asdict(each), runs.estimator_hash(each)])
+    # The kind of device ("cpu", "cuda") is enough here: the workers of a cluster may have several GPUs.
+    settings = [runs.checkpoint_hash, runs.pipe.device.type, runs.save, utt.mode, utt.text]
+    settings += [chosen, list(metric_keys.items())]
+    return content_key(settings, inputs)
 
 
-def measure_key(measure: Measure) -> str:
-    """Return a hash of a function: its name, compiled code, defaults, the values it closes over, its module.
-
-    The source of its whole module is covered, helpers included; of a function from a notebook or a script,
-    which changes with every cell, the function alone. Not covered: what it calls elsewhere, and global
-    values of a notebook. What has no source or cannot be pickled is another measure in every session.
-    """
-    try:
-        return hashlib.sha256(json.dumps(_about(measure)).encode()).hexdigest()
-    except (OSError, TypeError, AttributeError, pickle.PicklingError):
-        return uuid.uuid4().hex
-
-
-def _about(measure: Measure) -> list:
-    if isinstance(measure, functools.partial):
-        return [_about(measure.func), _held((measure.args, measure.keywords))]
-    if not inspect.isfunction(measure):  # an object that can be called
-        kind = type(measure)
-        return [kind.__module__, kind.__qualname__, _around(kind) or inspect.getsource(kind), _held(measure)]
-    cells = [cell.cell_contents for cell in measure.__closure__ or ()]
-    values = [*cells, *(measure.__defaults__ or ()), *(measure.__kwdefaults__ or {}).values()]
-    name, code = [measure.__module__, measure.__qualname__], _compiled(measure.__code__)
-    return [*name, code, _around(measure), [_held(value) for value in values]]
-
-
-def _compiled(code: CodeType) -> list:
-    inside = [_compiled(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
-    return [code.co_code.hex(), code.co_names, inside]
-
-
-def _around(measure: object) -> str:
-    """Return the source of the module; a notebook and a script have none to speak of."""
-    module = inspect.getmodule(measure)
-    return "" if module is None or module.__name__ == "__main__" else inspect.getsource(module)
-
-
-def _held(value: object) -> list | str:
-    return _about(value) if inspect.isfunction(value) else hashlib.sha256(pickle.dumps(value)).hexdigest()
-
-
-def _plain(value: object) -> object:
-    """Return what a numpy scalar or a tensor of one element holds."""
+def _to_python(value: object) -> object:
+    """Return a numpy scalar or a tensor of one element as a Python number; other values as they are."""
     return value.item() if hasattr(value, "item") else value
 
 
-def _numbers(row: Mapping[str, object]) -> bool:
+def _all_numbers(row: Mapping[str, object]) -> bool:
     return all(isinstance(value, int | float) for value in row.values())

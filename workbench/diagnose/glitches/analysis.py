@@ -1,4 +1,4 @@
-"""A waveform as the glitch detectors look at it: finite, in short frames, levels in dB."""
+"""A waveform in the form that the glitch detectors read: finite, in short frames, levels in dB."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,30 +8,43 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.trace.schema import SAMPLE_RATE
 from workbench.trace.trace import Trace
 
 Array = np.ndarray
-MAX_SECONDS = 300  # the longest that the model speaks at once
-LARGEST = 1e6
-QUIET_DB = -120.0  # nothing is said to be quieter
-FRAME_S = 0.01
-ACTIVE_DB = 30.0  # below the loudest frames: what is quieter is no speech
-LPC_ORDER = 12
-LPC_S = 0.0107  # Essentia's ClickDetector: 512 samples at 44.1 kHz, here 256 at 24 kHz
+
+MAX_UTTERANCE_S = 300  # seconds; the model's noise tensors reach no further
+MIN_RATE, MAX_RATE = 1000, 400_000  # Hz; other values are mistaken units rather than sample rates
+MAX_AMPLITUDE = 1e6  # of full scale; larger samples are clipped to it, so that squares stay finite
+MIN_DB = -120.0  # dB of full scale; lower levels count as this one
+EPS_POWER = 1e-30  # keeps the logarithm of silence finite
+EPS_SPECTRUM = 1e-14  # the same for power spectra; far below the rounding of 16-bit samples
+
+FRAME_S = 0.01  # seconds in a frame: shorter than any phone
+RUMBLE_S = 0.05  # a mean over so many seconds follows what lies below about 40 Hz
+SPECTRUM_S = 0.040  # seconds in the window of a spectrum: three periods of a low voice
+LOUD_PERCENTILE, FLOOR_PERCENTILE = 95, 5  # of the frames' levels
+ACTIVE_DB = 30.0  # frames more than this below the loud ones are not speech
+MIN_ACTIVE_DB = -60.0  # dB of full scale; frames below are not speech, however quiet the recording is
+
+LPC_ORDER = 12  # as in Essentia's ClickDetector; about 2 per formant, and two more
+LPC_S = 0.0107  # Essentia: 512 samples at 44.1 kHz; here 256 at 24 kHz
+LPC_RIDGE = 1e-3  # share of the power that is added to the diagonal, so that pure tones can be solved
+LPC_EPS = 1e-12  # the same for silence
 
 
 @dataclass(frozen=True, eq=False)
 class Sound:
-    """One utterance.
+    """One utterance with everything that was recorded of it.
 
     Parameters
     ----------
     raw : ndarray (N,)
-        float64, full scale 1, as it came.
+        Samples in float64 as given; full scale is 1.
     rate : int
-        Hz.
+        Sample rate, Hz.
     trace : Trace
-        What else was recorded; empty for a bare waveform.
+        The other recorded fields; empty for a bare waveform.
     """
 
     raw: Array
@@ -45,8 +58,8 @@ class Sound:
 
     @cached_property
     def wav(self) -> Array:
-        """Samples (N,), a straight line where they are not finite; at most a million times full scale."""
-        raw = np.clip(self.raw, -LARGEST, LARGEST)
+        """Samples (N,) with NaN and infinities replaced by straight lines between their neighbours."""
+        raw = np.clip(self.raw, -MAX_AMPLITUDE, MAX_AMPLITUDE)
         if not self.bad.any():
             return raw
         if self.bad.all():
@@ -56,97 +69,124 @@ class Sound:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Length in seconds."""
         return len(self.raw) / self.rate
 
     def samples(self, seconds: float) -> int:
-        """Return how many samples last so long; at least one."""
+        """Return the number of samples in so many seconds, at least one."""
         return max(1, round(seconds * self.rate))
 
     def level(self, seconds: float = FRAME_S, wav: Array | None = None) -> Array:
-        """Level of frames that follow each other, dB of full scale; a rest at the end is dropped."""
+        """Return the level of consecutive frames, dB of full scale; an incomplete last frame is dropped."""
         wav = self.wav if wav is None else wav
         n = min(self.samples(seconds), len(wav))
-        return decibel(np.square(wav[: len(wav) // n * n].reshape(-1, n)).mean(1))
+        frames = wav[: len(wav) // n * n].reshape(-1, n)  # (frames, n)
+        return decibel(np.square(frames).mean(1))
 
     @cached_property
     def levels(self) -> Array:
-        """Level of every 10 ms without what lies below 40 Hz or so, dB."""
-        return self.level(wav=self.wav - moving_mean(self.wav, self.samples(0.05)))
+        """Level of every 10 ms frame without the part below about 40 Hz, dB of full scale."""
+        return self.level(wav=self.wav - moving_mean(self.wav, self.samples(RUMBLE_S)))
 
     @cached_property
     def loud(self) -> float:
-        """Level that the loudest twentieth of the frames reaches, dB."""
-        return float(np.percentile(self.levels, 95))
+        """Level of loud speech: the loudest 5 % of the frames are above it. dB of full scale."""
+        return float(np.percentile(self.levels, LOUD_PERCENTILE))
 
     @cached_property
     def floor(self) -> float:
-        """Level that the quietest twentieth of the frames stays below, dB."""
-        return float(np.percentile(self.levels, 5))
+        """Level of the background: the quietest 5 % of the frames are below it. dB of full scale."""
+        return float(np.percentile(self.levels, FLOOR_PERCENTILE))
 
     @cached_property
     def active(self) -> Array:
-        """Which frames of 10 ms are speech, (frames,)."""
-        return self.levels > max(self.loud - ACTIVE_DB, -60.0)
+        """Which 10 ms frames are speech, (frames,)."""
+        return self.levels > max(self.loud - ACTIVE_DB, MIN_ACTIVE_DB)
 
     @cached_property
     def power(self) -> Array:
-        """Power spectrum (frames, bins) of 40 ms Hann windows, a frame every 10 ms."""
-        n, hop = self.samples(0.04), self.samples(FRAME_S)
+        """Power spectrum (frames, bins): a 40 ms Hann window centred on the start of every 10 ms frame."""
+        n = self.samples(SPECTRUM_S)
+        hop = self.samples(FRAME_S)
         padded = np.pad(self.wav, (n // 2, n // 2 + hop))
-        windows = sliding_window_view(padded, n)[::hop][: len(self.levels)]
-        return np.square(np.abs(np.fft.rfft(windows * np.hanning(n)))) / n + 1e-14
+        windows = sliding_window_view(padded, n)[::hop][: len(self.levels)]  # (frames, n)
+        return np.square(np.abs(np.fft.rfft(windows * np.hanning(n)))) / n + EPS_SPECTRUM
 
     @cached_property
     def frequencies(self) -> Array:
-        """Of the bins of `power`, Hz."""
-        return np.fft.rfftfreq(self.samples(0.04), 1 / self.rate)
+        """Frequency of each bin of `power`, (bins,), Hz."""
+        return np.fft.rfftfreq(self.samples(SPECTRUM_S), 1 / self.rate)
 
     @cached_property
     def residual(self) -> Array:
-        """What linear prediction from the 12 samples before cannot tell, (N,)."""
-        n = max(LPC_ORDER + 1, self.samples(LPC_S))
-        hop = n // 2
-        count = -(-len(self.wav) // hop)
+        """Error of predicting each sample from the 12 before it, (N,).
+
+        Speech is smooth enough to be predicted, except at the pulses of the voice; a click is not.
+        The weights of the prediction are found anew for every block of about 5 ms.
+        """
+        n = max(LPC_ORDER + 1, self.samples(LPC_S))  # samples in a window
+        hop = n // 2  # samples in a block
+        count = -(-len(self.wav) // hop)  # blocks, rounded up
         padded = np.pad(self.wav, (n, 2 * n))
-        # The window that weights are taken from reaches to both sides of the samples they predict.
-        windows = sliding_window_view(padded, n)[n - (n - hop) // 2 :: hop][:count]
-        corr = np.fft.irfft(np.square(np.abs(np.fft.rfft(windows * np.hanning(n), 2 * n))))
+
+        # The windows (count, n) that weights are computed from. Each reaches to both sides of its block.
+        first = n - (n - hop) // 2
+        windows = sliding_window_view(padded, n)[first::hop][:count]
+
+        # Autocorrelation of each window, (count, 2n), by way of its power spectrum.
+        spectrum = np.fft.rfft(windows * np.hanning(n), 2 * n)
+        corr = np.fft.irfft(np.square(np.abs(spectrum)))
+
+        # The normal equations of linear prediction: R @ weights = r, with R[i, j] = corr[|i - j|]. The ridge
+        # on the diagonal keeps R invertible for tones and silence.
         lags = np.abs(np.arange(LPC_ORDER)[:, None] - np.arange(LPC_ORDER))
-        ridge = (1e-3 * corr[:, :1, None] + 1e-12) * np.eye(LPC_ORDER)
-        weights = np.linalg.solve(corr[:, lags] + ridge, corr[:, 1 : LPC_ORDER + 1, None])[..., 0]
+        ridge = (LPC_RIDGE * corr[:, :1, None] + LPC_EPS) * np.eye(LPC_ORDER)
+        right_side = corr[:, 1 : LPC_ORDER + 1, None]  # (count, LPC_ORDER, 1)
+        weights = np.linalg.solve(corr[:, lags] + ridge, right_side)[..., 0]  # (count, LPC_ORDER)
+
+        # Each block with the samples before it, and for each of its samples the past, newest first.
         blocks = sliding_window_view(padded, hop + LPC_ORDER)[n - LPC_ORDER :: hop][:count]
-        past = sliding_window_view(blocks[:, :-1], LPC_ORDER, axis=1)[..., ::-1]
-        error = blocks[:, LPC_ORDER:] - np.einsum("fno,fo->fn", past, weights)
+        past = sliding_window_view(blocks[:, :-1], LPC_ORDER, axis=1)[..., ::-1]  # (count, hop, LPC_ORDER)
+        predicted = np.einsum("fno,fo->fn", past, weights)  # (count, hop)
+        error = blocks[:, LPC_ORDER:] - predicted
         return error.ravel()[: len(self.wav)]
 
 
 def as_sound(source: Trace | Tensor | Array, sample_rate: int | None = None) -> Sound:
-    """Take a trace or a waveform; see `find_glitches`."""
-    trace = source if isinstance(source, Trace) else Trace({}, {})
-    if isinstance(source, Trace) and "hift/wav" not in source:
-        raise WorkbenchError(
-            f"the trace holds no hift/wav but {', '.join(source) or 'nothing'}; run it to the vocoder, or "
-            "record the waveform"
-        )
-    wav = source.wav if isinstance(source, Trace) else source
-    rate = sample_rate or (source.sample_rate if isinstance(source, Trace) else None)
-    raw = _array(wav)
+    """Return a trace or a waveform as a Sound; see `find_glitches` for what it may be."""
+    if isinstance(source, Trace):
+        if "hift/wav" not in source:
+            fields = ", ".join(source) or "nothing"
+            raise WorkbenchError(
+                f"the trace holds no hift/wav but {fields}; run it to the vocoder, or record the waveform"
+            )
+        trace = source
+        raw = _to_array(source.wav)
+        rate = sample_rate or source.sample_rate
+    else:
+        trace = Trace({}, {})
+        raw = _to_array(source)
+        rate = sample_rate
+
     if raw.ndim != 1 or not raw.size or not np.issubdtype(raw.dtype, np.number) or np.iscomplexobj(raw):
         raise WorkbenchError(
             f"a waveform of shape {raw.shape} and {raw.dtype} found; expected real samples (samples,), not "
             "empty. Of several channels pass one, or their mean"
         )
-    if rate is None or not 1000 <= rate <= 400_000:
-        raise WorkbenchError(f"sample_rate is {rate!r}; expected the waveform's own in Hz, such as 24000")
-    if len(raw) > MAX_SECONDS * rate:
+    if rate is None or not MIN_RATE <= rate <= MAX_RATE:
         raise WorkbenchError(
-            f"{len(raw) / rate:.0f} s found; expected {MAX_SECONDS} s at most: pass one utterance at a time"
+            f"sample_rate is {rate!r}; expected the waveform's own in Hz, such as {SAMPLE_RATE}"
+        )
+    if len(raw) > MAX_UTTERANCE_S * rate:
+        raise WorkbenchError(
+            f"{len(raw) / rate:.0f} s found; expected {MAX_UTTERANCE_S} s at most: "
+            "pass one utterance at a time"
         )
     return Sound(raw.astype(np.float64), round(rate), trace)
 
 
-def _array(wav: Tensor | Array) -> Array:
+def _to_array(wav: Tensor | Array) -> Array:
+    """Return samples as an array; those of a tensor in float64, unless they are complex."""
     if not isinstance(wav, Tensor):
         return np.asarray(wav)
     wav = wav.detach().cpu()
@@ -154,23 +194,25 @@ def _array(wav: Tensor | Array) -> Array:
 
 
 def decibel(power: Array) -> Array:
-    """Ten times the logarithm, -120 at least."""
-    return np.maximum(10 * np.log10(np.maximum(power, 1e-30)), QUIET_DB)
+    """Return 10 log10 of a power, but at least -120 dB."""
+    return np.maximum(10 * np.log10(np.maximum(power, EPS_POWER)), MIN_DB)
 
 
 def moving_mean(x: Array, n: int) -> Array:
-    """Mean over the n values around each, fewer at the ends, (N,)."""
-    total = np.cumsum(np.concatenate(([0.0], x)))
-    at = np.arange(len(x))
-    low, high = np.maximum(at - n // 2, 0), np.minimum(at - n // 2 + n, len(x))
+    """Return the mean of the n values around each, (N,); at the ends, of those that exist."""
+    total = np.cumsum(np.concatenate(([0.0], x)))  # total[i] is the sum of the first i values
+    start = np.arange(len(x)) - n // 2
+    low = np.maximum(start, 0)
+    high = np.minimum(start + n, len(x))
     return (total[high] - total[low]) / (high - low)
 
 
-def runs(mask: Array) -> list[tuple[int, int]]:
-    """First and last plus one of every run of true values.
+def intervals(mask: Array) -> list[tuple[int, int]]:
+    """Return (first, last + 1) of every run of consecutive true values.
 
-    >>> runs(np.array([False, True, True, False, True]))
+    >>> intervals(np.array([False, True, True, False, True]))
     [(1, 3), (4, 5)]
     """
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
-    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+    padded = np.concatenate(([False], mask, [False])).astype(np.int8)
+    edges = np.flatnonzero(np.diff(padded))  # alternately the first of a run and the first behind it
+    return [(int(first), int(end)) for first, end in edges.reshape(-1, 2)]

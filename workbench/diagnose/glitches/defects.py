@@ -1,7 +1,7 @@
-"""Defects made on purpose, to see whether the detectors find them.
+"""Make defects on purpose, to measure whether the detectors find them.
 
-`inject(wav, rate, "click", severity=2, seed=0)` returns the spoiled waveform and where it was spoiled. Every
-kind has four severities, the first hardly audible; `DEFECTS` states what they are.
+`inject(wav, rate, "click", severity=2, seed=0)` returns the waveform with the defect and the place of the
+defect. Every kind has four severities, the first hardly audible; `DEFECTS` states what they are.
 """
 
 from collections.abc import Callable
@@ -14,200 +14,238 @@ from torch import Tensor
 
 from workbench.diagnose.glitches.analysis import FRAME_S, Array, Sound, as_sound
 from workbench.errors import WorkbenchError
+from workbench.speech.config import RELEASED
+
+AUDIO_LIMIT = RELEASED.hift.audio_limit  # of full scale; where the vocoder clamps
+MIN_SECONDS = 1.0  # length of a waveform that can be given a defect
+MIN_SPEECH_S = 0.5  # seconds of speech in it
+MARGIN_FRAMES = 15  # frames of 10 ms at either end where no defect is put
+SEAM_S = 0.48  # seconds in a chunk of a stream: 12 tokens
+FADE_S = 0.002  # seconds of fading at the edges of a gap
+REPORTED_CUT_S = 0.005  # seconds at the end of a waveform that count as the place of a cut
+QUIET_S = 0.12  # seconds of background noise between a burst and the speech
+ONSET_S, TAIL_S = 0.03, 0.040  # seconds of noise in a burst
+BUZZ_RATE = 100  # pulses per second
+BUZZ_LOW_HZ = 2000  # Hz; the pulses have no power below
+BUZZ_DEPTH_DB = 30  # dB below loud speech down to which the pulses follow the speech's level
+PAUSE_DBFS = -65  # dB of full scale; the noise in a pause is not louder than this
+REPEAT_S = 0.2  # seconds that a pattern repeats
+PATTERN = (0.5, -0.2, -0.6, 0.3)  # samples of the pattern; they sum to zero
 
 Draw = np.random.Generator
-Made = tuple[Array, float, float]  # waveform, where it was spoiled: start and end in seconds
-SEAM_S = 0.48
-FADE_S = 0.002  # of a gap
-PATTERN = (0.5, -0.2, -0.6, 0.3)
+
+
+class Made(NamedTuple):
+    """A waveform with a defect, and its place."""
+
+    wav: Array
+    start: float  # seconds
+    end: float  # seconds
 
 
 class Defect(NamedTuple):
-    """One kind: what it takes, at four severities, and what should find it."""
+    """One kind of defect: how it is made, its four magnitudes, and which detectors should find it."""
 
-    make: Callable[[Sound, float, Draw], Made]
+    make: Callable[[Sound, float, Draw], Made]  # of a sound, a magnitude and a random generator
     magnitudes: tuple[float, float, float, float]
     unit: str
-    finders: tuple[str, ...]  # kinds of findings, any of which will do
+    finders: tuple[str, ...]  # kinds of findings; any of them counts
 
 
 class Injected(NamedTuple):
-    """A spoiled waveform."""
+    """The result of `inject`."""
 
     wav: Tensor  # (N,) float32
-    start: float  # s
-    end: float
-    seams: list[int]  # first sample of every chunk but the first, where the defect is one that is recorded
+    start: float  # seconds
+    end: float  # seconds
+    seams: list[int]  # first sample of every chunk but the first, for the kind whose seams are recorded
 
 
 def inject(wav: Tensor, sample_rate: int, kind: str, severity: int, seed: int = 0) -> Injected:
-    """Spoil a clean utterance.
+    """Return a clean utterance with a defect.
 
     Parameters
     ----------
     wav : Tensor (N,)
-        Full scale is 1; a second of speech at least.
+        Full scale is 1; at least one second, half of it speech.
     sample_rate : int
         Hz.
     kind : str
         A key of `DEFECTS`.
     severity : {1, 2, 3, 4}
     seed : int
-        Of the place and of the noise.
+        Seed of the place and of the noise.
 
     Raises
     ------
     WorkbenchError
-        For another kind or severity, or a waveform without a second of speech in it.
+        For another kind or severity, or a waveform with too little speech.
     """
     sound = as_sound(wav, sample_rate)
     if kind not in DEFECTS or severity not in (1, 2, 3, 4):
         raise WorkbenchError(
             f"{kind!r} of severity {severity!r} is no defect; expected 1 to 4 of {', '.join(DEFECTS)}"
         )
-    if sound.active.sum() < 1 / FRAME_S / 2 or sound.seconds < 1:
+    if sound.active.sum() < MIN_SPEECH_S / FRAME_S or sound.seconds < MIN_SECONDS:
         raise WorkbenchError(f"{sound.seconds:.1f} s with too little speech; expected a second of speech")
     draw = np.random.default_rng((seed, severity, list(DEFECTS).index(kind)))
     defect = DEFECTS[kind]
-    made, start, end = defect.make(sound, defect.magnitudes[severity - 1], draw)
-    hop = sound.samples(SEAM_S) - int(defect.magnitudes[severity - 1])
-    seams = list(range(hop, len(made), hop)) if kind == "seam" else []
-    return Injected(torch.from_numpy(made).float(), start, end, seams)
+    magnitude = defect.magnitudes[severity - 1]
+    made = defect.make(sound, magnitude, draw)
+    seams = []
+    if kind == "seam":
+        hop = sound.samples(SEAM_S) - int(magnitude)  # a chunk without the samples that it lost
+        seams = list(range(hop, len(made.wav), hop))
+    return Injected(torch.from_numpy(made.wav).float(), made.start, made.end, seams)
 
 
-def _speech_at(sound: Sound, draw: Draw) -> int:
-    """A sample amid speech, away from both ends."""
+def _speech_sample(sound: Sound, draw: Draw) -> int:
+    """Return a random sample in speech, away from both ends."""
     frames = np.flatnonzero(sound.active)
-    inner = frames[(frames > 15) & (frames < len(sound.active) - 15)]
+    inner = frames[(frames > MARGIN_FRAMES) & (frames < len(sound.active) - MARGIN_FRAMES)]
     return int(draw.choice(inner)) * sound.samples(FRAME_S)
 
 
 def _noise(draw: Draw, n: int, dbfs: float) -> Array:
-    return draw.standard_normal(n) * 10 ** (dbfs / 20)
+    """Return n samples of white noise of a level in dB of full scale."""
+    return draw.standard_normal(n) * _gain(dbfs)
+
+
+def _gain(db: float | Array) -> float | Array:
+    """Return the factor of an amplitude for a level in dB."""
+    return 10 ** (db / 20)
 
 
 def _nonfinite(sound: Sound, count: float, draw: Draw) -> Made:
-    at, y = _speech_at(sound, draw), sound.wav.copy()
-    y[at : at + int(count)] = np.nan
-    return y, at / sound.rate, (at + int(count)) / sound.rate
+    start = _speech_sample(sound, draw)
+    end = start + int(count)
+    wav = sound.wav.copy()
+    wav[start:end] = np.nan
+    return Made(wav, start / sound.rate, end / sound.rate)
 
 
 def _dead(sound: Sound, dbfs: float, draw: Draw) -> Made:
     rms = np.sqrt(np.square(sound.wav).mean())
-    return sound.wav * 10 ** (dbfs / 20) / rms, 0.0, sound.seconds
+    return Made(sound.wav * _gain(dbfs) / rms, 0.0, sound.seconds)
 
 
 def _clamped(sound: Sound, percent: float, draw: Draw) -> Made:
-    gain = 0.99 / np.percentile(np.abs(sound.wav), 100 - percent)
-    at = int(np.argmax(np.abs(sound.wav))) / sound.rate
-    return np.clip(sound.wav * gain, -0.99, 0.99), at, at
+    gain = AUDIO_LIMIT / np.percentile(np.abs(sound.wav), 100 - percent)
+    peak = int(np.argmax(np.abs(sound.wav))) / sound.rate
+    return Made(np.clip(sound.wav * gain, -AUDIO_LIMIT, AUDIO_LIMIT), peak, peak)
 
 
-def _offset(sound: Sound, by: float, draw: Draw) -> Made:
-    return sound.wav + by * draw.choice((-1, 1)), 0.0, sound.seconds
+def _offset(sound: Sound, height: float, draw: Draw) -> Made:
+    return Made(sound.wav + height * draw.choice((-1, 1)), 0.0, sound.seconds)
 
 
 def _click(sound: Sound, height: float, draw: Draw) -> Made:
-    at, y = _speech_at(sound, draw), sound.wav.copy()
-    y[at] += height * draw.choice((-1, 1))
-    return y, at / sound.rate, at / sound.rate
+    sample = _speech_sample(sound, draw)
+    wav = sound.wav.copy()
+    wav[sample] += height * draw.choice((-1, 1))
+    return Made(wav, sample / sound.rate, sample / sound.rate)
 
 
 def _gap(sound: Sound, ms: float, draw: Draw) -> Made:
-    n, fade = sound.samples(ms / 1000), sound.samples(FADE_S)
+    n = sound.samples(ms / 1000)
+    fade = sound.samples(FADE_S)
     frame = sound.samples(FRAME_S)
-    need = -(-n // frame) + 2
-    speech = np.convolve(sound.active, np.ones(need), "valid")  # as much speech as the gap covers
+    # Put the gap where it covers as much speech as possible: `n_frames` is its length, rounded up, with a
+    # frame on either side.
+    n_frames = -(-n // frame) + 2
+    speech = np.convolve(sound.active, np.ones(n_frames), "valid")
     places = np.flatnonzero(speech == speech.max())
-    at = (int(draw.choice(places)) + 1) * frame
+    start = (int(draw.choice(places)) + 1) * frame
     gain = np.ones(len(sound.wav))
-    gain[at : at + n] = 0
+    gain[start : start + n] = 0
     gain = np.convolve(gain, np.ones(fade) / fade, "same")
-    return sound.wav * gain, at / sound.rate, (at + n) / sound.rate
+    return Made(sound.wav * gain, start / sound.rate, (start + n) / sound.rate)
 
 
 def _start_cut(sound: Sound, below: float, draw: Draw) -> Made:
-    first = int(np.argmax(sound.levels > sound.loud - below))
-    return sound.wav[first * sound.samples(FRAME_S) :], 0.0, 0.005
+    first = int(np.argmax(sound.levels > sound.loud - below))  # frame
+    return Made(sound.wav[first * sound.samples(FRAME_S) :], 0.0, REPORTED_CUT_S)
 
 
 def _stop_cut(sound: Sound, below: float, draw: Draw) -> Made:
-    last = int(np.flatnonzero(sound.levels > sound.loud - below)[-1]) + 1
-    y = sound.wav[: last * sound.samples(FRAME_S)]
-    return y, len(y) / sound.rate - 0.005, len(y) / sound.rate
+    end = int(np.flatnonzero(sound.levels > sound.loud - below)[-1]) + 1  # frame
+    wav = sound.wav[: end * sound.samples(FRAME_S)]
+    return Made(wav, len(wav) / sound.rate - REPORTED_CUT_S, len(wav) / sound.rate)
 
 
 def _onset_burst(sound: Sound, dbfs: float, draw: Draw) -> Made:
-    quiet = _noise(draw, sound.samples(0.12), sound.floor)
-    burst = _noise(draw, sound.samples(0.03), dbfs)
-    return np.concatenate((burst, quiet, sound.wav)), 0.0, 0.03
+    quiet = _noise(draw, sound.samples(QUIET_S), sound.floor)
+    burst = _noise(draw, sound.samples(ONSET_S), dbfs)
+    return Made(np.concatenate((burst, quiet, sound.wav)), 0.0, ONSET_S)
 
 
 def _tail_burst(sound: Sound, dbfs: float, draw: Draw) -> Made:
-    quiet = _noise(draw, sound.samples(0.12), sound.floor)
-    burst = _noise(draw, sound.samples(0.04), dbfs)
-    y = np.concatenate((sound.wav, quiet, burst))
-    return y, len(y) / sound.rate - 0.04, len(y) / sound.rate
+    quiet = _noise(draw, sound.samples(QUIET_S), sound.floor)
+    burst = _noise(draw, sound.samples(TAIL_S), dbfs)
+    wav = np.concatenate((sound.wav, quiet, burst))
+    return Made(wav, len(wav) / sound.rate - TAIL_S, len(wav) / sound.rate)
 
 
 def _hiss(sound: Sound, below: float, draw: Draw) -> Made:
-    return sound.wav + _noise(draw, len(sound.wav), sound.loud - below), 0.0, sound.seconds
+    return Made(sound.wav + _noise(draw, len(sound.wav), sound.loud - below), 0.0, sound.seconds)
 
 
 def _line(sound: Sound, dbfs: float, draw: Draw) -> Made:
     hz = draw.uniform(0.1, 0.4) * sound.rate
     tone = np.sin(2 * np.pi * hz * np.arange(len(sound.wav)) / sound.rate)
-    return sound.wav + tone * 10 ** (dbfs / 20) * np.sqrt(2), 0.0, sound.seconds
+    return Made(sound.wav + tone * _gain(dbfs) * np.sqrt(2), 0.0, sound.seconds)  # sqrt(2): peak over rms
 
 
 def _buzz(sound: Sound, below: float, draw: Draw) -> Made:
-    """Pulses at 100 a second above 2 kHz, as loud as the speech is at the time, less so many dB."""
+    """Add 100 pulses a second above 2 kHz, which are always `below` dB quieter than the speech."""
     pulses = np.zeros(len(sound.wav))
-    pulses[:: sound.rate // 100] = 1.0
-    pulses = sosfiltfilt(butter(4, 2000, "high", fs=sound.rate, output="sos"), pulses)
+    pulses[:: sound.rate // BUZZ_RATE] = 1.0
+    pulses = sosfiltfilt(butter(4, BUZZ_LOW_HZ, "high", fs=sound.rate, output="sos"), pulses)
     pulses /= np.sqrt(np.square(pulses).mean())
-    frame = sound.samples(FRAME_S)
-    level = np.maximum(sound.levels, sound.loud - 30)
-    envelope = np.interp(np.arange(len(pulses)), (np.arange(len(level)) + 0.5) * frame, 10 ** (level / 20))
-    return sound.wav + pulses * envelope * 10 ** (-below / 20), 0.0, sound.seconds
+
+    # The level of the speech at every sample, by lines between the centres of the frames.
+    level = np.maximum(sound.levels, sound.loud - BUZZ_DEPTH_DB)
+    centres = (np.arange(len(level)) + 0.5) * sound.samples(FRAME_S)
+    envelope = np.interp(np.arange(len(pulses)), centres, _gain(level))
+    return Made(sound.wav + pulses * envelope * _gain(-below), 0.0, sound.seconds)
 
 
 def _step(sound: Sound, db: float, draw: Draw) -> Made:
-    at = int(draw.uniform(0.4, 0.6) * len(sound.wav))
-    gain = 10 ** (-db / 20)
-    y = sound.wav.copy()
-    if draw.random() < 0.5:
-        y[:at] *= gain
-    else:
-        y[at:] *= gain
-    return y, at / sound.rate, at / sound.rate
+    middle = int(draw.uniform(0.4, 0.6) * len(sound.wav))
+    wav = sound.wav.copy()
+    quieter = slice(0, middle) if draw.random() < 0.5 else slice(middle, None)
+    wav[quieter] *= _gain(-db)
+    return Made(wav, middle / sound.rate, middle / sound.rate)
 
 
 def _pause(sound: Sound, seconds: float, draw: Draw) -> Made:
-    at = _speech_at(sound, draw)
-    quiet = _noise(draw, sound.samples(seconds), min(sound.floor, -65))
-    y = np.concatenate((sound.wav[:at], quiet, sound.wav[at:]))
-    return y, at / sound.rate, at / sound.rate + seconds
+    start = _speech_sample(sound, draw)
+    quiet = _noise(draw, sound.samples(seconds), min(sound.floor, PAUSE_DBFS))
+    wav = np.concatenate((sound.wav[:start], quiet, sound.wav[start:]))
+    return Made(wav, start / sound.rate, start / sound.rate + seconds)
 
 
 def _seam(sound: Sound, lost: float, draw: Draw) -> Made:
-    chunks = np.split(sound.wav, range(sound.samples(SEAM_S), len(sound.wav), sound.samples(SEAM_S)))
-    y = np.concatenate([chunk[: max(1, len(chunk) - int(lost))] for chunk in chunks])
-    return y, 0.0, len(y) / sound.rate
+    """Cut the waveform into chunks and drop the last samples of each."""
+    chunk_length = sound.samples(SEAM_S)
+    chunks = np.split(sound.wav, range(chunk_length, len(sound.wav), chunk_length))
+    wav = np.concatenate([chunk[: max(1, len(chunk) - int(lost))] for chunk in chunks])
+    return Made(wav, 0.0, len(wav) / sound.rate)
 
 
 def _repeat(sound: Sound, below: float, draw: Draw) -> Made:
-    at, n, y = _speech_at(sound, draw), sound.samples(0.2), sound.wav.copy()
-    n = min(n, len(y) - at)
-    pattern = np.resize(PATTERN, n) * 10 ** (sound.loud / 20)
-    y[at : at + n] = pattern + _noise(draw, n, sound.loud - below)
-    return y, at / sound.rate, (at + n) / sound.rate
+    start = _speech_sample(sound, draw)
+    wav = sound.wav.copy()
+    n = min(sound.samples(REPEAT_S), len(wav) - start)
+    pattern = np.resize(PATTERN, n) * _gain(sound.loud)
+    wav[start : start + n] = pattern + _noise(draw, n, sound.loud - below)
+    return Made(wav, start / sound.rate, (start + n) / sound.rate)
 
 
 DEFECTS: dict[str, Defect] = {
     "not finite": Defect(_nonfinite, (1, 10, 100, 1000), "samples are NaN", ("not finite",)),
     "dead": Defect(_dead, (-62, -70, -80, -100), "dBFS is the level of all", ("dead",)),
-    "clamped": Defect(_clamped, (0.03, 0.1, 1, 5), "% of samples beyond 0.99", ("clamped",)),
+    "clamped": Defect(_clamped, (0.03, 0.1, 1, 5), f"% of samples beyond {AUDIO_LIMIT}", ("clamped",)),
     "offset": Defect(_offset, (0.003, 0.01, 0.03, 0.1), "of full scale", ("offset",)),
     "click": Defect(_click, (0.05, 0.25, 0.5, 0.8), "of full scale, one sample", ("click",)),
     "gap": Defect(_gap, (12, 25, 60, 200), "ms of silence amid speech", ("gap",)),

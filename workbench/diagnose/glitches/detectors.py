@@ -1,8 +1,9 @@
-"""The detectors of glitches, each with its threshold and with what usually causes it here.
+"""The table of glitch detectors: threshold, unit and usual cause of each.
 
-A detector is a function of a `Sound` that yields every `Spot` it could speak of, with a score; the higher,
-the worse. What it counts stands in its docstring. Thresholds were set on part of the clean speech of
-`calibrate.py`, and on more recordings of the same voices, and are tested on the rest.
+A detector is a function of a `Sound` that yields every candidate place as a `Spot` with a score; a higher
+score is worse. The first line of its docstring says what it finds and what the score counts. Thresholds were
+set on the part of the clean speech that `benchmark.py` names for it, and on more recordings of the same
+voices; they are tested on the rest.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,12 +17,12 @@ from workbench.diagnose.glitches.sample_detectors import Spot
 
 
 class Detector(NamedTuple):
-    """A line of the catalogue."""
+    """One row of the table."""
 
-    find: Callable[[Sound], Iterator[Spot]]
+    find: Callable[[Sound], Iterator[Spot]]  # yields candidates; those below the threshold are dropped
     threshold: float  # of the score
     unit: str
-    cause: str  # what usually does it in this pipeline
+    cause: str  # what usually causes it in this pipeline
 
 
 DETECTORS: dict[str, Detector] = {
@@ -38,11 +39,9 @@ DETECTORS: dict[str, Detector] = {
         samples.clamped, 3, "samples", "the vocoder's clamp: magnitude too large, mel in another unit, f0 off"
     ),
     "offset": Detector(samples.offset, 0.0025, "of full scale", "the vocoder in half precision"),
-    "click": Detector(
-        samples.clicks, 11.0, "dB", "two chunks joined without looking at each other, or a lost buffer"
-    ),
+    "click": Detector(samples.clicks, 11.0, "dB", "two chunks joined without a cross-fade, or a lost buffer"),
     "seam": Detector(
-        samples.seams, 6.5, "dB", "chunks rendered from unlike histories, or samples lost between"
+        samples.seams, 6.5, "dB", "chunks computed with different contexts, or samples lost between them"
     ),
     "hop": Detector(samples.hops, 5.2, "standard deviations", "a click at every chunk of a streaming player"),
     "repeat": Detector(
@@ -61,9 +60,9 @@ DETECTORS: dict[str, Detector] = {
         levels.tail_burst, 10, "dB", "the last chunk lacks look-ahead: its mel ends in noise"
     ),
     "gap": Detector(levels.gaps, 19, "dB", "a lost chunk, or frames that were zeroed"),
-    "pause": Detector(levels.pauses, 1.05, "s", "a run of silent tokens; see Options.max_silent_run"),
+    "pause": Detector(levels.pauses, 1.05, "s", "many silent tokens in a row; see Options.max_silent_run"),
     "wait": Detector(levels.waits, 1.05, "s", "silent tokens at an end; see Options.max_silent_run"),
-    "step": Detector(levels.steps, 12, "dB", "chunks rendered with unlike prompts or normalised one by one"),
+    "step": Detector(levels.steps, 12, "dB", "chunks with different prompts, or normalised one by one"),
     "noise floor": Detector(
         spectra.noise_floor, -30, "dB", "a noisy prompt, or a flow whose silence is not silent"
     ),
@@ -80,7 +79,7 @@ DETECTORS: dict[str, Detector] = {
     "leap": Detector(spectra.leaps, 0.7, "octaves", "the f0 predictor takes a harmonic for the fundamental"),
     "mel": Detector(spectra.mel, 1, "", "an earlier stage; the note says which values"),
     "off mel": Detector(
-        spectra.off_mel, 0.75, "nats", "the vocoder: this waveform is not of the mel that it was given"
+        spectra.off_mel, 0.75, "nats", "the vocoder: the waveform does not fit the mel that it was given"
     ),
     "length": Detector(spectra.length, 0.02, "share", "saved at another rate, or chunks lost"),
 }

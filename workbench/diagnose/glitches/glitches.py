@@ -1,7 +1,7 @@
-"""A trace or a waveform -> what is wrong with the sound, where, how surely, and why.
+"""Find the places of a trace or a waveform that sound wrong.
 
-`find_glitches(trace)` runs every detector of `detectors.py`; each finding leads on to the mel frames,
-tokens and ODE states of its place.
+`find_glitches` runs every detector of `detectors.py`. Each `Finding` says what is wrong, where, how surely,
+and what usually causes it; it also leads to the mel frames, tokens and ODE states of its place.
 """
 
 import json
@@ -20,25 +20,19 @@ from workbench.diagnose.glitches.analysis import Sound, as_sound
 from workbench.diagnose.glitches.detectors import DETECTORS
 from workbench.diagnose.glitches.sample_detectors import Spot
 from workbench.errors import WorkbenchError
-from workbench.trace.schema import ODE_FIELDS
+from workbench.trace.schema import FRAME_RATE, ODE_FIELDS, TOKEN_RATE
 from workbench.trace.trace import Trace
 
-CLEAN_SCORES = Path(__file__).with_name("clean_scores.json")  # `workbench bench glitches --out` makes it
-JOIN_S = 0.06  # spots of one kind this near are one finding
-FRAME_RATE, TOKEN_RATE = 50, 25  # a second
-ANYHOW = (
-    "not finite",
-    "dead",
-    "offset",
-    "beyond",
-    "f0",
-    "mel",
-    "length",
-)  # what is still asked of a dead waveform
+CLEAN_SCORES = Path(__file__).with_name("clean_scores.json")  # written by `workbench bench glitches`
+MERGE_S = 0.06  # seconds; spots of one kind this near to each other are one finding
+# Added before a time is rounded down to a frame, because 0.58 * 50 is a little less than 29.
+ROUNDING = 1e-6
+# The other detectors measure speech, so that without speech their scores mean nothing.
+KINDS_WITHOUT_SPEECH = ("not finite", "dead", "offset", "beyond", "f0", "mel", "length")
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong.
+    """A place that sounds wrong.
 
     Attributes
     ----------
@@ -47,14 +41,27 @@ class Finding(NamedTuple):
     start, end : float
         Seconds.
     score, threshold : float
-        In the detector's unit; from the threshold on it is a finding.
+        In the detector's unit. A finding has at least the threshold.
     percentile : float
-        Share of clean utterances whose highest score of this kind is lower, 0 to 100; NaN where no clean
-        speech was measured.
+        Share of clean utterances whose highest score of this kind is lower, 0 to 100. NaN where clean speech
+        has no score of this kind.
     sample, frame, token : int
-        Where `start` lies, counted from the beginning of the target.
+        The sample, mel frame and speech token at `start`, counted from the beginning of the target.
     cause : str
-        What typically causes it here, and what was seen.
+        The usual cause, and in brackets what was measured.
+
+    Examples
+    --------
+    >>> wav = trace.wav.clone()
+    >>> wav[6000] += 0.9  # a click
+    >>> noisy = wb.Trace(trace.data | {"hift/wav": wav}, trace.attrs)
+    >>> click = wb.find_glitches(noisy)[0]
+    >>> click.kind, round(click.start, 2), click.frame, click.token
+    ('click', 0.25, 12, 6)
+    >>> click.mel(trace).shape  # the mel frames there
+    torch.Size([80, 1])
+    >>> click.steps(trace)["flow/x"].shape  # the states of the ODE there: knots, mel bins, frames
+    torch.Size([11, 80, 1])
     """
 
     kind: str
@@ -69,51 +76,81 @@ class Finding(NamedTuple):
     cause: str
 
     def mel(self, trace: Trace) -> Tensor:
-        """Return the mel frames of this place, (80, n)."""
-        return self._part(trace, "flow/mel", "target_frame", FRAME_RATE)
+        """Return the mel frames of this place, (M, T)."""
+        return self._cut(trace, "flow/mel", "target_frame", FRAME_RATE)
 
     def tokens(self, trace: Trace) -> Tensor:
-        """Return the speech tokens of this place, (n,)."""
-        return self._part(trace, "lm/speech_token", "token", TOKEN_RATE * _speed(trace))
+        """Return the speech tokens of this place, (L,)."""
+        return self._cut(trace, "lm/speech_token", "token", TOKEN_RATE * _speed(trace))
 
     def steps(self, trace: Trace) -> dict[str, Tensor]:
-        """Return states (knots, 80, n) and velocities (steps, 80, n) of the ODE at these frames, by field.
+        """Return the ODE at these frames: states (K, M, T) and velocities (K - 1, M, T), by field.
 
         Raises
         ------
         WorkbenchError
-            When the trace has none: it was recorded without `save=EVERYTHING`.
+            When the trace has none of them: it was recorded without `save=EVERYTHING`.
         """
         names = [name for name in ODE_FIELDS if name in trace]
         if not names:
             raise WorkbenchError(
                 f"the trace has none of {', '.join(ODE_FIELDS)}; record it with save=EVERYTHING"
             )
-        return {name: self._part(trace, name, "frame", FRAME_RATE * _speed(trace)) for name in names}
+        # At another speed than 1 the ODE has other frames than the mel, which is stretched afterwards.
+        rate = FRAME_RATE * _speed(trace)
+        return {name: self._cut(trace, name, "frame", rate) for name in names}
 
-    def _part(self, trace: Trace, name: str, dim: str, rate: float) -> Tensor:
+    def _cut(self, trace: Trace, name: str, dim: str, rate: float) -> Tensor:
+        """Return the entries of a field between `start` and `end`, at least one.
+
+        Parameters
+        ----------
+        trace : Trace
+        name : str
+            The field.
+        dim : str
+            The field's dimension that is time.
+        rate : float
+            Entries per second.
+        """
         if name not in trace:
             raise WorkbenchError(f"the trace has no {name}; it has {', '.join(trace) or 'nothing'}")
+        # "frame" counts prompt and target; the place is a time in the target.
         region = "target" if dim == "frame" else None
         length = trace.select(name, region).shape[-1]
-        first = min(math.floor(self.start * rate + 1e-6), max(length - 1, 0))
-        last = max(first + 1, math.ceil(self.end * rate - 1e-6))
-        return trace.select(name, region, **{dim: slice(first, last)})
+        first = min(math.floor(self.start * rate + ROUNDING), max(length - 1, 0))
+        end = max(first + 1, math.ceil(self.end * rate - ROUNDING))
+        return trace.select(name, region, **{dim: slice(first, end)})
 
 
 class Findings:
-    """What `find_glitches` found, in the order of time.
+    """The result of `find_glitches`: findings in the order of time.
 
     Attributes
     ----------
     table : DataFrame
-        One row a finding, its columns those of `Finding`.
+        One row per finding; its columns are the attributes of `Finding`.
     seconds : float
         Length of the waveform.
+
+    Examples
+    --------
+    >>> wav = trace.wav.clone()
+    >>> wav[[6000, 12_000]] += 0.9  # two clicks
+    >>> found = wb.find_glitches(wav, trace.sample_rate)
+    >>> found
+    2 findings in 1.20 s: 2 x click
+    >>> [(finding.kind, round(finding.start, 2)) for finding in found]
+    [('click', 0.25), ('click', 0.5)]
+    >>> found.to_frame()[["kind", "sample", "threshold"]]
+        kind  sample  threshold
+    0  click    6000       11.0
+    1  click   12001       11.0
     """
 
     def __init__(self, found: list[Finding], seconds: float) -> None:
-        self._found, self.seconds = found, seconds
+        self._found = found
+        self.seconds = seconds
         self.table = pd.DataFrame(found, columns=list(Finding._fields))
 
     def __len__(self) -> int:
@@ -130,8 +167,8 @@ class Findings:
         """The result in one line."""
         if not self._found:
             return f"nothing found in {self.seconds:.2f} s"
-        count = self.table["kind"].value_counts(sort=False)
-        kinds = ", ".join(f"{n} x {kind}" if n > 1 else str(kind) for kind, n in count.items())
+        counts = self.table["kind"].value_counts(sort=False)
+        kinds = ", ".join(f"{n} x {kind}" if n > 1 else str(kind) for kind, n in counts.items())
         return f"{len(self)} findings in {self.seconds:.2f} s: {kinds}"
 
     def to_frame(self) -> pd.DataFrame:
@@ -139,7 +176,7 @@ class Findings:
         return self.table.copy()
 
     def assert_ok(self) -> None:
-        """Raise a WorkbenchError with the result in one line if anything was found."""
+        """Raise a WorkbenchError with the result in one line if there is any finding."""
         if self._found:
             first = self._found[0]
             raise WorkbenchError(f"{self.line}; the first at {first.start:.3f} s: {first.cause}")
@@ -153,15 +190,15 @@ class Findings:
 
 
 def find_glitches(source: Trace | Tensor | np.ndarray, sample_rate: int | None = None) -> Findings:
-    """Look for everything that clean speech does not do.
+    """Find everything that clean speech does not do.
 
     Parameters
     ----------
     source : Trace, or Tensor (N,), or ndarray (N,)
-        With a trace f0, mel, tokens and seams are looked at as well, as far as they were recorded. Seams are
-        `attrs["seams"]`, the first sample of every chunk but the first.
+        Of a trace, recorded f0, mel, tokens and seams are judged as well. Seams are `attrs["seams"]`: the
+        first sample of every chunk but the first.
     sample_rate : int, optional
-        Hz; needed beside a bare waveform. Nothing is resampled.
+        Hz; required for a bare waveform. Nothing is resampled.
 
     Returns
     -------
@@ -172,54 +209,74 @@ def find_glitches(source: Trace | Tensor | np.ndarray, sample_rate: int | None =
     WorkbenchError
         For several channels, no samples, no sample rate, more than five minutes, or a trace without a
         waveform.
+
+    Examples
+    --------
+    >>> wb.find_glitches(trace)
+    nothing found in 1.20 s
+    >>> wb.find_glitches(2 * trace.wav / trace.wav.abs().max(), trace.sample_rate)[0].cause[-22:]
+    '... samples, up to 2)'
     """
     sound = as_sound(source, sample_rate)
-    clean = clean_scores()
-    found = [
-        _finding(sound, kind, spot, clean.get(kind, []))
-        for kind in DETECTORS
-        for spot in found_by(kind, sound)
-    ]
-    return Findings(sorted(found, key=lambda f: (f.start, f.kind)), sound.seconds)
+    clean_scores = load_clean_scores()
+    found = []
+    for kind in DETECTORS:
+        for spot in detect(kind, sound):
+            found.append(_finding(sound, kind, spot, clean_scores.get(kind, [])))
+    return Findings(sorted(found, key=lambda finding: (finding.start, finding.kind)), sound.seconds)
 
 
 @lru_cache(maxsize=1)
-def clean_scores() -> dict[str, list[float]]:
-    """Highest score of every clean utterance by kind, sorted; see `calibrate.py`."""
+def load_clean_scores() -> dict[str, list[float]]:
+    """Return by kind the highest score of every clean utterance, sorted; see `benchmark.py`."""
     return json.loads(CLEAN_SCORES.read_text(encoding="utf-8")) if CLEAN_SCORES.is_file() else {}
 
 
-def found_by(kind: str, sound: Sound) -> list[Spot]:
-    """Return what one detector finds; nothing but what needs no speech, where there is none."""
-    if kind not in ANYHOW and not sound.active.any():
+def detect(kind: str, sound: Sound) -> list[Spot]:
+    """Return the spots of one detector that reach its threshold, with neighbours merged."""
+    if kind not in KINDS_WITHOUT_SPEECH and not sound.active.any():
         return []
     detector = DETECTORS[kind]
-    return _joined([spot for spot in detector.find(sound) if spot.score >= detector.threshold])
+    return _merge([spot for spot in detector.find(sound) if spot.score >= detector.threshold])
 
 
-def _joined(spots: list[Spot]) -> list[Spot]:
-    """Make one of those that touch, with the score and the note of the worst."""
-    done: list[Spot] = []
+def _merge(spots: list[Spot]) -> list[Spot]:
+    """Merge spots that are near to each other and have the same note; the highest score is kept."""
+    merged: list[Spot] = []
     for spot in sorted(spots):
-        if done and spot.start - done[-1].end <= JOIN_S and spot.note == done[-1].note:
-            worst = max(done[-1], spot, key=lambda s: s.score)
-            done[-1] = worst._replace(start=done[-1].start, end=max(done[-1].end, spot.end))
+        last = merged[-1] if merged else None
+        if last is not None and spot.start - last.end <= MERGE_S and spot.note == last.note:
+            worst = max(last, spot, key=lambda each: each.score)
+            merged[-1] = worst._replace(start=last.start, end=max(last.end, spot.end))
         else:
-            done.append(spot)
-    return done
+            merged.append(spot)
+    return merged
 
 
-def _finding(sound: Sound, kind: str, spot: Spot, clean: list[float]) -> Finding:
+def _finding(sound: Sound, kind: str, spot: Spot, clean_scores: list[float]) -> Finding:
+    """Return a spot as a finding, with its place in samples, frames and tokens."""
     detector = DETECTORS[kind]
-    percentile = 100 * float(np.mean(np.array(clean) < spot.score)) if len(clean) else math.nan
-    cause = f"{detector.cause} ({spot.note})" if spot.note else detector.cause
-    start, end = max(0.0, spot.start), min(max(spot.end, spot.start), sound.seconds)
-    sample, frame = int(start * sound.rate + 0.5), int(start * FRAME_RATE + 1e-6)
-    token = int(start * TOKEN_RATE * _speed(sound.trace) + 1e-6)
-    return Finding(kind, start, end, spot.score, detector.threshold, percentile, sample, frame, token, cause)
+    percentile = math.nan
+    if clean_scores:
+        percentile = 100 * float(np.mean(np.array(clean_scores) < spot.score))
+    start = max(0.0, spot.start)
+    end = min(max(spot.end, spot.start), sound.seconds)
+    return Finding(
+        kind=kind,
+        start=start,
+        end=end,
+        score=spot.score,
+        threshold=detector.threshold,
+        percentile=percentile,
+        sample=int(start * sound.rate + 0.5),
+        frame=int(start * FRAME_RATE + ROUNDING),
+        token=int(start * TOKEN_RATE * _speed(sound.trace) + ROUNDING),
+        cause=f"{detector.cause} ({spot.note})" if spot.note else detector.cause,
+    )
 
 
 def _speed(trace: Trace) -> float:
-    """How many seconds of tokens one second of sound is."""
+    """Return `Options.speed` of a trace: the seconds of tokens in one second of audio; 1 if not recorded."""
     speed = trace.attrs.get("options", {}).get("speed", 1.0)
-    return float(speed) if isinstance(speed, (int, float)) and 0 < speed < 100 else 1.0
+    is_plausible = isinstance(speed, (int, float)) and 0 < speed < 100
+    return float(speed) if is_plausible else 1.0

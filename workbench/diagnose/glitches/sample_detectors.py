@@ -1,4 +1,4 @@
-"""Detectors that look at single samples: not finite, pinned, offset, clicks, seams, hops, repeats."""
+"""Detectors that read single samples: not finite, dead, beyond, clamped, offset, click, seam, hop, repeat."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -6,46 +6,56 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import maximum_filter1d
 
-from workbench.diagnose.glitches.analysis import Array, Sound, decibel, moving_mean, runs
+from workbench.diagnose.glitches.analysis import Array, Sound, decibel, intervals, moving_mean
+from workbench.speech.config import RELEASED
 
-AUDIO_LIMIT = 0.99  # where the vocoder clamps; a test at 1.0 finds nothing
-LOUD_ENOUGH = 0.1  # of full scale: a limit below this is not taken for one
-JOIN_S = 0.05  # plateaus this near are one clipping
-OFFSET_S = 0.25
-ALONE_S = 0.015  # a click is compared with the pulses of the voice this far to both sides
-WIDTH_S = 0.0003  # and reaches this far itself
-FAINT_CLICK = 1e-4
-PERIODS = range(2, 65)  # samples; HiFT's own strides are 4, 12, 60 and 480
-PATTERN_S = 0.02
-HOPS_MS = range(80, 2000, 20)  # whole mel frames
-LEAST_HOPS = 5
-FAINT_HOP_DB = -15.0
-SEAM_S = 0.003
+AUDIO_LIMIT = RELEASED.hift.audio_limit  # the vocoder's clamp: a test at full scale would find nothing
+LIMIT_TOLERANCE = 1e-4  # of full scale; more than the half step by which 16-bit samples round the clamp
+FLAT_TOLERANCE = 1e-5  # the same for the limit of any other waveform, both relative and of full scale
+MIN_LIMIT = 0.1  # of full scale; a flat peak below this is not taken for a limit
+CLIP_JOIN_S = 0.05  # seconds; flat tops this near are one clipping
+
+OFFSET_S = 0.25  # seconds that an offset is averaged over: several periods of the lowest voice
+OFFSET_STEP_S = 0.05  # seconds between two such means
+
+# A click is compared with the pulses of the voice around it, without the click's own width.
+CLICK_SIDE_S = 0.015  # seconds to either side: at least one pulse of a voice above 70 Hz
+CLICK_WIDTH_S = 0.0003  # seconds that a click itself may reach
+MIN_JUMP = 1e-4  # of full scale; the residual of quiet frames counts as this, or silence would be all clicks
+SEAM_S = 0.003  # seconds to either side of a recorded seam in which its jump may lie
+
+HOPS_MS = range(80, 2000, 20)  # spacings of chunks in ms: whole mel frames of 20 ms, four to a hundred
+MIN_HOPS = 5  # jumps that a regular spacing must have
+MIN_HOP_DB = -15.0  # dB; quieter jumps count as this, so that silence does not widen the distribution
+
+PERIODS = range(2, 65)  # samples; the strides inside HiFT are 4, 12, 60 and 480 samples
+PATTERN_S = 0.02  # seconds in which a pattern must repeat
+MIN_PATTERN_POWER = 1e-9  # per sample, -90 dB of full scale: quieter patterns are not heard
 
 
 class Spot(NamedTuple):
-    """Something a detector saw, whether or not it is enough to speak of."""
+    """A place with a score. It becomes a finding if the score reaches the detector's threshold."""
 
-    start: float  # s
-    end: float
+    start: float  # seconds
+    end: float  # seconds
     score: float  # higher is worse; the unit is the detector's
-    note: str = ""
+    note: str = ""  # added to the cause of the finding
 
 
 def nonfinite(sound: Sound) -> Iterator[Spot]:
-    """Runs of NaN and infinity; samples."""
-    for a, b in runs(sound.bad):
-        yield Spot(a / sound.rate, b / sound.rate, b - a)
+    """NaN and infinity; score: consecutive samples."""
+    for first, end in intervals(sound.bad):
+        yield Spot(first / sound.rate, end / sound.rate, end - first)
 
 
 def dead(sound: Sound) -> Iterator[Spot]:
-    """How far the whole lies below full scale; dB."""
+    """A waveform that is too quiet as a whole; score: dB below full scale."""
     level = float(decibel(np.square(sound.wav - sound.wav.mean()).mean()))
     yield Spot(0.0, sound.seconds, -level, f"{level:.0f} dBFS")
 
 
 def beyond(sound: Sound) -> Iterator[Spot]:
-    """Samples beyond full scale, which a player clips; the highest."""
+    """Samples beyond full scale, which a player clips; score: the highest."""
     over = np.flatnonzero(np.abs(sound.wav) > 1)
     if len(over):
         peak = float(np.abs(sound.wav).max())
@@ -54,108 +64,131 @@ def beyond(sound: Sound) -> Iterator[Spot]:
 
 
 def clamped(sound: Sound) -> Iterator[Spot]:
-    """Runs of samples at the vocoder's limit, or at any other the waveform has; samples in the longest."""
-    x = sound.wav
-    for side in (x, -x):
+    """Flat tops at the vocoder's clamp or at another limit; score: samples in the longest."""
+    for side in (sound.wav, -sound.wav):
         top = float(side.max())
-        # PCM rounds the limit by half a step at most; a true limit is as flat as that.
-        flat = side >= min(top, max(top * (1 - 1e-5) - 1e-5, 0.0))
-        if top >= AUDIO_LIMIT - 1e-4:
-            flat |= side >= AUDIO_LIMIT - 1e-4
-        if top < LOUD_ENOUGH:
+        if top < MIN_LIMIT:
             continue
-        joined: list[list[int]] = []
-        for a, b in runs(flat):
-            if joined and a - joined[-1][1] < JOIN_S * sound.rate:
-                joined[-1][1:] = [b, max(joined[-1][2], b - a)]
+        # The limit of this waveform is its highest sample. PCM rounds it by half a step at most, so that a
+        # true limit is flat to within the tolerance.
+        flat = side >= min(top, max(top * (1 - FLAT_TOLERANCE) - FLAT_TOLERANCE, 0.0))
+        # Some samples may lie above the clamp, for example after a resampler.
+        if top >= AUDIO_LIMIT - LIMIT_TOLERANCE:
+            flat |= side >= AUDIO_LIMIT - LIMIT_TOLERANCE
+
+        # Join flat tops that are near each other: (first, end, samples in the longest).
+        joined: list[tuple[int, int, int]] = []
+        for first, end in intervals(flat):
+            if joined and first - joined[-1][1] < CLIP_JOIN_S * sound.rate:
+                start, _, longest = joined[-1]
+                joined[-1] = (start, end, max(longest, end - first))
             else:
-                joined.append([a, b, b - a])
-        for a, b, longest in joined:
-            yield Spot(a / sound.rate, b / sound.rate, longest, f"at {top:.2f} of full scale")
+                joined.append((first, end, end - first))
+        for first, end, longest in joined:
+            yield Spot(first / sound.rate, end / sound.rate, longest, f"at {top:.2f} of full scale")
 
 
 def offset(sound: Sound) -> Iterator[Spot]:
-    """Mean over a quarter of a second, away from 0; share of full scale."""
+    """A mean away from 0 over a quarter of a second; score: share of full scale."""
     mean = np.abs(moving_mean(sound.wav, sound.samples(OFFSET_S)))
-    step = sound.samples(0.05)
+    step = sound.samples(OFFSET_STEP_S)
     for i, score in enumerate(mean[::step]):
-        yield Spot(i * step / sound.rate, min((i + 1) * step, len(mean)) / sound.rate, float(score))
+        end = min((i + 1) * step, len(mean))
+        yield Spot(i * step / sound.rate, end / sound.rate, float(score))
 
 
 def clicks(sound: Sound) -> Iterator[Spot]:
-    """Jumps in the residual of linear prediction that stand alone among the voice's pulses; dB above them."""
-    alone = _alone(sound)
-    peaks = alone == maximum_filter1d(alone, 2 * sound.samples(WIDTH_S) + 1)
-    for k in np.flatnonzero(peaks & (alone > 0)):
-        yield Spot(int(k) / sound.rate, (int(k) + 1) / sound.rate, float(alone[k]))
+    """Jumps of the residual that stand out among the voice's pulses; score: dB above these."""
+    prominence = _prominence(sound)
+    highest = maximum_filter1d(prominence, 2 * sound.samples(CLICK_WIDTH_S) + 1)
+    for k in np.flatnonzero((prominence == highest) & (prominence > 0)):
+        yield Spot(int(k) / sound.rate, (int(k) + 1) / sound.rate, float(prominence[k]))
 
 
 def seams(sound: Sound) -> Iterator[Spot]:
-    """Where two chunks were joined, how far the residual stands out there; dB.
+    """Jumps of the residual where two chunks were joined; score: dB above the pulses around.
 
-    Joins are `attrs["seams"]` of a trace: the first sample of every chunk but the first.
+    The seams are `attrs["seams"]` of a trace: the first sample of every chunk but the first.
     """
-    joins = sound.trace.attrs.get("seams", [])
-    alone = _alone(sound) if joins else np.zeros(0)
+    places = sound.trace.attrs.get("seams", [])
+    if not places:
+        return
+    prominence = _prominence(sound)
     reach = sound.samples(SEAM_S)
-    for join in joins:
-        near = alone[max(0, int(join) - reach) : int(join) + reach]
+    for place in places:
+        near = prominence[max(0, int(place) - reach) : int(place) + reach]
         if len(near):
-            yield Spot(join / sound.rate, (join + 1) / sound.rate, float(near.max()), "a recorded seam")
+            yield Spot(place / sound.rate, (place + 1) / sound.rate, float(near.max()), "a recorded seam")
 
 
 def hops(sound: Sound) -> Iterator[Spot]:
-    """Jumps of the residual at one regular spacing, as of chunks; standard deviations above the others."""
-    alone = _alone(sound)
+    """Jumps of the residual at a regular spacing, as of chunks; score: standard deviations above the rest.
+
+    For every spacing the waveform is cut into pieces of that length, and the pieces are added up. Jumps at
+    the same place of every piece add up; others average out.
+    """
+    prominence = _prominence(sound)
     n = sound.samples(0.001)
-    ms = np.clip(alone[: len(alone) // n * n].reshape(-1, n).max(1), FAINT_HOP_DB, None)
-    if len(ms) < 4 * HOPS_MS[0] or not ms.std():
+    per_ms = prominence[: len(prominence) // n * n].reshape(-1, n).max(1)  # highest in each millisecond
+    per_ms = np.clip(per_ms, MIN_HOP_DB, None)
+    if len(per_ms) < 4 * HOPS_MS[0] or not per_ms.std():
         return
-    ms = (ms - ms.mean()) / ms.std()
-    best = (0.0, HOPS_MS[0], 0)
+    per_ms = (per_ms - per_ms.mean()) / per_ms.std()
+    best = (0.0, HOPS_MS[0], 0)  # score, spacing in ms, place of the first jump in ms
     for hop in HOPS_MS:
-        count = len(ms) // hop
-        if count < LEAST_HOPS:
+        count = len(per_ms) // hop
+        if count < MIN_HOPS:
             break
-        fold = ms[: count * hop].reshape(count, hop).sum(0) / np.sqrt(count)
-        best = max(best, (float(fold.max()), hop, int(fold.argmax())))
+        pieces = per_ms[: count * hop].reshape(count, hop)
+        folded = pieces.sum(0) / np.sqrt(count)  # unit variance again where there is no regular jump
+        best = max(best, (float(folded.max()), hop, int(folded.argmax())))
     score, hop, first = best
     yield Spot(first / 1000, sound.seconds, score, f"every {hop} ms")
 
 
 def repeats(sound: Sound) -> Iterator[Spot]:
-    """A pattern of 2 to 64 samples said again and again; dB that its repetition explains."""
+    """A pattern of 2 to 64 samples again and again; score: dB of the signal that the repetition explains."""
     n = max(sound.samples(PATTERN_S), 4 * PERIODS[-1])
     if len(sound.wav) < 4 * n:
         return
     # The second difference, because a slow wave always resembles itself a few samples later.
     x = np.diff(sound.wav, 2)
-    power = _sums(np.square(x), n)
+    power = _window_sums(np.square(x), n)
     best = np.zeros_like(power)
     for period in PERIODS:
-        left = _sums(np.pad(np.square(x[period:] - x[:-period]), (period, 0)), n)
-        best = np.maximum(best, decibel(power) - decibel(np.maximum(left / 2, 1e-12 * n)))
-    audible = power / n > 1e-9
+        change = np.pad(np.square(x[period:] - x[:-period]), (period, 0))
+        # The difference of two unlike signals has twice their power, hence the half.
+        unexplained = np.maximum(_window_sums(change, n) / 2, 1e-12 * n)
+        best = np.maximum(best, decibel(power) - decibel(unexplained))
+    audible = power / n > MIN_PATTERN_POWER
     for i in np.flatnonzero(audible):
         start = i * (n // 2) / sound.rate
         yield Spot(start, start + n / sound.rate, float(best[i]))
 
 
-def _alone(sound: Sound) -> Array:
-    """By how much each jump of the residual stands above all near it but the sample's own, (N,) dB."""
+def _prominence(sound: Sound) -> Array:
+    """Return how far each jump of the residual stands above the highest around it, (N,) dB.
+
+    "Around" is 15 ms to either side, without the 0.3 ms next to the sample, which belong to the same jump.
+    """
     jump = np.abs(np.diff(sound.residual, prepend=0.0))
-    guard, side = sound.samples(WIDTH_S), sound.samples(ALONE_S)
+    guard = sound.samples(CLICK_WIDTH_S)
+    side = sound.samples(CLICK_SIDE_S)
     if len(jump) < 2 * (guard + side):
-        return np.full(len(jump), FAINT_HOP_DB)
+        return np.full(len(jump), MIN_HOP_DB)
+    # `highest[i]` is the maximum of the window of length `side` around i. Shifted by half a window and the
+    # guard, it becomes the maximum of the window that ends before the sample, or begins behind it.
     highest = maximum_filter1d(jump, side, mode="constant")
     shift = guard + side // 2 + 1
-    before, after = np.zeros_like(jump), np.zeros_like(jump)
-    before[shift:], after[:-shift] = highest[:-shift], highest[shift:]
-    around = np.maximum(np.maximum(before, after), FAINT_CLICK)
-    return 20 * np.log10(np.maximum(jump, 1e-3 * FAINT_CLICK) / around)
+    before = np.zeros_like(jump)
+    before[shift:] = highest[:-shift]
+    after = np.zeros_like(jump)
+    after[:-shift] = highest[shift:]
+    around = np.maximum(np.maximum(before, after), MIN_JUMP)
+    return 20 * np.log10(np.maximum(jump, 1e-3 * MIN_JUMP) / around)
 
 
-def _sums(x: Array, n: int) -> Array:
-    """Sums of n values each, every n / 2."""
+def _window_sums(x: Array, n: int) -> Array:
+    """Return the sums of windows of n values that begin every n / 2 values."""
     total = np.cumsum(np.concatenate(([0.0], x)))
     return (total[n:] - total[:-n])[:: n // 2]

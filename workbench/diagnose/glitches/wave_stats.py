@@ -1,4 +1,4 @@
-"""Trace or waveform -> numbers."""
+"""General figures of a waveform: peak, loudness, offset, silence, clipping."""
 
 import math
 import warnings
@@ -9,17 +9,23 @@ from pyloudnorm import Meter
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from workbench.diagnose.glitches.analysis import LARGEST, decibel, runs
+from workbench.diagnose.glitches.analysis import MAX_AMPLITUDE, decibel, intervals
 from workbench.errors import WorkbenchError
+from workbench.speech.config import RELEASED
 
-SILENCE_DBFS = -50.0  # a 20 ms frame below this is silence
-FRAME_S = 0.02
-BLOCK_S = 0.4  # of momentary loudness, ITU-R BS.1770-4
-LEAST_RATE = 4000  # Hz; its weighting is made for more
+AUDIO_LIMIT = RELEASED.hift.audio_limit  # of full scale; where the vocoder clamps
+SILENCE_DBFS = -50.0  # dB of full scale; frames below are silence
+FRAME_S = 0.02  # seconds in a frame
+EPS_POWER = 1e-20  # keeps the logarithm of digital silence finite
+BLOCK_S = 0.4  # seconds; momentary loudness is measured over so much (ITU-R BS.1770-4)
+BLOCK_OVERLAP = 4  # blocks begin a quarter of a block apart, as the standard says
+MIN_LOUDNESS_RATE = 4000  # Hz; the standard's frequency weighting needs a higher sample rate
+OVERSAMPLING = 4  # for the true peak, as the standard says
+FLOOR_PERCENTILE = 10  # of the frames' levels; the quietest tenth is background
 
 
-def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dict[str, float]:
-    """Return what a first look at a waveform should tell.
+def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = AUDIO_LIMIT) -> dict[str, float]:
+    """Return the basic figures of a waveform.
 
     Parameters
     ----------
@@ -28,7 +34,7 @@ def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dict
     sample_rate : int
         Hz.
     audio_limit : float
-        Where the vocoder clamps; samples at or beyond it count as clamped.
+        The vocoder's clamp; samples at or beyond it count as clamped.
 
     Returns
     -------
@@ -50,8 +56,8 @@ def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dict
     if not len(finite):
         finite = torch.full((1,), float("nan"), dtype=torch.float64)
     n = max(1, round(FRAME_S * sample_rate))
-    frames = finite[: len(finite) // n * n].view(-1, n) if len(finite) >= n else finite[None]
-    level = frames.square().mean(1).clamp(min=1e-20).log10() * 10
+    frames = finite[: len(finite) // n * n].view(-1, n) if len(finite) >= n else finite[None]  # (frames, n)
+    level = frames.square().mean(1).clamp(min=EPS_POWER).log10() * 10
     return {
         "seconds": len(wav) / sample_rate,
         "peak": float(finite.abs().max()),
@@ -63,8 +69,8 @@ def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dict
     }
 
 
-def wave_report(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dict[str, float]:
-    """Return what audio tools tell of a waveform, beside `wave_stats`.
+def wave_report(wav: Tensor, sample_rate: int, audio_limit: float = AUDIO_LIMIT) -> dict[str, float]:
+    """Return the figures of `wave_stats` and those that audio tools show.
 
     Parameters
     ----------
@@ -78,62 +84,71 @@ def wave_report(wav: Tensor, sample_rate: int, audio_limit: float = 0.99) -> dic
     Returns
     -------
     dict
-        What `wave_stats` returns, and: `true_peak` (dB of full scale, at four times the rate, ITU-R BS.1770),
-        `lufs` (integrated loudness), `lufs_momentary` (highest of 400 ms), `crest` (peak over rms),
-        `zero_crossings` (a second), `noise_floor` (dB, level that a tenth of the 20 ms frames stays below),
-        `flat` (samples, the longest run of one value), `nan`, `inf` and `denormal` (samples). NaN where a
-        waveform is too short or silent to say.
+        The figures of `wave_stats`, and: `true_peak` (dB of full scale, at four times the rate, ITU-R
+        BS.1770), `lufs` (integrated loudness), `lufs_momentary` (highest loudness of 400 ms), `crest` (peak
+        over rms), `zero_crossings` (per second), `noise_floor` (dB; a tenth of the 20 ms frames is quieter),
+        `flat` (samples; the longest run of one value), `nan`, `inf` and `denormal` (samples). A figure is NaN
+        where the waveform is too short or silent for it.
 
     Raises
     ------
     WorkbenchError
         When wav is not one-dimensional or empty.
     """
-    found = wave_stats(wav, sample_rate, audio_limit)
+    stats = wave_stats(wav, sample_rate, audio_limit)
     x = wav.detach().cpu().double()
-    x = x[x.isfinite()].clamp(-LARGEST, LARGEST).numpy()
-    flat = max((b - a for a, b in runs(np.diff(x) == 0)), default=0) + min(len(x), 1)
-    smallest = torch.finfo(wav.dtype if wav.is_floating_point() else torch.float32).tiny
-    level = decibel(np.square(_frames(x, round(FRAME_S * sample_rate))).mean(1)) if len(x) else [math.nan]
-    return found | {
+    x = x[x.isfinite()].clamp(-MAX_AMPLITUDE, MAX_AMPLITUDE).numpy()
+
+    # Between n equal samples in a row lie n - 1 differences of zero.
+    flat = max((end - first for first, end in intervals(np.diff(x) == 0)), default=0) + min(len(x), 1)
+    # The smallest normal number of the dtype that the samples came in.
+    tiny = torch.finfo(wav.dtype if wav.is_floating_point() else torch.float32).tiny
+    noise_floor = math.nan
+    if len(x):
+        level = decibel(np.square(_frames(x, round(FRAME_S * sample_rate))).mean(1))
+        noise_floor = float(np.percentile(level, FLOOR_PERCENTILE))
+    return stats | {
         "true_peak": _true_peak(x),
         "lufs": loudness(x, sample_rate),
-        "lufs_momentary": max(
-            (
-                loudness(x[i : i + round(BLOCK_S * sample_rate) + 1], sample_rate)
-                for i in _blocks(x, sample_rate)
-            ),
-            default=math.nan,
-        ),
-        "crest": found["peak"] / found["rms"] if found["rms"] else math.nan,
+        "lufs_momentary": _momentary_loudness(x, sample_rate),
+        "crest": stats["peak"] / stats["rms"] if stats["rms"] else math.nan,
         "zero_crossings": float((x[1:] * x[:-1] < 0).sum()) / max(len(x), 1) * sample_rate,
-        "noise_floor": float(np.percentile(level, 10)),
+        "noise_floor": noise_floor,
         "flat": int(flat),
         "nan": int(wav.isnan().sum()),
         "inf": int(wav.isinf().sum()),
-        "denormal": int(((np.abs(x) > 0) & (np.abs(x) < smallest)).sum()),
+        "denormal": int(((np.abs(x) > 0) & (np.abs(x) < tiny)).sum()),
     }
 
 
-def _true_peak(x: np.ndarray) -> float:
-    return float(decibel(np.square(np.abs(resample_poly(x, 4, 1)).max()))) if len(x) else math.nan
-
-
-def _blocks(x: np.ndarray, sample_rate: int) -> range:
-    """Where blocks of 400 ms begin, a quarter apart."""
-    return range(0, len(x) - round(BLOCK_S * sample_rate), max(1, round(BLOCK_S * sample_rate / 4)))
-
-
 def loudness(x: np.ndarray, sample_rate: int) -> float:
-    """Gated loudness, LUFS; NaN for what is too short, silent or sampled too slowly."""
-    if len(x) <= BLOCK_S * sample_rate or sample_rate < LEAST_RATE:
+    """Return the integrated loudness of samples (N,), LUFS (ITU-R BS.1770).
+
+    NaN for a waveform that is silent, not longer than one block of 400 ms, or sampled at less than 4 kHz.
+    """
+    if len(x) <= BLOCK_S * sample_rate or sample_rate < MIN_LOUDNESS_RATE:
         return math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # silence has no loudness, which pyloudnorm warns of
-        found = float(Meter(sample_rate).integrated_loudness(x))
+        found = float(Meter(sample_rate, block_size=BLOCK_S).integrated_loudness(x))
     return found if math.isfinite(found) else math.nan
 
 
+def _momentary_loudness(x: np.ndarray, sample_rate: int) -> float:
+    """Return the highest loudness of any block of 400 ms, LUFS; NaN if there is no block."""
+    block = round(BLOCK_S * sample_rate)
+    step = max(1, round(BLOCK_S * sample_rate / BLOCK_OVERLAP))
+    # One sample more than a block, because pyloudnorm refuses what is not longer than one.
+    found = [loudness(x[i : i + block + 1], sample_rate) for i in range(0, len(x) - block, step)]
+    return max(found, default=math.nan)
+
+
+def _true_peak(x: np.ndarray) -> float:
+    """Return the highest level between samples as well as at them, dB of full scale."""
+    return float(decibel(np.square(np.abs(resample_poly(x, OVERSAMPLING, 1)).max()))) if len(x) else math.nan
+
+
 def _frames(x: np.ndarray, n: int) -> np.ndarray:
+    """Return frames (frames, n) of a waveform; it is one shorter frame if it has fewer samples than n."""
     n = min(max(n, 1), len(x))
     return x[: len(x) // n * n].reshape(-1, n)

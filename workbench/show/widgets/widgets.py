@@ -10,7 +10,7 @@ import pandas as pd
 
 from workbench.diagnose.compare.comparison import Comparison
 from workbench.diagnose.experiments.cached_runs import CachedRuns
-from workbench.diagnose.experiments.metrics import MEASURES, run_lengths
+from workbench.diagnose.experiments.metrics import METRICS, run_lengths
 from workbench.errors import WorkbenchError
 from workbench.show import plots
 from workbench.show.player.player import player
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
 def measured(pair: Pair) -> pd.DataFrame:
     """Return one row a measure, of the run beside its reference."""
-    values = {name: measure(pair.trace, pair.reference) for name, measure in MEASURES.items()}
+    values = {name: metric(pair.trace, pair.reference) for name, metric in METRICS.items()}
     return pd.DataFrame({"measure": values.keys(), "value": values.values()})
 
 
@@ -56,7 +56,7 @@ class OdeExplorer(Lab):
     def __init__(self, pipe: Pipeline, utt: Utterance, seed: int = 0) -> None:
         own = pipe.checkpoint.options.but(seed=seed)
         self.utt, self.own = utt, own
-        self.runs = CachedRuns(pipe, save=("flow/*",), most=24)
+        self.runs = CachedRuns(pipe, save=("flow/*",), max_stages=24)
         self.result: Pair | None = None
         self.step = ipywidgets.IntSlider(0, 0, own.n_timesteps, description="knot", style=WIDE)
         self.field = _choice("field", ODE_FIELDS, ODE_FIELDS[0])
