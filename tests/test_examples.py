@@ -83,15 +83,9 @@ def is_public(dotted):
 # Names to be done; both lists shall be empty.
 WITHOUT_EXAMPLE = set(
     [
-        "CachedRuns",
-        "Experiment",
-        "Finding",
-        "Findings",
         "WorkbenchError",
         "comparison_report",
-        "find_glitches",
         "run_report",
-        "wave_stats",
         "plots.comparison",
         "plots.f0",
         "plots.field",

@@ -54,8 +54,7 @@ class Finding(NamedTuple):
     --------
     >>> wav = trace.wav.clone()
     >>> wav[6000] += 0.9  # a click
-    >>> noisy = wb.Trace(trace.data | {"hift/wav": wav}, trace.attrs)
-    >>> click = wb.find_glitches(noisy)[0]
+    >>> click = wb.find_glitches(wav, trace.sample_rate)[0]
     >>> click.kind, round(click.start, 2), click.frame, click.token
     ('click', 0.25, 12, 6)
     >>> click.mel(trace).shape  # the mel frames there
@@ -144,7 +143,7 @@ class Findings:
     [('click', 0.25), ('click', 0.5)]
     >>> found.to_frame()[["kind", "sample", "threshold"]]
         kind  sample  threshold
-    0  click    6000       11.0
+    0  click    6001       11.0
     1  click   12001       11.0
     """
 

@@ -46,6 +46,12 @@ def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = AUDIO_LIMIT) 
     ------
     WorkbenchError
         When wav is not one-dimensional or empty.
+
+    Examples
+    --------
+    >>> stats = wb.wave_stats(trace.wav, trace.sample_rate)
+    >>> stats["seconds"], stats["clamped"], stats["nonfinite"]
+    (1.2, 0, 0)
     """
     if wav.ndim != 1 or not len(wav):
         raise WorkbenchError(
