@@ -53,6 +53,7 @@ nb_ipywidgets_js = {}  # by default two scripts of a CDN
 nb_mime_priority_overrides = [("html", WIDGET, None)]  # show the static twin instead
 
 toc_object_entries_show_parents = "hide"
+autodoc_preserve_defaults = True  # save=NOTHING, as it is written
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # numpydoc shows the types that the docstrings state
 autosummary_generate = False  # `add_details` writes the entries into the page of their room
@@ -75,8 +76,12 @@ def add_details(app: Sphinx, page: str, source: list[str]) -> None:
         kind = "class" if isinstance(thing, type) else "function"
         entries.append(f".. auto{kind}:: {module}::{last}")
         if kind == "class":
-            fields = ", ".join(getattr(thing, "_fields", ()))  # of a tuple: "Alias for field number 0"
-            entries += ["   :members:", f"   :exclude-members: {fields}" if fields else ""]
+            entries.append("   :members:")
+            if fields := ", ".join(getattr(thing, "_fields", ())):  # of a tuple: "Alias for field number 0"
+                entries.append(f"   :exclude-members: {fields}")
+            bases = thing.__mro__[1:-1]
+            if bases and all(base.__module__.startswith("workbench") for base in bases):
+                entries.append("   :inherited-members:")  # not those of a tuple, an error or a widget
         entries.append("")
     source[0] += "\n".join(entries)
 
