@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.show import plots, widgets
     from workbench.show.player.player import Player, player
     from workbench.show.report.report import Report
-    from workbench.show.report.standard import comparison_report, run_report
+    from workbench.show.report.run_reports import comparison_report, run_report
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.config import Config, Options
     from workbench.speech.frontend.audio import log_mel
@@ -67,7 +67,7 @@ PUBLIC = {
     "WorkbenchError": "workbench.errors",
     "bisect_precision": "workbench.diagnose.precision",
     "compare": "workbench.diagnose.compare.compare",
-    "comparison_report": "workbench.show.report.standard",
+    "comparison_report": "workbench.show.report.run_reports",
     "data_path": "workbench.files",
     "export_onnx": "workbench.speech.onnx_estimator",
     "faults": "workbench.diagnose.suspects.faults",
@@ -81,7 +81,7 @@ PUBLIC = {
     "plots": "workbench.show.plots",
     "read_foreign": "workbench.trace.importers.mapping",
     "read_log": "workbench.trace.importers.logs",
-    "run_report": "workbench.show.report.standard",
+    "run_report": "workbench.show.report.run_reports",
     "stream": "workbench.speech.stream",
     "streamed": "workbench.speech.stream",
     "taps": "workbench.trace.record",

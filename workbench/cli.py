@@ -202,7 +202,7 @@ def compare(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the standard report of a run or of a comparison."""
-    from workbench.show.report.standard import comparison_report, run_report
+    from workbench.show.report.run_reports import comparison_report, run_report
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.pipeline import Pipeline
     from workbench.trace.importers.log_lines import NAMES

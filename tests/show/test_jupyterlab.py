@@ -124,7 +124,7 @@ def test_widgets_answer(lab):
         cell.get_by_role("button", name="Play").click()
         expect(cell.locator(".time b")).not_to_have_text("0.000")
 
-    for own in (".workbench-shown", "[data-player]"):
+    for own in (".workbench-view", "[data-player]"):
         found = Axe().run(lab, context=own).response
         assert found["passes"]
         assert [v["id"] for v in found["violations"] if v["impact"] in ("serious", "critical")] == []

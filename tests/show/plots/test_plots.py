@@ -496,7 +496,7 @@ def test_provenance(trace, log, one_step):
     assert "dtype" not in plots.provenance(trace) and "· cpu · torch 2" in plots.provenance(trace)
     assert "flow_dtype bfloat16" in plots.provenance(one_step)
     assert plots.provenance(log) == "run.log · PY · lines 1 to 3"
-    assert plots.provenance(wb.Trace({}, {})) == "it does not say where it comes from"
+    assert plots.provenance(wb.Trace({}, {})) == "origin unknown"
     odd = {"device": "a\nb" + "c" * 100, "lines": [], "versions": "1", "options": {"seed": None}}
     assert "\n" not in plots.provenance(wb.Trace({}, odd)) and len(plots.provenance(wb.Trace({}, odd))) < 100
 

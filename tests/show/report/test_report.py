@@ -10,7 +10,8 @@ import torch
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.show.report.report import ROWS, Report, shown, smallest
+from workbench.show.report.render import MAX_ROWS, render, smallest_image
+from workbench.show.report.report import Report
 from workbench.trace.trace import Trace
 
 HOSTILE = '</script><script>alert(1)</script>"><img src=x onerror=alert(1)>'
@@ -88,18 +89,18 @@ def test_size_is_the_files(tmp_path):
 
 
 def test_figures_take_the_smaller_form():
-    assert smallest(plain().figure).startswith("data:image/svg+xml")
+    assert smallest_image(plain().figure).startswith("data:image/svg+xml")
     many = Figure()
     many.subplots().scatter(range(5000), range(5000))
-    assert smallest(many).startswith("data:image/png")
+    assert smallest_image(many).startswith("data:image/png")
     assert not matplotlib._pylab_helpers.Gcf.figs  # drawn beside pyplot's list of open ones
 
 
 def test_long_tables_are_cut_but_not_the_evidence():
-    table = pd.DataFrame({"x": range(ROWS + 5)})
-    look = shown(table)
-    assert look.html.count("<tr") == ROWS + 1 and len(look.evidence) == ROWS + 5
-    assert f"the first {ROWS} of {ROWS + 5} rows" in look.html
+    table = pd.DataFrame({"x": range(MAX_ROWS + 5)})
+    look = render(table)
+    assert look.html.count("<tr") == MAX_ROWS + 1 and len(look.evidence) == MAX_ROWS + 5
+    assert f"the first {MAX_ROWS} of {MAX_ROWS + 5} rows" in look.html
 
 
 def test_anything_else_shows_its_repr():
@@ -114,8 +115,8 @@ def test_anything_else_shows_its_repr():
         def to_frame(self):
             return pd.DataFrame({"a": [1]})
 
-    assert shown(Odd()).html == "<pre>&lt;odd&gt;</pre>"
-    look = shown(Html())
+    assert render(Odd()).html == "<pre>&lt;odd&gt;</pre>"
+    look = render(Html())
     assert "<b>bold</b>" in look.html and look.evidence == [{"a": 1}]
 
 
@@ -128,8 +129,8 @@ def test_no_half_file_where_none_can_be_written(tmp_path):
 
 def test_a_trace_brings_its_player_and_its_table():
     wav = 0.1 * torch.sin(torch.arange(12000) / 20)
-    look = shown(Trace({"hift/wav": wav}, {"text": HOSTILE}))
+    look = render(Trace({"hift/wav": wav}, {"text": HOSTILE}))
     assert "data:audio/wav" in look.html and "<script>alert" not in look.html
     assert look.evidence[0]["field"] == "hift/wav"
-    silent = shown(Trace({"flow/mel": torch.zeros(80, 5)}, {}))
+    silent = render(Trace({"flow/mel": torch.zeros(80, 5)}, {}))
     assert "<audio" not in silent.html and "flow/mel" in silent.html

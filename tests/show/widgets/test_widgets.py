@@ -1,4 +1,4 @@
-"""Widgets hold no numbers: what they show is what the plain functions return, also without a kernel."""
+"""Widgets show what the plain functions return, in a kernel and as static HTML; their work runs in a thread."""
 
 import threading
 import time
@@ -9,16 +9,16 @@ import torch
 
 import workbench as wb
 from workbench.diagnose.experiments.metrics import run_lengths
-from workbench.show.widgets.background import Job
-from workbench.show.widgets.widgets import (
+from workbench.show.widgets import (
     ComparisonBrowser,
     FilePicker,
     OdeExplorer,
     SamplingLab,
     TraceBrowser,
     VocoderLab,
-    measured,
 )
+from workbench.show.widgets.background import BackgroundTask
+from workbench.show.widgets.labs import measure_table
 
 
 @pytest.fixture
@@ -26,23 +26,25 @@ def trace(recorded):
     return recorded
 
 
-class Seen:
-    """A job's ends, as a test looks at them."""
+class Recorder:
+    """A background task, and lists of what it reported."""
 
     def __init__(self):
         self.results, self.errors, self.steps = [], [], []
-        self.job = Job(self.results.append, self.errors.append, lambda *step: self.steps.append(step))
+        self.task = BackgroundTask(
+            self.results.append, self.errors.append, lambda *step: self.steps.append(step)
+        )
 
 
-def test_job_counts_steps_and_gives_its_result():
-    seen = Seen()
-    seen.job.start(lambda bar: sum(bar(range(4), "flow", " step", 4)), pause=0)
-    assert seen.job.wait(5) and seen.results == [6]
-    assert seen.steps == [("flow", k, 4) for k in (1, 2, 3, 4)]
+def test_background_task_counts_steps_and_returns_its_result():
+    recorder = Recorder()
+    recorder.task.start(lambda bar: sum(bar(range(4), "flow", " step", 4)), pause=0)
+    assert recorder.task.wait(5) and recorder.results == [6]
+    assert recorder.steps == [("flow", k, 4) for k in (1, 2, 3, 4)]
 
 
-def test_the_newest_job_stops_the_others():
-    seen, begun, go_on = Seen(), threading.Event(), threading.Event()
+def test_newest_work_replaces_older_work():
+    recorder, begun, go_on = Recorder(), threading.Event(), threading.Event()
 
     def slow(bar):
         for _ in bar(range(3), "old", "", 3):
@@ -50,51 +52,51 @@ def test_the_newest_job_stops_the_others():
             go_on.wait(5)
         return "old"
 
-    seen.job.start(slow, pause=0)
+    recorder.task.start(slow, pause=0)
     assert begun.wait(5)
-    seen.job.start(lambda bar: "skipped", pause=60)  # still waiting when the next one comes
-    seen.job.start(lambda bar: "new", pause=0)
+    recorder.task.start(lambda bar: "skipped", pause=60)  # still waiting when the next one comes
+    recorder.task.start(lambda bar: "new", pause=0)
     go_on.set()
-    assert seen.job.wait(5) and seen.results == ["new"] and not seen.errors
+    assert recorder.task.wait(5) and recorder.results == ["new"] and not recorder.errors
 
 
 def test_cancel_and_errors_leave_no_result():
-    seen, begun = Seen(), threading.Event()
+    recorder, begun = Recorder(), threading.Event()
 
     def endless(bar):
         for _ in bar(iter(int, 1), "LM", " token", None):
             begun.set()
             time.sleep(0.001)
 
-    seen.job.start(endless, pause=0)
+    recorder.task.start(endless, pause=0)
     assert begun.wait(5)
-    seen.job.cancel()
-    assert seen.job.wait(5) and not seen.results and not seen.errors
-    seen.job.start(lambda bar: 1 / 0, pause=0)
-    assert seen.job.wait(5) and isinstance(seen.errors[0], ZeroDivisionError)
+    recorder.task.cancel()
+    assert recorder.task.wait(5) and not recorder.results and not recorder.errors
+    recorder.task.start(lambda bar: 1 / 0, pause=0)
+    assert recorder.task.wait(5) and isinstance(recorder.errors[0], ZeroDivisionError)
 
 
 @pytest.mark.slow
-def test_ode_explorer_shows_the_run_that_its_controls_say(pipe, utt):
-    lab = OdeExplorer(pipe, utt, seed=7).now()
-    assert measured(lab.result).set_index("measure")["value"]["mel_l1"] == 0 and lab.status.value == ""
+def test_ode_explorer_shows_the_run_with_the_options_of_its_controls(pipe, utt):
+    lab = OdeExplorer(pipe, utt, seed=7).render_now()
+    assert measure_table(lab.result).set_index("measure")["value"]["mel_l1"] == 0 and lab.status.value == ""
     lab.controls["n_timesteps"].value = 2
-    lab.now()
+    lab.render_now()
     options = pipe.checkpoint.options.but(n_timesteps=2, seed=7)
     assert torch.equal(lab.result.trace.wav, pipe.synthesise(utt, options=options).wav)
-    assert lab.step.max == 2 and lab.progress.value == 1
-    before = lab.picture.static()
-    lab.step.value = 2
-    assert lab.picture.static() != before
+    assert lab.knot.max == 2 and lab.progress.value == 1
+    before = lab.field_panel.static()
+    lab.knot.value = 2
+    assert lab.field_panel.static() != before
     lab.controls["noise_seed"].value = "seven"
-    lab.now()
+    lab.render_now()
     assert "noise_seed is &#x27;seven&#x27;" in lab.status.value
     assert not plt.get_fignums()
 
 
 @pytest.mark.slow
 def test_static_twin_has_pictures_tables_and_sound(pipe, trace):
-    lab = VocoderLab(pipe, trace).now()
+    lab = VocoderLab(pipe, trace).render_now()
     assert torch.equal(lab.compute({}, lambda steps, *_: steps).trace.wav, trace.wav)
     page = lab.static()
     assert "data:image/" in page and "data:audio/wav" in page and "<table" in page
@@ -104,7 +106,7 @@ def test_static_twin_has_pictures_tables_and_sound(pipe, trace):
 
 @pytest.mark.slow
 def test_sampling_lab_draws_tokens_and_counts_runs(pipe, utt):
-    lab = SamplingLab(pipe, utt).now()
+    lab = SamplingLab(pipe, utt).render_now()
     drawn = lab.compute({"seed": 7, "max_silent_run": ""}, lambda steps, *_: steps)
     assert torch.equal(
         drawn["lm/speech_token"],
@@ -148,20 +150,20 @@ def test_comparison_browser_opens_at_the_first_bad_row(pipe, utt, trace):
     assert page.count("<img") >= 2 and "data:audio/wav" in page
 
 
-def test_file_picker_lists_opens_and_says_what_is_wrong(trace, tmp_path):
-    picker = FilePicker(tmp_path, opened=wb.Trace.load)
-    assert picker.path is None and "nothing in" in picker.static()
+def test_file_picker_lists_files_opens_them_and_shows_errors(trace, tmp_path):
+    picker = FilePicker(tmp_path, open_file=wb.Trace.load)
+    assert picker.path is None and "no file in" in picker.static()
     trace.save(tmp_path / "a" / "run.trace")
     picker.refresh()
     assert picker.path == tmp_path / "a" / "run.trace" and "hift/wav" in picker.static()
     (tmp_path / "a" / "run.trace").write_text("no trace")
-    picker.look()
+    picker.update()
     assert "cannot be read" in picker.static()
     with pytest.raises(wb.WorkbenchError, match="no folder"):
         FilePicker(tmp_path / "b")
 
 
-def test_what_a_thread_draws_is_on_nobodys_list(trace):
+def test_figures_from_threads_are_not_registered_with_pyplot(trace):
     drawn, seen = [], []
     for draw in (lambda: drawn.append(wb.plots.mel(trace)), lambda: seen.extend(plt.get_fignums())):
         thread = threading.Thread(target=draw)

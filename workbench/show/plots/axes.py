@@ -1,7 +1,7 @@
-"""What all figures have in common: axes, colours, a time axis in seconds, what stands below, what is lacking.
+"""What all figures have in common: axes, colours, the time axis, legends, and errors about missing fields.
 
-Figures are white with dark ink, whatever the theme around them: no grey has a contrast of 4.5 against both
-white and a dark page. Axes that are passed in keep their own style, and what is added takes over their ink.
+Figures are white with dark ink, also in a dark theme: no grey has a contrast of 4.5 against both white and a
+dark page. Axes that are passed in keep their own style, and what is added takes over their text colour.
 """
 
 import textwrap
@@ -20,49 +20,63 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.show.plots.provenance import provenance
-from workbench.speech.config import Config
+from workbench.speech.config import RELEASED
 from workbench.trace.schema import FIELDS, SUFFIX
 from workbench.trace.trace import Trace
 
 # Okabe and Ito, "Color Universal Design", 2008.
-ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+ORANGE = "#E69F00"
+SKY = "#56B4E9"
+GREEN = "#009E73"
+YELLOW = "#F0E442"
+BLUE = "#0072B2"
+VERMILLION = "#D55E00"
+PURPLE = "#CC79A7"
 GREY = "#767676"  # contrast of 4.5 against white
-SPEECH = Config()  # rates and limits that every CosyVoice3 shares
-SMALL = 7  # points: what stands below a figure
-LINE = 150  # characters below a figure of 8 inches
+PROVENANCE_POINTS = 7  # font size of the provenance
+PROVENANCE_CHARACTERS = 150  # in a line of it, below a figure of 8 inches
+MAX_TITLE = 90  # characters
 
 
-class Look(NamedTuple):
-    """How a line is drawn; the marker tells it apart in print."""
+class Style(NamedTuple):
+    """How a line is drawn; the marker distinguishes it in print."""
 
     color: str
     marker: str
 
 
-REGION_LOOKS = {"prompt": Look(ORANGE, "s"), "target": Look(BLUE, "o"), "whole": Look(GREEN, "D")}
+REGION_STYLES = {"prompt": Style(ORANGE, "s"), "target": Style(BLUE, "o"), "whole": Style(GREEN, "D")}
 
 
-def axis(ax: Axes | None, size: tuple[float, float], *traces: Trace) -> Axes:
-    """Return the axes given, or those of a new figure with the provenance of `traces` below it."""
+def single_axes(ax: Axes | None, size: tuple[float, float], *traces: Trace) -> Axes:
+    """Return the given axes, or those of a new figure with the provenance of `traces` below it."""
     return ax if ax is not None else grid(None, (1, 1), size, *traces)[0]
 
 
 def grid(
     axes: Sequence[Axes] | None, shape: tuple[int, int], size: tuple[float, float], *traces: Trace
 ) -> NDArray[np.object_]:
-    """Return the axes given, or those of a new figure, row by row; they share their x axis.
+    """Return the given axes, or those of a new figure, row by row; panels of a new figure share their x axis.
 
     Parameters
     ----------
     axes : sequence of Axes, optional
-        Of any shape, as many as there are panels.
+        Of any shape, one per panel.
     shape : tuple of int
         Rows and columns.
     size : tuple of float
         Inches.
     *traces : Trace
-        Those whose provenance stands below a new figure: one, or reference and candidate.
+        One trace, or reference and candidate, for the provenance below a new figure.
+
+    Returns
+    -------
+    array (rows * columns,) of Axes
+
+    Raises
+    ------
+    WorkbenchError
+        When the number of given axes is wrong.
     """
     count = shape[0] * shape[1]
     if axes is not None:
@@ -70,39 +84,46 @@ def grid(
         if len(given) != count:
             raise WorkbenchError(f"axes holds {len(given)}; expected {count}, one a panel")
         return given
-    # The first figure loads the backend, which turns a notebook's display on: not within a style, whose end
-    # would turn it off. A thread's figure must not come up under the cell that happens to run meanwhile.
-    new = plt.figure if current_thread() is main_thread() else Figure
-    fig = new(figsize=size, layout="constrained", facecolor="white")
+    # The first figure loads the backend, which turns the display of a notebook on: outside the style context,
+    # whose end would turn it off again. A figure made in a thread must not be registered with pyplot, or it
+    # would appear below the cell that happens to run.
+    make_figure = plt.figure if current_thread() is main_thread() else Figure
+    figure = make_figure(figsize=size, layout="constrained", facecolor="white")
     with plt.style.context("default"):
-        made = fig.subplots(*shape, sharex=True, squeeze=False)
-        lines = [provenance(trace) for trace in traces]
-        if len(traces) == 2:
-            lines = [f"{who}: {line}" for who, line in zip(("reference", "candidate"), lines, strict=True)]
-        if lines:
-            width = round(LINE * size[0] / 8)
-            text = "\n".join(part for line in lines for part in textwrap.wrap(line, width))
-            fig.supxlabel(text, fontsize=SMALL, x=0.01, ha="left", parse_math=False)
+        made = figure.subplots(*shape, sharex=True, squeeze=False)
+        _add_provenance(figure, size[0], traces)
     return made.ravel()
 
 
-def let_go(thing: object) -> None:
-    """Take a figure that is shown elsewhere off pyplot's list, or the cell would show it again."""
+def _add_provenance(figure: Figure, width: float, traces: Sequence[Trace]) -> None:
+    """Write where the traces come from below a figure of this width (inches)."""
+    lines = [provenance(trace) for trace in traces]
+    if len(traces) == 2:
+        lines = [f"reference: {lines[0]}", f"candidate: {lines[1]}"]
+    if not lines:
+        return
+    characters = round(PROVENANCE_CHARACTERS * width / 8)
+    wrapped = [part for line in lines for part in textwrap.wrap(line, characters)]
+    figure.supxlabel("\n".join(wrapped), fontsize=PROVENANCE_POINTS, x=0.01, ha="left", parse_math=False)
+
+
+def close_figures(thing: object) -> None:
+    """Close the figures of Axes in pyplot: they are shown elsewhere, and the cell would show them again."""
     for item in thing.flat if isinstance(thing, np.ndarray) else [thing]:
         if isinstance(item, Axes):
             plt.close(item.get_figure(root=True))
 
 
 def require(trace: Trace, *names: str) -> None:
-    """Raise a WorkbenchError that says what to record, where a field is lacking or is empty."""
+    """Raise a WorkbenchError that says what to record, when a field is missing or empty."""
     missing = [name for name in names if name not in trace]
     if missing:
-        summed = [name for name in missing if name + SUFFIX in trace]
-        only = f" (of {', '.join(summed)} only statistics were kept)" if summed else ""
+        with_statistics = [name for name in missing if name + SUFFIX in trace]
+        kept = f" (of {', '.join(with_statistics)} only statistics were kept)" if with_statistics else ""
         globs = ", ".join(repr(name) for name in missing)
         raise WorkbenchError(
-            f"the trace lacks {', '.join(missing)}{only}; record it with save=wb.EVERYTHING or "
-            f"save=({globs},), in a run that goes so far"
+            f"the trace lacks {', '.join(missing)}{kept}; record it with save=wb.EVERYTHING or "
+            f"save=({globs},), in a run that reaches this stage"
         )
     for name in names:
         if not trace[name].numel():
@@ -112,9 +133,11 @@ def require(trace: Trace, *names: str) -> None:
             )
 
 
-def sides_of(trace: Trace, reference: Trace | None) -> list[tuple[Trace, bool]]:
-    """Return what is drawn in which order, and whether it is the reference."""
-    return [*([] if reference is None else [(reference, True)]), (trace, False)]
+def with_reference(trace: Trace, reference: Trace | None) -> list[tuple[Trace, bool]]:
+    """Return the traces in the order in which they are drawn, each with whether it is the reference."""
+    if reference is None:
+        return [(trace, False)]
+    return [(reference, True), (trace, False)]
 
 
 def first_step(trace: Trace) -> int:
@@ -122,60 +145,71 @@ def first_step(trace: Trace) -> int:
     return trace.attrs.get("first_step", 0)
 
 
-def numbers(x: Tensor) -> NDArray[np.float64]:
-    """Return a tensor of any type as float64."""
+def as_float64(x: Tensor) -> NDArray[np.float64]:
+    """Return a tensor of any type as a float64 array."""
     return x.double().numpy()
 
 
-def ink(ax: Axes) -> str:
-    """Return the colour that the axes write with."""
+def text_color(ax: Axes) -> str:
+    """Return the colour of the labels of the axes."""
     return ax.xaxis.label.get_color()
 
 
-def legend(ax: Axes, of: Axes | None = None) -> None:
+def legend(ax: Axes, source: Axes | None = None) -> None:
     """Put a legend beside the axes, where it hides no data; of another panel's lines if that is given."""
-    handles, labels = (of or ax).get_legend_handles_labels()
-    if handles:
-        box = ax.legend(
-            handles,
-            labels,
-            loc="upper left",
-            bbox_to_anchor=(1.01, 1),
-            borderaxespad=0,
-            fontsize="small",
-            facecolor=ax.get_facecolor(),
-            labelcolor=ink(ax),
-        )
-        for text in box.get_texts():
-            text.set_parse_math(False)
-
-
-def titled(ax: Axes, text: str, most: int = 90) -> None:
-    """Set a title that may hold anything, such as the sentence that was spoken."""
-    ax.set_title(
-        textwrap.shorten(text, most, placeholder="…"), fontsize="medium", loc="left", parse_math=False
+    handles, labels = (source or ax).get_legend_handles_labels()
+    if not handles:
+        return
+    box = ax.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1),
+        borderaxespad=0,
+        fontsize="small",
+        facecolor=ax.get_facecolor(),
+        labelcolor=text_color(ax),
     )
+    for text in box.get_texts():
+        text.set_parse_math(False)
+
+
+def set_title(ax: Axes, text: str, max_length: int = MAX_TITLE) -> None:
+    """Set a title from any text, such as the spoken sentence: shortened, and a $ in it starts no formula."""
+    short = textwrap.shorten(text, max_length, placeholder="…")
+    ax.set_title(short, fontsize="medium", loc="left", parse_math=False)
 
 
 def note(ax: Axes, text: str) -> None:
-    """Say something in the middle of a panel that has nothing to show."""
-    where = {"ha": "center", "va": "center", "transform": ax.transAxes, "wrap": True}
+    """Write a text in the middle of a panel that has nothing to show."""
     ax.set_yticks([])
-    ax.text(0.5, 0.5, text, color=ink(ax), parse_math=False, fontsize="small", **where)
+    ax.text(
+        0.5,
+        0.5,
+        text,
+        ha="center",
+        va="center",
+        transform=ax.transAxes,
+        wrap=True,
+        color=text_color(ax),
+        parse_math=False,
+        fontsize="small",
+    )
 
 
 def colorbar(image: AxesImage, axes: Axes | Iterable[Axes], label: str) -> None:
     """Put a colour bar beside the axes."""
-    several = [axes] if isinstance(axes, Axes) else list(axes)
-    color = ink(several[0])
-    bar = several[0].figure.colorbar(image, ax=several, label=label, pad=0.02)
+    panels = [axes] if isinstance(axes, Axes) else list(axes)
+    color = text_color(panels[0])
+    bar = panels[0].figure.colorbar(image, ax=panels, label=label, pad=0.02)
     bar.ax.yaxis.label.set_color(color)
     bar.ax.tick_params(colors=color)
 
 
 def seconds_axis(ax: Axes, trace: Trace, label: str = "seconds") -> None:
-    """Name the x axis seconds and put tokens, with their mel frames, on the other side."""
-    rate, frames = token_rate(trace), SPEECH.mel.frame_rate
+    """Label the x axis in seconds, and in tokens and mel frames on the other side."""
+    rate = token_rate(trace)
+    frame_rate = RELEASED.mel.frame_rate
 
     def to_tokens(seconds: ArrayLike) -> NDArray[np.float64]:
         return np.asarray(seconds) * rate
@@ -183,13 +217,17 @@ def seconds_axis(ax: Axes, trace: Trace, label: str = "seconds") -> None:
     def to_seconds(tokens: ArrayLike) -> NDArray[np.float64]:
         return np.asarray(tokens) / rate
 
+    def format_token(token: float, _: int) -> str:
+        return f"{token:g} ({token / rate * frame_rate:g})"
+
     ax.set_xlabel(label)
+    color = text_color(ax)
     other = ax.secondary_xaxis("top", functions=(to_tokens, to_seconds))
-    other.xaxis.set_major_formatter(FuncFormatter(lambda token, _: f"{token:g} ({token / rate * frames:g})"))
-    other.tick_params(colors=ink(ax), labelsize="small")
-    other.set_xlabel("token (mel frame)", color=ink(ax), fontsize="small")
+    other.xaxis.set_major_formatter(FuncFormatter(format_token))
+    other.tick_params(colors=color, labelsize="small")
+    other.set_xlabel("token (mel frame)", color=color, fontsize="small")
 
 
 def token_rate(trace: Trace) -> float:
-    """Tokens per second of sound; `speed` squeezes them."""
-    return SPEECH.token_rate * float(trace.attrs.get("options", {}).get("speed", 1.0))
+    """Return the tokens per second of sound; the option `speed` changes it."""
+    return RELEASED.token_rate * float(trace.attrs.get("options", {}).get("speed", 1.0))

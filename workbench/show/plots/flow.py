@@ -1,4 +1,4 @@
-"""Figures of the flow's ODE in numbers: where it goes step by step, and what guidance does."""
+"""Figures of the flow's ODE: statistics of its state and velocities, and what guidance does, step by step."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
-    REGION_LOOKS,
+    REGION_STYLES,
     VERMILLION,
+    as_float64,
     first_step,
     grid,
     legend,
     note,
-    numbers,
     require,
-    sides_of,
-    titled,
+    set_title,
+    with_reference,
 )
-from workbench.trace.schema import ODE_FIELDS, REGIONS, STATS, SUFFIX
+from workbench.trace.schema import BRANCH_VELOCITIES, ODE_FIELDS, REGIONS, STATS, SUFFIX
 from workbench.trace.trace import Trace
 
-TITLES = ("x, the state", "velocity with conditions", "velocity without", "guided velocity")
-DRAWN_STATS = STATS[:-1]
-AGAINST = ("step", "t")
+TITLES = ("x, the state", "velocity with conditions", "velocity without", "guided velocity")  # of ODE_FIELDS
+DRAWN_STATS = STATS[:-1]  # the last one counts values that are not finite; they get a marker
+X_AXES = ("step", "t")
 
 
 def trajectory(
@@ -43,14 +43,14 @@ def trajectory(
     Parameters
     ----------
     trace : Trace
-        Tensors, statistics, or what a text log printed; panels of what it lacks say so.
+        Holds tensors, statistics, or what a text log printed. A panel whose field is missing says so.
     reference : Trace, optional
         Drawn dashed and hollow.
     stat : {"rms", "mean_abs", "mean", "min", "max"}
     region : {"prompt", "target", "whole"}, optional
-        Prompt and target apart by default; the whole where a side has no more, as text logs have.
+        Default: prompt and target, or all frames where one side has no more, as text logs have.
     against : {"step", "t"}
-        x axis: number of the step (of the knot for `flow/x`), or ODE time.
+        The x axis: number of the step (of the knot for `flow/x`), or ODE time.
     axes : sequence of 4 Axes, optional
 
     Returns
@@ -61,47 +61,48 @@ def trajectory(
     Raises
     ------
     WorkbenchError
-        When the trace has none of it.
+        When the trace has this statistic of none of them.
+
+    Examples
+    --------
+    >>> axes = wb.plots.trajectory(trace, stat="max")
     """
-    for name, found, known in (
-        ("stat", stat, DRAWN_STATS),
-        ("against", against, AGAINST),
-        ("region", region, (None, *REGIONS)),
-    ):
-        if found not in known:
-            raise WorkbenchError(f"{name} is {found!r}; expected one of {', '.join(map(str, known))}")
-    curves = {name: _curves(sides_of(trace, reference), name, stat, region, against) for name in ODE_FIELDS}
+    _check_choice("stat", stat, DRAWN_STATS)
+    _check_choice("against", against, X_AXES)
+    _check_choice("region", region, (None, *REGIONS))
+    sides = with_reference(trace, reference)
+    curves = {name: _curves(sides, name, stat, region, against) for name in ODE_FIELDS}
     if not any(curves.values()):
         raise WorkbenchError(
             f"the trace has no {stat} of {', '.join(ODE_FIELDS)}; record it with save=wb.SUMMARY or "
             f"save=wb.EVERYTHING, or choose another of {', '.join(DRAWN_STATS)}"
         )
-    axes = grid(axes, (2, 2), (10, 5.5), *(side for side, _ in sides_of(trace, reference)))
+    axes = grid(axes, (2, 2), (10, 5.5), *(side for side, _ in sides))
     for ax, name, title in zip(axes, ODE_FIELDS, TITLES, strict=True):
-        titled(ax, title)
+        set_title(ax, title)
         ax.set_ylabel(f"{stat} of {name}", fontsize="small")
         for curve in curves[name]:
-            _line(ax, curve, stat)
+            _draw_curve(ax, curve, stat)
         if not curves[name]:
             note(ax, f"{stat} of {name}\nwas not recorded")
     for ax in axes[2:]:
         ax.set_xlabel("ODE time t" if against == "t" else "step (knot for x)")
-    if against == "step":
-        axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes[3].xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend(axes[1], max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1])))
+        if against == "step":
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    fullest = max(axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
+    legend(axes[1], fullest)
     return axes
 
 
 def guidance_gap(
     trace: Trace, *, reference: Trace | None = None, axes: Sequence[Axes] | None = None
 ) -> NDArray[np.object_]:
-    """Draw how far the velocities with and without conditions are apart, step by step.
+    """Draw the distance between the velocities with and without conditions, step by step.
 
     Parameters
     ----------
     trace : Trace
-        With both velocities as tensors: their distance does not follow from statistics.
+        With both velocities as tensors: statistics do not determine their distance.
     reference : Trace, optional
         Drawn dashed and hollow.
     axes : sequence of 3 Axes, optional
@@ -109,90 +110,133 @@ def guidance_gap(
     Returns
     -------
     array (3,) of Axes
-        `|cond - uncond| / |cond|`, the cosine between the two, `|cond| / |uncond|`; prompt and target apart.
+        `|cond - uncond| / |cond|`, the cosine between the two, `|cond| / |uncond|`; a line each for prompt
+        and target.
 
     Raises
     ------
     WorkbenchError
-        When a velocity is lacking.
+        When a velocity is missing.
+
+    Examples
+    --------
+    >>> axes = wb.plots.guidance_gap(trace)
     """
-    sides = sides_of(trace, reference)
+    sides = with_reference(trace, reference)
     for side, _ in sides:
-        require(side, "flow/velocity_cond", "flow/velocity_uncond")
+        require(side, *BRANCH_VELOCITIES)
     axes = grid(axes, (1, 3), (10, 3), *(side for side, _ in sides))
-    for side, dashed in sides:
+    for side, is_reference in sides:
         for region in ("prompt", "target"):
-            cond, uncond = (side.select(name, region).double().flatten(1) for name in ODE_FIELDS[1:3])
-            if not cond.shape[1]:
-                continue
-            c, u = cond.norm(dim=1), uncond.norm(dim=1)
-            curves = ((cond - uncond).norm(dim=1) / c, (cond * uncond).sum(1) / (c * u), c / u)
-            x = first_step(side) + np.arange(len(cond))
-            for ax, curve in zip(axes, curves, strict=True):
-                ax.plot(x, numbers(curve), **_style(region, dashed))
+            _draw_gap(axes, side, region, is_reference)
     for ax, title in zip(axes, ("|cond - uncond| / |cond|", "cosine", "|cond| / |uncond|"), strict=True):
-        titled(ax, title)
+        set_title(ax, title)
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes[-1])
     return axes
 
 
+def _check_choice(name: str, value: str | None, allowed: Sequence[str | None]) -> None:
+    if value not in allowed:
+        raise WorkbenchError(f"{name} is {value!r}; expected one of {', '.join(map(str, allowed))}")
+
+
+def _draw_gap(axes: Sequence[Axes], trace: Trace, region: str, is_reference: bool) -> None:
+    """Draw the three curves of `guidance_gap` for one trace and region."""
+    cond_name, uncond_name = BRANCH_VELOCITIES
+    cond = trace.select(cond_name, region).double().flatten(1)  # (steps, M * T)
+    uncond = trace.select(uncond_name, region).double().flatten(1)
+    if not cond.shape[1]:
+        return  # a run without a prompt
+    cond_norm = cond.norm(dim=1)  # (steps,)
+    uncond_norm = uncond.norm(dim=1)
+    distance = (cond - uncond).norm(dim=1) / cond_norm
+    cosine = (cond * uncond).sum(1) / (cond_norm * uncond_norm)
+    ratio = cond_norm / uncond_norm
+    x = first_step(trace) + np.arange(len(cond))
+    for ax, curve in zip(axes, (distance, cosine, ratio), strict=True):
+        ax.plot(x, as_float64(curve), **_line_style(region, is_reference))
+
+
 class _Curve(NamedTuple):
     """One line of a panel of `trajectory`."""
 
     region: str
-    dashed: bool
-    x: NDArray[np.float64]
-    stats: NDArray[np.float64]  # (n, 6), as in `STATS`
+    is_reference: bool
+    x: NDArray[np.float64]  # (n,)
+    stats: NDArray[np.float64]  # (n, 6), columns as in `STATS`
 
 
 def _curves(
     sides: Sequence[tuple[Trace, bool]], name: str, stat: str, region: str | None, against: str
 ) -> list[_Curve]:
-    """Lines of one panel; none where the trace itself, the last of the sides, has none."""
-    kept = [(side, dashed, _stats(side, name)) for side, dashed in sides]
+    """Return the lines of one panel; none where the trace itself, the last of the sides, has none."""
     column = STATS.index(stat)
-    noted = [item for item in kept if not np.isnan(item[2][..., column]).all()]
-    if not noted or noted[-1][0] is not sides[-1][0]:
+    recorded = []  # the sides that have this statistic
+    for side, is_reference in sides:
+        stats = _statistics(side, name)  # (n, 3, 6)
+        if not np.isnan(stats[..., column]).all():
+            recorded.append((side, is_reference, stats))
+    if not recorded or recorded[-1][0] is not sides[-1][0]:
         return []
-    apart = all(not np.isnan(stats[:, :2, column]).all() for _, _, stats in noted)
-    parts = (region,) if region else ("prompt", "target") if apart else ("whole",)
-    lines = [
-        _Curve(part, dashed, _positions(side, len(stats), against), stats[:, REGIONS.index(part)])
-        for side, dashed, stats in noted
-        for part in parts
-    ]
-    return [line for line in lines if not np.isnan(line.stats[:, column]).all()]
+    if region is not None:
+        regions = (region,)
+    elif all(not np.isnan(stats[:, :2, column]).all() for _, _, stats in recorded):
+        regions = ("prompt", "target")  # the first two of `REGIONS`
+    else:
+        regions = ("whole",)
+    curves = []
+    for side, is_reference, stats in recorded:
+        x = _positions(side, len(stats), against)
+        for part in regions:
+            of_region = stats[:, REGIONS.index(part)]
+            if not np.isnan(of_region[:, column]).all():
+                curves.append(_Curve(part, is_reference, x, of_region))
+    return curves
 
 
-def _stats(trace: Trace, name: str) -> NDArray[np.float64]:
-    """Statistics (n, 3, 6) of a field, no entries where it is not there."""
-    there = name in trace or name + SUFFIX in trace
-    return numbers(trace.statistics(name)) if there else np.empty((0, len(REGIONS), len(STATS)))
+def _statistics(trace: Trace, name: str) -> NDArray[np.float64]:
+    """Return the statistics (n, 3, 6) of a field; without entries where the field is missing."""
+    if name in trace or name + SUFFIX in trace:
+        return as_float64(trace.statistics(name))
+    return np.empty((0, len(REGIONS), len(STATS)))
 
 
 def _positions(trace: Trace, count: int, against: str) -> NDArray[np.float64]:
+    """Return the x coordinate of each entry; NaN where a log did not print the time."""
     if against == "step":
         return first_step(trace) + np.arange(count, dtype=float)
     if "flow/t" not in trace and "flow/t" + SUFFIX not in trace:
         raise WorkbenchError("the trace lacks flow/t; record it, or draw against='step'")
-    t = numbers(trace.statistics("flow/t")[:, STATS.index("mean")])
+    t = as_float64(trace.statistics("flow/t")[:, STATS.index("mean")])
     return np.pad(t, (0, max(0, count - len(t))), constant_values=np.nan)[:count]
 
 
-def _line(ax: Axes, curve: _Curve, stat: str) -> None:
-    ax.plot(curve.x, curve.stats[:, STATS.index(stat)], **_style(curve.region, curve.dashed))
-    bad = curve.stats[:, STATS.index("nonfinite")] > 0
-    if bad.any():
-        spot = {"marker": "X", "markersize": 9, "color": VERMILLION, "linestyle": "none", "clip_on": False}
-        named = "_" if "NaN or Inf" in ax.get_legend_handles_labels()[1] else "NaN or Inf"
-        ax.plot(curve.x[bad], np.zeros(bad.sum()), transform=ax.get_xaxis_transform(), label=named, **spot)
+def _draw_curve(ax: Axes, curve: _Curve, stat: str) -> None:
+    """Draw a line, and a marker at the lower edge for entries with values that are not finite."""
+    ax.plot(curve.x, curve.stats[:, STATS.index(stat)], **_line_style(curve.region, curve.is_reference))
+    nonfinite = curve.stats[:, STATS.index("nonfinite")] > 0
+    if not nonfinite.any():
+        return
+    is_labelled = "NaN or Inf" in ax.get_legend_handles_labels()[1]
+    ax.plot(
+        curve.x[nonfinite],
+        np.zeros(nonfinite.sum()),
+        transform=ax.get_xaxis_transform(),  # y from 0 to 1 of the panel
+        label="_" if is_labelled else "NaN or Inf",  # matplotlib leaves "_" out of the legend
+        marker="X",
+        markersize=9,
+        color=VERMILLION,
+        linestyle="none",
+        clip_on=False,
+    )
 
 
-def _style(region: str, dashed: bool) -> dict[str, object]:
-    look = REGION_LOOKS[region]
-    how = {"color": look.color, "marker": look.marker, "markersize": 4, "linewidth": 1.5}
-    if dashed:
-        how |= {"linestyle": "--", "markerfacecolor": "none", "linewidth": 1.2}
-    return how | {"label": f"{region}, reference" if dashed else region}
+def _line_style(region: str, is_reference: bool) -> dict[str, object]:
+    color, marker = REGION_STYLES[region]
+    style = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.5, "label": region}
+    if is_reference:
+        style |= {"linestyle": "--", "markerfacecolor": "none", "linewidth": 1.2}
+        style["label"] = f"{region}, reference"
+    return style

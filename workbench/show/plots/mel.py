@@ -1,5 +1,6 @@
-"""Figures of the mel: the target's, how two differ, and how it comes out of the noise."""
+"""Figures of the mel: that of the target, the difference of two, and its way from noise through the ODE."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,23 +11,24 @@ from numpy.typing import NDArray
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
     GREY,
-    SPEECH,
     VERMILLION,
-    axis,
+    as_float64,
     colorbar,
     first_step,
     grid,
-    numbers,
     require,
     seconds_axis,
-    titled,
+    set_title,
+    single_axes,
 )
+from workbench.speech.config import RELEASED
 from workbench.trace.schema import FIELDS
 from workbench.trace.trace import Trace
 
-MOST_KNOTS = 12  # panels of mel_steps unless knots are asked for
-COLUMNS = 4
-DIVERGING = "PuOr_r"
+MAX_KNOTS = 12  # panels of mel_steps unless knots are given
+COLUMNS = 4  # panels in a row of mel_steps
+COLORS = "viridis"
+DIVERGING_COLORS = "PuOr_r"  # white at 0, for differences
 UNIT = FIELDS["flow/mel"].unit
 
 
@@ -39,17 +41,26 @@ def mel(trace: Trace, *, ax: Axes | None = None) -> Axes:
         With `flow/mel`.
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+
     Raises
     ------
     WorkbenchError
         When there is no `flow/mel`.
+
+    Examples
+    --------
+    >>> ax = wb.plots.mel(trace)
     """
     require(trace, "flow/mel")
-    values = numbers(trace["flow/mel"])
-    ax = axis(ax, (8, 3.4), trace)
-    image = _image(ax, values, 0, *_limits(values), "viridis")
+    values = as_float64(trace["flow/mel"])  # (M, T)
+    ax = single_axes(ax, (8, 3.4), trace)
+    low, high = _value_limits(values)
+    image = _draw_image(ax, values, 0, low, high, COLORS)
     ax.set_ylabel("mel bin")
-    titled(ax, trace.attrs.get("text", ""))
+    set_title(ax, trace.attrs.get("text", ""))
     seconds_axis(ax, trace)
     colorbar(image, ax, f"log-mel ({UNIT})")
     return ax
@@ -64,27 +75,39 @@ def mel_difference(reference: Trace, candidate: Trace, *, ax: Axes | None = None
         With `flow/mel`.
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+
     Raises
     ------
     WorkbenchError
-        When one has no `flow/mel`, or their bins differ.
+        When one has no `flow/mel`, or their numbers of bins differ.
+
+    Examples
+    --------
+    >>> one_step = pipe.replay(trace, "flow", voice.options.but(n_timesteps=1))
+    >>> ax = wb.plots.mel_difference(trace, one_step)
     """
-    for side in (reference, candidate):
-        require(side, "flow/mel")
-    x, y = (numbers(side["flow/mel"]) for side in (reference, candidate))
-    if len(x) != len(y):
-        raise WorkbenchError(f"flow/mel has {len(x)} and {len(y)} bins; expected as many on both sides")
-    frames = min(x.shape[1], y.shape[1])
-    with np.errstate(invalid="ignore"):
-        apart = y[:, :frames] - x[:, :frames]
-    finite = apart[np.isfinite(apart)]
-    largest = float(np.abs(finite).max(initial=0.0)) or 1.0
+    require(reference, "flow/mel")
+    require(candidate, "flow/mel")
+    ours = as_float64(reference["flow/mel"])  # (M, T)
+    theirs = as_float64(candidate["flow/mel"])
+    if len(ours) != len(theirs):
+        raise WorkbenchError(
+            f"flow/mel has {len(ours)} and {len(theirs)} bins; expected as many on both sides"
+        )
+    frames = min(ours.shape[1], theirs.shape[1])
+    with np.errstate(invalid="ignore"):  # Inf - Inf
+        difference = theirs[:, :frames] - ours[:, :frames]
+    finite = difference[np.isfinite(difference)]
+    largest = float(np.abs(finite).max(initial=0.0)) or 1.0  # of equal mels any range will do
     rms = float(np.sqrt(np.mean(finite**2))) if finite.size else np.nan
-    ax = axis(ax, (8, 3.6), reference, candidate)
-    image = _image(ax, apart, 0, -largest, largest, DIVERGING)
+    ax = single_axes(ax, (8, 3.6), reference, candidate)
+    image = _draw_image(ax, difference, 0, -largest, largest, DIVERGING_COLORS)
     ax.set_ylabel("mel bin")
-    lengths = f"; frames: {x.shape[1]} and {y.shape[1]}" if x.shape != y.shape else ""
-    titled(ax, f"candidate - reference: rms {rms:.3g}{lengths}")
+    lengths = f"; frames: {ours.shape[1]} and {theirs.shape[1]}" if ours.shape != theirs.shape else ""
+    set_title(ax, f"candidate - reference: rms {rms:.3g}{lengths}")
     seconds_axis(ax, candidate)
     colorbar(image, ax, f"difference ({UNIT})")
     return ax
@@ -100,9 +123,9 @@ def mel_steps(
     trace : Trace
         With `flow/x`. The target begins at 0 s, the prompt before it.
     knots : sequence of int, optional
-        Entries of `flow/x`; all of them, or 12 from the first to the last.
+        Entries of `flow/x`. Default: all, or 12 of them from the first to the last.
     axes : sequence of Axes, optional
-        One a knot.
+        One per knot.
 
     Returns
     -------
@@ -111,62 +134,69 @@ def mel_steps(
     Raises
     ------
     WorkbenchError
-        When there is no `flow/x`, or not so many knots.
+        When there is no `flow/x`, or no such knot.
+
+    Examples
+    --------
+    >>> axes = wb.plots.mel_steps(trace, knots=[0, 5, 10])
     """
     require(trace, "flow/x")
-    x, cut = trace["flow/x"], trace.prompt_frames
+    x = trace["flow/x"]  # (K, M, T)
+    prompt_frames = trace.prompt_frames
     if knots is None:
-        knots = np.unique(np.linspace(0, len(x) - 1, min(len(x), MOST_KNOTS)).round().astype(int)).tolist()
+        count = min(len(x), MAX_KNOTS)
+        knots = np.unique(np.linspace(0, len(x) - 1, count).round().astype(int)).tolist()
     if not knots or not all(0 <= k < len(x) for k in knots):
         raise WorkbenchError(f"knots are {list(knots)}; expected some of 0 to {len(x) - 1}")
-    values = [numbers(x[k]) for k in knots]
-    low, high = _limits(np.stack(values))
+    values = [as_float64(x[k]) for k in knots]
+    low, high = _value_limits(np.stack(values))
     columns = min(COLUMNS, len(knots))
-    rows = -(-len(knots) // columns)
-    spare = []
     if axes is None:
-        axes = grid(None, (rows, columns), (10, 1 + 1.7 * rows), trace)
-        axes, spare = axes[: len(knots)], axes[len(knots) :]
+        rows = math.ceil(len(knots) / columns)
+        panels = grid(None, (rows, columns), (10, 1 + 1.7 * rows), trace)
+        for ax in panels[len(knots) :]:
+            ax.set_axis_off()
     else:
-        axes = grid(axes, (1, len(knots)), (0, 0))
-    for number, (ax, k, value) in enumerate(zip(axes, knots, values, strict=True)):
-        image = _image(ax, value, -cut / SPEECH.mel.frame_rate, low, high, "viridis")
-        if 0 < cut < value.shape[1]:
-            ax.axvline(0, color="white", linewidth=2.4)
+        panels = grid(axes, (1, len(knots)), (0, 0))
+    for number, (ax, k) in enumerate(zip(panels, knots, strict=False)):  # a last row may have spare panels
+        image = _draw_image(ax, values[number], -prompt_frames / RELEASED.mel.frame_rate, low, high, COLORS)
+        if 0 < prompt_frames < x.shape[2]:
+            ax.axvline(0, color="white", linewidth=2.4)  # the white edge shows on dark values
             ax.axvline(0, color="black", linewidth=1.2, linestyle="--")
         time = f", t = {float(trace['flow/t'][k]):.3f}" if "flow/t" in trace else ""
-        titled(ax, f"knot {first_step(trace) + k}{time}")
-        ax.tick_params(labelleft=number % columns == 0)
-        if number + columns >= len(knots):
-            ax.set_xlabel("seconds (prompt < 0)" if cut else "seconds")
-            ax.tick_params(labelbottom=True)
-        if number % columns == 0:
+        set_title(ax, f"knot {first_step(trace) + k}{time}")
+        is_leftmost = number % columns == 0
+        is_lowest = number + columns >= len(knots)
+        ax.tick_params(labelleft=is_leftmost)
+        if is_leftmost:
             ax.set_ylabel("mel bin")
-    for ax in spare:
-        ax.set_axis_off()
-    colorbar(image, [*axes, *spare], f"log-mel ({UNIT})")
-    return axes
+        if is_lowest:
+            ax.set_xlabel("seconds (prompt < 0)" if prompt_frames else "seconds")
+            ax.tick_params(labelbottom=True)
+    colorbar(image, panels, f"log-mel ({UNIT})")
+    return panels[: len(knots)]
 
 
-def _image(ax: Axes, values: NDArray, start: float, low: float, high: float, colors: str) -> AxesImage:
-    """Show mel bins by frames; what is not finite is vermillion."""
+def _draw_image(ax: Axes, values: NDArray, start: float, low: float, high: float, colors: str) -> AxesImage:
+    """Draw mel bins over time from `start` (seconds); count and colour values that are not finite."""
     bins, frames = values.shape
     image = ax.imshow(
         values,
         origin="lower",
         aspect="auto",
         interpolation="nearest",
-        extent=(start, start + frames / SPEECH.mel.frame_rate, 0, bins),
+        extent=(start, start + frames / RELEASED.mel.frame_rate, 0, bins),
         vmin=low,
         vmax=high,
         cmap=colors,
     )
     image.set_cmap(image.get_cmap().with_extremes(bad=VERMILLION))
-    if bad := int((~np.isfinite(values)).sum()):
+    nonfinite = int((~np.isfinite(values)).sum())
+    if nonfinite:
         ax.text(
             0.99,
             0.96,
-            f"{bad} NaN or Inf",
+            f"{nonfinite} NaN or Inf",
             transform=ax.transAxes,
             ha="right",
             va="top",
@@ -177,7 +207,11 @@ def _image(ax: Axes, values: NDArray, start: float, low: float, high: float, col
     return image
 
 
-def _limits(values: NDArray) -> tuple[float, float]:
+def _value_limits(values: NDArray) -> tuple[float, float]:
+    """Return the range of the finite values, never an empty one."""
     finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if not finite.size:
+        return 0.0, 1.0
+    low = float(finite.min())
+    high = float(finite.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)

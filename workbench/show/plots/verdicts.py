@@ -1,4 +1,4 @@
-"""Figures of what a diagnosis found: headroom, a comparison, suspects."""
+"""Figures of what a diagnosis found: headroom before overflow, a comparison, suspects."""
 
 import numpy as np
 import pandas as pd
@@ -17,201 +17,242 @@ from workbench.show.plots.axes import (
     PURPLE,
     SKY,
     VERMILLION,
-    Look,
-    axis,
+    Style,
     colorbar,
-    ink,
     legend,
     note,
-    titled,
+    set_title,
+    single_axes,
+    text_color,
 )
 
-TIGHT = 1.0  # doublings below which a module is flagged
-ONCE = "once"  # column of what runs outside the ODE
-MODULES = 30
-DRAWS_WIDTH, NAMED_WIDTH = (
-    5.0,
-    1.7,
-)  # of all draws of a field, and of what has a label; 1 is a place in the ODE
-MOST_LABELS = 8
-LEAST = 1e-9  # error where no other is known
-LOOKS = {
-    "MATCH": Look(GREEN, "o"),
-    "ROUNDING": Look(SKY, "s"),
-    "ALIKE": Look(BLUE, "D"),
-    "MISSING": Look(GREY, "x"),
-    "NOT COMPARABLE": Look(GREY, "P"),
-    "DIVERGED": Look(VERMILLION, "^"),
-    "SHAPE": Look(ORANGE, "*"),
-    "NONFINITE": Look(PURPLE, "X"),
+MIN_DOUBLINGS = 1.0  # a module with less headroom is marked
+ONCE = "once"  # heading of the column for modules outside the ODE, which run once
+MAX_MODULES = 30  # rows of the headroom figure
+DRAWS_WIDTH = 5.0  # width of all draws of one field together; a place in the ODE has a width of 1
+LABELLED_WIDTH = 1.7  # width of a place that has a label below
+MAX_TICKS = 8  # labels of the error axis
+MIN_ERROR = 1e-9  # lower end of the error axis where no error is known
+VERDICT_STYLES = {
+    "MATCH": Style(GREEN, "o"),
+    "ROUNDING": Style(SKY, "s"),
+    "ALIKE": Style(BLUE, "D"),
+    "MISSING": Style(GREY, "x"),
+    "NOT COMPARABLE": Style(GREY, "P"),
+    "DIVERGED": Style(VERMILLION, "^"),
+    "SHAPE": Style(ORANGE, "*"),
+    "NONFINITE": Style(PURPLE, "X"),
 }
 
 
 # ---- headroom
 
 
-def headroom(table: pd.DataFrame, *, modules: int = MODULES, ax: Axes | None = None) -> Axes:
-    """Draw how often the largest value of a module could double, by module and step.
+def headroom(table: pd.DataFrame, *, modules: int = MAX_MODULES, ax: Axes | None = None) -> Axes:
+    """Draw how often the largest value of a module could double before it overflows, by module and step.
 
     Parameters
     ----------
     table : DataFrame
-        What `wb.headroom` returned; of the two branches the one with less room is shown.
+        What `wb.headroom` returned. Of the two branches of guidance the one with less headroom is shown.
     modules : int
-        Those with the least room, in the order of the run.
+        How many modules are shown: those with the least headroom, in the order of the run.
     ax : Axes, optional
+
+    Returns
+    -------
+    Axes
 
     Raises
     ------
     WorkbenchError
-        When the table is another, or empty.
+        When the table has other columns or no rows, or `modules` is below 1.
+
+    Examples
+    --------
+    >>> ax = wb.plots.headroom(wb.headroom(pipe, trace), modules=10)
     """
-    columns = {"stage", "module", "step", "doublings"}
-    if not columns <= set(table.columns) or not len(table) or modules < 1:
-        seen = f"{len(table)} rows with {', '.join(map(str, table.columns))}"
-        raise WorkbenchError(f"{seen}, modules {modules}; expected what wb.headroom returns, and modules > 0")
-    cells = _cells(table, modules)
-    values = cells.to_numpy(dtype=float)
+    expected = {"stage", "module", "step", "doublings"}
+    if not expected <= set(table.columns) or not len(table) or modules < 1:
+        found = f"{len(table)} rows with {', '.join(map(str, table.columns))}"
+        raise WorkbenchError(
+            f"{found}, modules {modules}; expected what wb.headroom returns, and modules > 0"
+        )
+    cells = _headroom_cells(table, modules)
+    values = cells.to_numpy(dtype=float)  # (modules, steps)
     finite = values[np.isfinite(values)]
-    most = float(finite.max()) if finite.size else 1.0
-    shown = np.where(np.isposinf(values), most, np.where(np.isneginf(values), np.nan, values))
-    ax = axis(ax, (8, 1.6 + 0.2 * len(cells)))
-    least = min(0.0, float(finite.min()) if finite.size else 0.0)
-    image = ax.imshow(shown, aspect="auto", interpolation="nearest", vmin=least, vmax=most, cmap="cividis")
+    low = min(0.0, float(finite.min())) if finite.size else 0.0
+    high = float(finite.max()) if finite.size else 1.0
+    # Inf (a module that gave only zeros) is drawn like the most headroom, -Inf (NaN in the table) not at all.
+    drawn = np.where(np.isposinf(values), high, values)
+    drawn = np.where(np.isneginf(drawn), np.nan, drawn)
+    ax = single_axes(ax, (8, 1.6 + 0.2 * len(cells)))
+    image = ax.imshow(drawn, aspect="auto", interpolation="nearest", vmin=low, vmax=high, cmap="cividis")
     image.set_cmap(image.get_cmap().with_extremes(bad=(0, 0, 0, 0)))
-    rows, steps = np.nonzero(values < TIGHT)
+    rows, columns = np.nonzero(values < MIN_DOUBLINGS)
     if len(rows):
-        mark = {"marker": "X", "color": VERMILLION, "edgecolors": "white", "s": 60}
-        ax.scatter(steps, rows, label=f"less than {TIGHT:g} doubling: {len(rows)}", **mark)
+        label = f"less than {MIN_DOUBLINGS:g} doubling: {len(rows)}"
+        ax.scatter(columns, rows, label=label, marker="X", color=VERMILLION, edgecolors="white", s=60)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.06), borderaxespad=0)
     ax.set_yticks(range(len(cells)), [f"{stage}: {module}" for stage, module in cells.index], fontsize=7)
     ax.set_xticks(range(len(cells.columns)), [str(column) for column in cells.columns])
     ax.set_xlabel("step of the ODE")
     total = len(table[["stage", "module"]].drop_duplicates())
-    titled(ax, f"the {len(cells)} of {total} modules with the least room")
+    set_title(ax, f"the {len(cells)} of {total} modules with the least room")
     colorbar(image, ax, "doublings before overflow")
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        ax.legend(handles, labels, loc="lower left", bbox_to_anchor=(0, 1.06), borderaxespad=0)
     return ax
 
 
-def _cells(table: pd.DataFrame, modules: int) -> pd.DataFrame:
-    """Least doublings by module and step; NaN, which has no room, counts as less than any."""
+def _headroom_cells(table: pd.DataFrame, modules: int) -> pd.DataFrame:
+    """Return the least doublings by module and step; NaN, which has no headroom, counts as -Inf."""
     part = table.assign(
-        room=table["doublings"].fillna(-np.inf),
+        doublings=table["doublings"].fillna(-np.inf),
         column=[ONCE if pd.isna(step) else int(step) for step in table["step"]],
     )
-    order = part[["stage", "module"]].drop_duplicates().itertuples(index=False, name=None)
-    least = part.groupby(["stage", "module"])["room"].min().nsmallest(modules).index
-    cells = part.pivot_table(index=["stage", "module"], columns="column", values="room", aggfunc="min")
-    steps = sorted(column for column in cells.columns if column != ONCE)
-    chosen = [key for key in order if key in set(least)]
-    return cells.loc[chosen, [*steps, *([ONCE] if ONCE in cells.columns else [])]]
+    keys = ["stage", "module"]
+    tightest = set(part.groupby(keys)["doublings"].min().nsmallest(modules).index)
+    in_run_order = part[keys].drop_duplicates().itertuples(index=False, name=None)
+    cells = part.pivot_table(index=keys, columns="column", values="doublings", aggfunc="min")
+    columns = sorted(column for column in cells.columns if column != ONCE)
+    if ONCE in cells.columns:
+        columns.append(ONCE)
+    return cells.loc[[key for key in in_run_order if key in tightest], columns]
 
 
 # ---- comparison
 
 
 def comparison(found: Comparison, *, ax: Axes | None = None) -> Axes:
-    """Draw the relative L2 of every place of a comparison, in causal order.
+    """Draw the relative L2 error of every place of a comparison, in causal order.
 
     Parameters
     ----------
     found : Comparison
-        Colour and marker are the verdict's. Places without a number, such as missing ones and those of which
-        there are statistics alone, stand at the upper edge. A dashed line is what rounding explains.
+        Colour and marker show the verdict. Places without a number, such as missing fields or fields of which
+        only statistics were kept, stand at the upper edge. A dashed line is the error that rounding explains.
     ax : Axes, optional
+
+    Returns
+    -------
+    Axes
 
     Raises
     ------
     WorkbenchError
         When nothing was compared.
+
+    Examples
+    --------
+    >>> ax = wb.plots.comparison(wb.compare(trace, trace))
     """
     rows = found.rows.reset_index(drop=True)
     if not len(rows):
         raise WorkbenchError("the comparison has no rows; expected two runs that share a field")
-    names = _names(rows)
-    x, new = _places(rows, names), np.flatnonzero(_is_new(names))
-    error, allowed = (rows[name].to_numpy(dtype=float) for name in ("rel_l2", "allowed"))
-    numbered = np.isfinite(error)
-    positive = np.concatenate([values[np.isfinite(values) & (values > 0)] for values in (error, allowed)])
-    floor = 10.0 ** (np.floor(np.log10(positive.min())) - 1) if positive.size else LEAST
-    top = 10.0 ** (np.ceil(np.log10(positive.max())) + 1) if positive.size else 1.0
-    ax = axis(ax, (10, 4))
+    error = rows["rel_l2"].to_numpy(dtype=float)
+    allowed = rows["allowed"].to_numpy(dtype=float)
+    bottom, top = _error_limits(np.concatenate([error, allowed]))
+    labels = _labels(rows)
+    is_labelled = _differs_from_previous(labels)
+    x = _positions(rows, is_labelled)
+    ax = single_axes(ax, (10, 4))
     ax.set_yscale("log")
-    ax.plot(x, np.maximum(allowed, floor), color=GREY, linestyle="--", linewidth=1, label="rounding explains")
+    ax.plot(
+        x, np.maximum(allowed, bottom), color=GREY, linestyle="--", linewidth=1, label="rounding explains"
+    )
     for verdict in VERDICTS:
-        mine = (rows["verdict"] == verdict).to_numpy()
-        look, name = LOOKS[verdict], f"{verdict} ({mine.sum()})"
-        for which, y, where in (
-            (mine & numbered, np.maximum(error, floor), ax.transData),
-            (mine & ~numbered, np.full(len(rows), 0.97), ax.get_xaxis_transform()),
-        ):
-            if which.any():
-                ax.plot(
-                    x[which],
-                    y[which],
-                    look.marker,
-                    color=look.color,
-                    markersize=6,
-                    label=name,
-                    transform=where,
-                )
-                name = "_"
-    ax.set_xticks(x[new], [names[k] for k in new], rotation=90, fontsize=7)
+        _draw_verdict(ax, verdict, (rows["verdict"] == verdict).to_numpy(), x, np.maximum(error, bottom))
+    ticks = np.flatnonzero(is_labelled)
+    ax.set_xticks(x[ticks], [labels[k] for k in ticks], rotation=90, fontsize=7)
     ax.set_xlim(x[0] - 1, x[-1] + 1)
-    _first(ax, found, rows, x)
-    _name_errors(ax, floor, top)
-    titled(ax, found.line, most=120)
+    _mark_first_bad(ax, found, rows, x)
+    _label_errors(ax, bottom, top)
+    set_title(ax, found.line, max_length=120)
     legend(ax)
     return ax
 
 
-def _name_errors(ax: Axes, floor: float, top: float) -> None:
-    """Label powers of ten with what they are in decibels, and the lowest as no error at all."""
-    powers = np.arange(round(np.log10(floor)), round(np.log10(top)) + 1)
-    powers = powers[:: max(1, len(powers) // MOST_LABELS)].tolist()
+def _error_limits(values: NDArray) -> tuple[float, float]:
+    """Return powers of ten that hold all positive values, with a factor of ten to spare."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not positive.size:
+        return MIN_ERROR, 1.0
+    bottom = 10.0 ** (np.floor(np.log10(positive.min())) - 1)
+    top = 10.0 ** (np.ceil(np.log10(positive.max())) + 1)
+    return bottom, top
+
+
+def _draw_verdict(ax: Axes, verdict: str, chosen: NDArray, x: NDArray, error: NDArray) -> None:
+    """Draw the places with one verdict: at their error, or at the upper edge where it is not a number."""
+    style = VERDICT_STYLES[verdict]
+    label = f"{verdict} ({chosen.sum()})"
+    has_error = np.isfinite(error)
+    upper_edge = np.full(len(error), 0.97)
+    for places, y, transform in (
+        (chosen & has_error, error, ax.transData),
+        (chosen & ~has_error, upper_edge, ax.get_xaxis_transform()),  # y from 0 to 1 of the panel
+    ):
+        if places.any():
+            ax.plot(
+                x[places],
+                y[places],
+                style.marker,
+                color=style.color,
+                markersize=6,
+                label=label,
+                transform=transform,
+            )
+            label = "_"  # one entry in the legend
+
+
+def _label_errors(ax: Axes, bottom: float, top: float) -> None:
+    """Label powers of ten also in decibels; the lowest stands for no error at all."""
+    powers = np.arange(round(np.log10(bottom)), round(np.log10(top)) + 1)
+    powers = powers[:: max(1, len(powers) // MAX_TICKS)].tolist()
     labels = [f"1e{power:+d} ({-20 * power} dB)" for power in powers[1:]]
     ax.set_yticks([10.0**power for power in powers], ["equal", *labels])
     ax.minorticks_off()
     ax.set_ylabel("relative L2 (signal to noise)")
-    ax.set_ylim(floor / 2, top)
+    ax.set_ylim(bottom / 2, top)
 
 
-def _places(rows: pd.DataFrame, names: list[str]) -> NDArray[np.float64]:
-    """More than one apart where a label stands; all draws of a field share the width of a few."""
-    counts = rows["field"].map(rows["field"].value_counts())
-    draws = rows["field"].str.startswith("lm/") & rows["index"].notna()
-    between = np.where(draws, DRAWS_WIDTH / counts, 1.0)
-    return np.cumsum(np.where(_is_new(names), NAMED_WIDTH, between))
+def _positions(rows: pd.DataFrame, is_labelled: NDArray) -> NDArray[np.float64]:
+    """Return the x coordinate of each row: labelled places need more width, many draws share a few units."""
+    is_draw = rows["field"].str.startswith("lm/") & rows["index"].notna()
+    entries = rows["field"].map(rows["field"].value_counts())
+    width = np.where(is_draw, DRAWS_WIDTH / entries, 1.0)
+    return np.cumsum(np.where(is_labelled, LABELLED_WIDTH, width))
 
 
-def _names(rows: pd.DataFrame) -> list[str]:
-    """What stands below each place: its field, of the ODE its step."""
-    in_ode = rows["field"].str.startswith("flow/") & rows["index"].notna()
-    return [
-        f"flow [{index}]" if ode else field
-        for field, index, ode in zip(rows["field"], rows["index"], in_ode, strict=True)
-    ]
+def _labels(rows: pd.DataFrame) -> list[str]:
+    """Return the label of each row: its field, or the step for what is inside the ODE."""
+    labels = []
+    for field, index in zip(rows["field"], rows["index"], strict=True):
+        is_in_ode = field.startswith("flow/") and not pd.isna(index)
+        labels.append(f"flow [{index}]" if is_in_ode else field)
+    return labels
 
 
-def _is_new(names: list[str]) -> NDArray[np.bool_]:
-    return np.array([k == 0 or name != names[k - 1] for k, name in enumerate(names)])
+def _differs_from_previous(labels: list[str]) -> NDArray[np.bool_]:
+    return np.array([k == 0 or label != labels[k - 1] for k, label in enumerate(labels)])
 
 
-def _first(ax: Axes, found: Comparison, rows: pd.DataFrame, x: NDArray) -> None:
-    """Mark the first cause, or where the runs part if no cause is known."""
-    names = [
-        place_name(field, None if pd.isna(index) else int(index))
-        for field, index in zip(rows["field"], rows["index"], strict=True)
-    ]
+def _mark_first_bad(ax: Axes, found: Comparison, rows: pd.DataFrame, x: NDArray) -> None:
+    """Mark the first cause, or where the runs part when no cause is known."""
+    names = []
+    first_bad = ""
+    for field, index, verdict in zip(rows["field"], rows["index"], rows["verdict"], strict=True):
+        name = place_name(field, None if pd.isna(index) else int(index))
+        names.append(name)
+        if not first_bad and verdict not in NO_ERROR:
+            first_bad = name
     if found.causes:
-        place, what = found.causes[0].name, "first cause"
+        place = found.causes[0].name
+        label = f"first cause: {place}"
     else:
-        bad = [name for name, verdict in zip(names, rows["verdict"], strict=True) if verdict not in NO_ERROR]
-        place, what = (bad or [""])[0], "the runs part"
+        place = first_bad
+        label = f"the runs part: {place}"
     if place in names:
-        ax.axvline(x[names.index(place)], color=ink(ax), linewidth=1, label=f"{what}: {place}", zorder=0)
+        ax.axvline(x[names.index(place)], color=text_color(ax), linewidth=1, label=label, zorder=0)
 
 
 # ---- suspects
@@ -225,30 +266,33 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
     diagnosis : Diagnosis
         Suspects that explain the run together are darker and hatched.
     ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Examples
+    --------
+    >>> ax = wb.plots.suspects(wb.find_suspects(trace, trace, pipe))
     """
     best = diagnosis.suspects[:MAX_SUSPECTS]
-    ax = axis(ax, (8, 1.4 + 0.3 * max(len(best), 3)))
-    titled(ax, "nothing to explain" if diagnosis.healthy else f"together {100 * diagnosis.explained:.0f} %")
-    ax.set(xlabel="share of the error that is explained", xlim=(min(0.0, *_shares(best)), 1.05))
+    shares = [suspect.explained for suspect in best]
+    ax = single_axes(ax, (8, 1.4 + 0.3 * max(len(best), 3)))
+    set_title(
+        ax, "nothing to explain" if diagnosis.healthy else f"together {100 * diagnosis.explained:.0f} %"
+    )
+    ax.set(xlabel="share of the error that is explained", xlim=(min([0.0, *shares]), 1.05))
     if not best:
         note(ax, diagnosis.line)
-        ax.set_yticks([])
         return ax
-    named = [suspect.fault.name in diagnosis.explained_by for suspect in best]
-    for chosen, color, hatch, label in (
-        (True, BLUE, "//", "the answer"),
-        (False, SKY, "", "others"),
-    ):
-        spots = [k for k, mine in enumerate(named) if mine is chosen]
-        if spots:
-            shares = [best[k].explained for k in spots]
-            ax.barh(spots, shares, color=color, hatch=hatch, edgecolor="white", label=label)
+    in_answer = [suspect.fault.name in diagnosis.explained_by for suspect in best]
+    for chosen, color, hatch, label in ((True, BLUE, "//", "the answer"), (False, SKY, "", "others")):
+        bars = [k for k in range(len(best)) if in_answer[k] is chosen]
+        if bars:
+            widths = [shares[k] for k in bars]
+            ax.barh(bars, widths, color=color, hatch=hatch, edgecolor="white", label=label)
     ax.axvline(MIN_EXPLAINED, color=VERMILLION, linestyle="--", label=f"enough: {MIN_EXPLAINED:g}")
     ax.set_yticks(range(len(best)), [suspect.fault.name for suspect in best], fontsize=8)
     ax.invert_yaxis()
     legend(ax)
     return ax
-
-
-def _shares(best: list) -> list[float]:
-    return [suspect.explained for suspect in best] or [0.0]

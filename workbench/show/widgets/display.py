@@ -1,7 +1,7 @@
-"""What a notebook shows of a trace: its player above its table.
+"""How a notebook shows a trace: its player above its table.
 
-`Trace` lies in a room below players, so its own `_repr_html_` is a table. `workbench/__init__.py` tells
-IPython to show traces through `trace_html`.
+The room of traces lies below players, so `Trace._repr_html_` is a table alone. `workbench/__init__.py` registers
+`trace_html` with IPython.
 """
 
 from workbench.show.player.page import static_player
@@ -10,7 +10,7 @@ from workbench.trace.trace import Trace
 
 
 def trace_html(trace: Trace) -> str:
-    """Return the trace's table, below a player where the trace has sound."""
+    """Return the trace's table, below a player where the trace has a waveform."""
     table = trace._repr_html_()
     if "hift/wav" not in trace or not len(trace.wav):
         return table

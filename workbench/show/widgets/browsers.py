@@ -1,0 +1,192 @@
+"""Widgets that look things up: the fields of a trace, the rows of a comparison, files in a folder."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import pandas as pd
+
+from workbench.diagnose.compare.comparison import Comparison
+from workbench.diagnose.compare.distance import place_name
+from workbench.errors import WorkbenchError
+from workbench.show import plots
+from workbench.show.player.player import player
+from workbench.show.widgets.controls import LABEL_STYLE, dropdown, int_slider
+from workbench.show.widgets.panel import Panel
+from workbench.trace.schema import LOOPS
+from workbench.trace.trace import Trace
+
+LOOP_MARGIN = 0.3  # seconds that are played on either side of a place
+UNREMARKABLE = ("MATCH", "ROUNDING", "MISSING")  # verdicts at which a comparison browser does not open
+
+
+class TraceBrowser(Panel):
+    """Look at any field of a trace, entry by entry.
+
+    Parameters
+    ----------
+    trace : Trace
+
+    Raises
+    ------
+    WorkbenchError
+        When the trace has no field with values.
+
+    Examples
+    --------
+    >>> browser = wb.widgets.TraceBrowser(trace)
+    >>> browser.field.value = "hift/f0"
+    >>> "fundamental frequency" in browser.static()
+    True
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        fields = [name for name in trace if trace[name].numel()]
+        if not fields:
+            raise WorkbenchError("the trace has no field with values; record one with save=wb.EVERYTHING")
+        self.field = dropdown("field", fields, fields[-1])
+        self.index = int_slider("entry", 0, 0, 1)
+        super().__init__([self.field, self.index])
+        self.field.observe(lambda _: self.update(), "value")
+        self.index.observe(lambda _: self.update(), "value")
+        self.update()
+
+    def update(self) -> None:
+        """Show the chosen entry of the chosen field, and the statistics of the field."""
+        name = self.field.value
+        has_entries = self.trace.dims(name)[0] in LOOPS
+        last = len(self.trace[name]) - 1 if has_entries else 0
+        self.index.disabled = not has_entries
+        self.index.max = last
+        index = min(self.index.value, last) if has_entries else None
+        self.show(plots.field(self.trace, name, index), self.trace.to_frame().loc[[name]])
+
+
+class ComparisonBrowser(Panel):
+    """Choose a row of a comparison and see and hear that place on both sides.
+
+    Parameters
+    ----------
+    comparison : Comparison
+    reference, candidate : Trace
+        The traces that were compared.
+
+    Raises
+    ------
+    WorkbenchError
+        When the comparison has no rows.
+
+    Examples
+    --------
+    >>> wb.widgets.ComparisonBrowser(wb.compare(trace, trace), trace, trace)
+    ComparisonBrowser()
+    """
+
+    def __init__(self, comparison: Comparison, reference: Trace, candidate: Trace) -> None:
+        self.comparison = comparison
+        self.reference = reference
+        self.candidate = candidate
+        rows = comparison.to_frame()
+        if rows.empty:
+            raise WorkbenchError("the comparison has no rows: the two runs have no field in common")
+        options = []
+        first_bad = None
+        for number, row in enumerate(rows.itertuples()):
+            options.append((f"{place_name(row.field, _index_of(row.index))}  {row.verdict}", number))
+            if first_bad is None and row.verdict not in UNREMARKABLE:
+                first_bad = number
+        self.row = ipywidgets.Select(
+            options=options, value=first_bad or 0, rows=8, layout={"width": "28em"}, description="row"
+        )
+        super().__init__([self.row])
+        self.row.observe(lambda _: self.update(), "value")
+        self.update()
+
+    def update(self) -> None:
+        """Show the chosen row, its field on both sides, and a player that loops around it."""
+        row = self.comparison.to_frame().iloc[self.row.value]
+        traces = (self.reference, self.candidate)
+        things: list[Any] = [self.comparison.line, row.dropna().to_frame("value").T]
+        for trace in traces:
+            if row["field"] in trace:
+                things.append(plots.field(trace, row["field"], _index_of(row["index"])))
+        audible = [trace for trace in traces if "hift/wav" in trace and len(trace.wav)]
+        if audible:
+            sound = player(*audible)
+            if not pd.isna(row["seconds"]):
+                sound.loop = [max(row["seconds"] - LOOP_MARGIN, 0.0), row["seconds"] + LOOP_MARGIN]
+            things.append(sound)
+        self.show(*things)
+
+
+def _index_of(value: Any) -> int | None:
+    """Return the index in a row of a comparison; None for a field without entries."""
+    return None if pd.isna(value) else int(value)
+
+
+class FilePicker(Panel):
+    """Choose a file or folder below a folder; `path` is the chosen one.
+
+    Parameters
+    ----------
+    folder : path
+    pattern : str
+        Such as "**/*.trace", or "**/cosyvoice3.yaml" for the folders of checkpoints.
+    open_file : callable, optional
+        Gets the path and returns what to show, such as `Trace.load`.
+
+    Raises
+    ------
+    WorkbenchError
+        When there is no such folder.
+
+    Examples
+    --------
+    >>> wb.widgets.FilePicker(wb.data_path("prompts"), "kumo_0.*").path.name
+    'kumo_0.flac'
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        pattern: str = "**/*.trace",
+        open_file: Callable[[Path], Any] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.pattern = pattern
+        self.open_file = open_file
+        if not self.folder.is_dir():
+            raise WorkbenchError(f"{self.folder} is no folder; expected one to pick files from")
+        self.choice = ipywidgets.Dropdown(description="file", style=LABEL_STYLE, layout={"width": "40em"})
+        refresh = ipywidgets.Button(description="refresh")
+        refresh.on_click(lambda _: self.refresh())
+        super().__init__([self.choice, refresh])
+        self.choice.observe(lambda _: self.update(), "value")
+        self.refresh()
+
+    @property
+    def path(self) -> Path | None:
+        """The chosen file; None while there is none."""
+        return self.choice.value
+
+    def refresh(self) -> None:
+        """List the files that are there now, the newest first."""
+        found = sorted(self.folder.glob(self.pattern), key=lambda path: -path.stat().st_mtime)
+        self.choice.options = [(str(path.relative_to(self.folder)), path) for path in found]
+        self.choice.value = found[0] if found else None
+        self.update()
+
+    def update(self) -> None:
+        """Show what the file holds, or why it cannot be opened."""
+        if self.path is None:
+            self.show(f"no file in {self.folder} matches {self.pattern}")
+        elif self.open_file is None:
+            self.show(str(self.path))
+        else:
+            try:
+                self.show(self.open_file(self.path))
+            except WorkbenchError as error:
+                self.show(str(error))
