@@ -278,9 +278,8 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
     best = diagnosis.suspects[:MAX_SUSPECTS]
     shares = [suspect.explained for suspect in best]
     ax = single_axes(ax, (8, 1.4 + 0.3 * max(len(best), 3)))
-    set_title(
-        ax, "nothing to explain" if diagnosis.healthy else f"together {100 * diagnosis.explained:.0f} %"
-    )
+    answer = f"together {100 * diagnosis.explained:.0f} %"
+    set_title(ax, "nothing to explain" if diagnosis.healthy else answer)
     ax.set(xlabel="share of the error that is explained", xlim=(min([0.0, *shares]), 1.05))
     if not best:
         note(ax, diagnosis.line)

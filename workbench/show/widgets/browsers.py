@@ -145,7 +145,7 @@ class FilePicker(Panel):
 
     Examples
     --------
-    >>> wb.widgets.FilePicker(wb.data_path("prompts"), "kumo_0.*").path.name
+    >>> wb.widgets.FilePicker(wb.data_path("prompts"), "kumo_0.flac").path.name
     'kumo_0.flac'
     """
 

@@ -1,7 +1,7 @@
 """How a notebook shows a trace: its player above its table.
 
-The room of traces lies below players, so `Trace._repr_html_` is a table alone. `workbench/__init__.py` registers
-`trace_html` with IPython.
+The room of traces lies below players, so `Trace._repr_html_` is a table alone. `workbench/__init__.py`
+registers `trace_html` with IPython.
 """
 
 from workbench.show.player.page import static_player

@@ -199,6 +199,17 @@ class SamplingLab(ComputePanel):
 def ode_explorer(pipe: Pipeline, utt: Utterance, seed: int = 0) -> OdeExplorer:
     """Return an `OdeExplorer` with its first view drawn.
 
+    Parameters
+    ----------
+    pipe : Pipeline
+    utt : Utterance
+    seed : int
+        Seed of the speech tokens, which no control changes.
+
+    Returns
+    -------
+    OdeExplorer
+
     Examples
     --------
     >>> wb.widgets.ode_explorer(pipe, utt, seed=7).controls["n_timesteps"].value
@@ -210,6 +221,16 @@ def ode_explorer(pipe: Pipeline, utt: Utterance, seed: int = 0) -> OdeExplorer:
 def vocoder_lab(pipe: Pipeline, trace: Trace) -> VocoderLab:
     """Return a `VocoderLab` with its first view drawn.
 
+    Parameters
+    ----------
+    pipe : Pipeline
+    trace : Trace
+        A run with `flow/mel`.
+
+    Returns
+    -------
+    VocoderLab
+
     Examples
     --------
     >>> wb.widgets.vocoder_lab(pipe, trace).controls["f0_dtype"].value
@@ -220,6 +241,15 @@ def vocoder_lab(pipe: Pipeline, trace: Trace) -> VocoderLab:
 
 def sampling_lab(pipe: Pipeline, utt: Utterance) -> SamplingLab:
     """Return a `SamplingLab` with its first view drawn.
+
+    Parameters
+    ----------
+    pipe : Pipeline
+    utt : Utterance
+
+    Returns
+    -------
+    SamplingLab
 
     Examples
     --------
