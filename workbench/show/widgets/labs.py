@@ -6,7 +6,7 @@ import ipywidgets
 import pandas as pd
 
 from workbench.diagnose.experiments.cached_runs import CachedRuns
-from workbench.diagnose.experiments.metrics import MEASURES, run_lengths
+from workbench.diagnose.experiments.metrics import METRICS, run_lengths
 from workbench.show import plots
 from workbench.show.player.player import player
 from workbench.show.widgets.background import Bar
@@ -38,7 +38,7 @@ class RunPair(NamedTuple):
 
 def measure_table(pair: RunPair) -> pd.DataFrame:
     """Return the measures of a run against its reference, one per row."""
-    values = {name: measure(pair.trace, pair.reference) for name, measure in MEASURES.items()}
+    values = {name: metric(pair.trace, pair.reference) for name, metric in METRICS.items()}
     return pd.DataFrame({"measure": values.keys(), "value": values.values()})
 
 
@@ -61,7 +61,7 @@ class OdeExplorer(ComputePanel):
     def __init__(self, pipe: Pipeline, utt: Utterance, seed: int = 0) -> None:
         self.utt = utt
         self.own_options = pipe.checkpoint.options.but(seed=seed)
-        self.runs = CachedRuns(pipe, save=("flow/*",), most=CACHED_STAGES)
+        self.runs = CachedRuns(pipe, save=("flow/*",), max_stages=CACHED_STAGES)
         self.result: RunPair | None = None
         own = self.own_options
         self.knot = ipywidgets.IntSlider(0, 0, own.n_timesteps, description="knot", style=LABEL_STYLE)
