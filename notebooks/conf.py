@@ -86,6 +86,11 @@ def add_details(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] += "\n".join(entries)
 
 
+def link_pages(app: Sphinx, path: Path, page: str, text: list[str]) -> None:
+    """Let the READMEs of measured figures link to each other's pages in the book."""
+    text[0] = re.sub(r"\.\./(accuracy|speed)/README\.md", r"\1.md", text[0])
+
+
 def drop_live_widgets(app: Sphinx, doctree: nodes.document) -> None:
     """Keep the static twin of each widget; drop progress bars, which have none, and the widgets' state."""
     for output in list(doctree.findall(nodes.container)):
@@ -107,5 +112,6 @@ def copy_report(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     """Register the handlers above; Sphinx calls this."""
     app.connect("source-read", add_details)
+    app.connect("include-read", link_pages)
     app.connect("doctree-read", drop_live_widgets)
     app.connect("build-finished", copy_report)
