@@ -1,4 +1,4 @@
-"""The player in a real browser, without network: from a file, in an exported notebook, with a model."""
+"""Player and report in Chromium, without network: from a file, in an exported notebook, with a widget model."""
 
 import io
 import math
@@ -23,13 +23,13 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 BOTH = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
 LEFT, RIGHT = 46, 10  # pixels beside the time axis
 
-# What reaches the loudspeaker, kept for the last 1.4 seconds.
-EARS = """
+# Keeps the last 1.4 seconds of what reaches the loudspeaker, and counts the sources that start.
+RECORD_OUTPUT = """
 const connect = AudioNode.prototype.connect;
 AudioNode.prototype.connect = function (to, ...more) {
   if (to instanceof AudioDestinationNode) {
-    window.ears ??= new AnalyserNode(this.context, { fftSize: 32768 });
-    if (window.ears.context === this.context) connect.call(this, window.ears);
+    window.recorder ??= new AnalyserNode(this.context, { fftSize: 32768 });
+    if (window.recorder.context === this.context) connect.call(this, window.recorder);
   }
   return connect.call(this, to, ...more);
 };
@@ -37,7 +37,9 @@ window.starts = 0;
 const start = AudioBufferSourceNode.prototype.start;
 AudioBufferSourceNode.prototype.start = function (...when) { window.starts++; return start.apply(this, when); };
 """
-HEARD = "() => { const x = new Float32Array(32768); window.ears.getFloatTimeDomainData(x); return [...x]; }"
+OUTPUT_SAMPLES = (
+    "() => { const x = new Float32Array(32768); window.recorder.getFloatTimeDomainData(x); return [...x]; }"
+)
 
 
 def tone(seconds=4.0, level=0.5, hz=200.0):
@@ -67,7 +69,7 @@ def opened(page, tmp_path):
         (tmp_path / "player.html").write_text(
             f'<!doctype html><html lang="en">{head}<main>{body}</main></html>'
         )
-        page.add_init_script(EARS)
+        page.add_init_script(RECORD_OUTPUT)
         page.goto((tmp_path / "player.html").as_uri())
         ready(page, len(players))
         return page
@@ -118,14 +120,14 @@ def is_playing(page):
     return page.locator("[data-action=play]").first.get_attribute("aria-label") == "Pause"
 
 
-def test_opens_with_the_right_length(opened):
+def test_player_shows_the_duration_of_the_longest_trace(opened):
     page = opened(wb.player(tone(2.5), tone(1.0)))
     assert page.locator(".of").inner_text() == "/ 2.500 s"
     assert page.get_by_role("slider").get_attribute("aria-valuemax") == "2.500"
     assert "peak −6.0 dBFS" in page.locator(".levels").inner_text()
 
 
-def test_half_a_minute_is_there_within_a_second(opened):
+def test_half_a_minute_loads_within_a_second(opened):
     page = opened(wb.player(tone(30.0), tone(30.0)))
     for _ in range(3):  # the machine may be busy
         page.reload()
@@ -138,7 +140,7 @@ def test_half_a_minute_is_there_within_a_second(opened):
     pytest.fail(f"{took:.0f} ms")
 
 
-def test_click_seeks_and_a_click_while_playing_goes_on(opened):
+def test_click_seeks_and_keeps_playing(opened):
     page = opened(two())
     click(page, 1.5)
     assert position(page) == pytest.approx(1.5, abs=0.01)
@@ -150,7 +152,7 @@ def test_click_seeks_and_a_click_while_playing_goes_on(opened):
     assert position(page) > 3.05
 
 
-def test_plays_to_the_end_and_again_from_the_start(opened):
+def test_playback_stops_at_the_end_and_restarts_from_the_start(opened):
     page = opened(wb.player(tone(0.8)))
     page.get_by_role("button", name="Play").click()
     page.get_by_role("button", name="Pause").wait_for()
@@ -171,7 +173,7 @@ def test_a_change_of_trace_has_no_gap(opened):
     assert page.evaluate("window.starts") == starts == 2
     assert is_playing(page)
     assert position(page) > before + 0.3
-    heard = np.array(page.evaluate(HEARD))
+    heard = np.array(page.evaluate(OUTPUT_SAMPLES))
     loud = np.sqrt((heard[-28_800:].reshape(-1, 240) ** 2).mean(axis=1))  # of two periods each
     assert loud[:5] == pytest.approx(0.5 / math.sqrt(2), rel=0.02)
     assert loud[-5:] == pytest.approx(0.25 / math.sqrt(2), rel=0.02)
@@ -186,7 +188,7 @@ def test_matched_levels_are_heard_and_shown(opened):
     click(page, 0.0)
     play(page)
     page.wait_for_timeout(600)
-    assert np.abs(page.evaluate(HEARD)[-4800:]).max() == pytest.approx(0.25, rel=0.02)
+    assert np.abs(page.evaluate(OUTPUT_SAMPLES)[-4800:]).max() == pytest.approx(0.25, rel=0.02)
 
 
 def test_drag_loops_and_repeats(opened):
@@ -210,7 +212,7 @@ def test_drag_loops_and_repeats(opened):
     assert page.locator("[data-action=loop]").inner_text() == "loop"
 
 
-def test_keys(opened):
+def test_keys_move_loop_and_choose(opened):
     page = opened(two())
     page.locator("canvas.overlay").focus()
     for key, expected in (
@@ -235,7 +237,7 @@ def test_keys(opened):
     assert not is_playing(page)
 
 
-def test_a_button_that_has_the_focus_keeps_the_space_bar(opened):
+def test_space_bar_presses_a_focused_button(opened):
     page = opened(two())
     page.locator("[data-trace='1']").focus()
     page.keyboard.press("Space")
@@ -243,7 +245,7 @@ def test_a_button_that_has_the_focus_keeps_the_space_bar(opened):
     assert not is_playing(page)
 
 
-def test_blind_hides_which_one_until_it_is_revealed(opened):
+def test_blind_comparison_hides_the_trace_until_it_is_revealed(opened):
     page = opened(two(findings=[found(1.0), found(2.0)]))
     seen = set()
     for _ in range(20):
@@ -257,7 +259,7 @@ def test_blind_hides_which_one_until_it_is_revealed(opened):
     assert seen == {"X was A: ten steps", "X was B: one step"}
 
 
-def test_findings_jump_with_a_loop_around(opened):
+def test_jump_to_a_finding_loops_around_it(opened):
     page = opened(two(findings=[None, found(1.0, 2.0, 3.9)]))
     assert not page.locator(".findings").is_visible()
     page.locator("canvas.overlay").focus()
@@ -270,7 +272,7 @@ def test_findings_jump_with_a_loop_around(opened):
     assert loop(page) == pytest.approx([1.7, 2.31], abs=0.011)
 
 
-def test_zoom_keeps_what_is_pointed_at(opened):
+def test_zoom_keeps_the_position_in_place(opened):
     page = opened(two())
     click(page, 2.0)
     for _ in range(3):
@@ -282,7 +284,7 @@ def test_zoom_keeps_what_is_pointed_at(opened):
     assert position(page) == pytest.approx(1.0, abs=0.01)
 
 
-def test_players_on_one_page_keep_to_themselves(opened):
+def test_starting_one_player_pauses_the_others(opened):
     page = opened(two(), wb.player(tone(2.0)), wb.player(tone(2.0)))
     plays = page.get_by_role("button", name="Play")
     assert plays.count() == 3
@@ -294,7 +296,7 @@ def test_players_on_one_page_keep_to_themselves(opened):
     assert labels == ["Play", "Play", "Pause"]
 
 
-def test_names_stay_names(opened):
+def test_hostile_names_are_shown_as_text(opened):
     trace = tone()
     trace.wav[0] = 3.0
     page = opened(wb.player(trace, tone(), names=[HOSTILE, "b"], findings=found(1.0).assign(kind=HOSTILE)))
@@ -304,7 +306,7 @@ def test_names_stay_names(opened):
 
 
 @BOTH
-def test_accessible(opened, page):
+def test_player_is_accessible(opened, page):
     from axe_playwright_python.sync_playwright import Axe
 
     opened(two(findings=[found(1.0, 2.0), None]))
@@ -323,7 +325,7 @@ def brightness(page):
 
 
 @BOTH
-def test_colours_are_the_page_s(opened, page, request):
+def test_colours_follow_the_page(opened, page, request):
     opened(two())
     dark = request.node.callspec.params["page"] == "dark"
     assert (brightness(page) < 60) == dark
@@ -339,7 +341,7 @@ def test_colours_are_the_page_s(opened, page, request):
     assert brightness(page) > 240
 
 
-def test_without_scripts_sound_and_picture_are_left(browser, tmp_path):
+def test_audio_and_image_remain_without_scripts(browser, tmp_path):
     (tmp_path / "a.html").write_text(f"<!doctype html>{two().static()}")
     context = browser.new_context(java_script_enabled=False, offline=True)
     page = context.new_page()
@@ -369,7 +371,7 @@ MODEL = """async ([code, data]) => {
 }"""
 
 
-def test_the_kernel_follows_and_leads(page, tmp_path):
+def test_widget_state_follows_the_page_and_controls_it(page, tmp_path):
     (tmp_path / "a.html").write_text("<!doctype html><title>widget</title>")
     page.goto((tmp_path / "a.html").as_uri())
     page.evaluate(MODEL, [MODULE, two().data])
@@ -453,7 +455,7 @@ FOCUSED = """() => {
 }"""
 
 
-def test_keys_reach_everything_in_a_report(report):
+def test_keyboard_reaches_everything_in_a_report(report):
     seen = []
     for _ in range(80):
         report.keyboard.press("Tab")

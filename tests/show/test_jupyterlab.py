@@ -1,4 +1,4 @@
-"""The widgets in JupyterLab itself, as a person uses them: a server, a kernel and a browser."""
+"""The widgets in JupyterLab itself: a server, a kernel and a browser."""
 
 import os
 import secrets
@@ -26,7 +26,7 @@ PICTURES = "(images) => images.map((image) => image.src)"
 
 @pytest.fixture
 def address(tmp_path):
-    """A server of its own, which knows nothing of the person's settings and files."""
+    """A JupyterLab server with settings and files of its own."""
     about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
     (tmp_path / "files").mkdir()
@@ -86,8 +86,8 @@ def lab(browser, address):
     assert not wrong
 
 
-def test_widgets_answer(lab):
-    """One test, because the way there is long."""
+def test_widgets_respond_in_jupyterlab(lab):
+    """All widgets in one test, because the server takes long to start."""
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import expect
 

@@ -1,4 +1,4 @@
-"""What the player is given: the sound at its own level, said to be changed where it is, and nothing that runs."""
+"""The payload of the player (sound at its own level, warnings, mel, findings), its static HTML and its widget."""
 
 import base64
 import io
@@ -38,11 +38,12 @@ def findings(*rows):
     return pd.DataFrame(rows, columns=["kind", "start", "end", "score"])
 
 
-def content(address):
+def decode_address(address):
     return io.BytesIO(base64.b64decode(address.split(",")[1]))
 
 
-def only(trace, **more):
+def payload_of(trace, **more):
+    """The payload of a single trace."""
     (made,) = player_data([trace], **more)["traces"]
     return made
 
@@ -50,28 +51,28 @@ def only(trace, **more):
 # ---- sound
 
 
-def test_sound_is_the_wav_that_would_be_written(tmp_path):
+def test_sound_equals_the_written_wav_file(tmp_path):
     trace = tone(level=0.031)
     write_wav(tmp_path / "a.wav", trace.wav, 24_000)
     expected, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
-    found, rate = soundfile.read(content(only(trace)["wav"]), dtype="int16")
+    found, rate = soundfile.read(decode_address(payload_of(trace)["wav"]), dtype="int16")
     assert rate == 24_000
     assert np.array_equal(found, expected)
-    assert content(only(trace)["wav"]).read()[36:40] == b"data"  # data.js skips 44 bytes
+    assert decode_address(payload_of(trace)["wav"]).read()[36:40] == b"data"  # data.js skips 44 bytes
 
 
 def test_levels_of_a_sine():
-    made = only(tone(level=0.5))
+    made = payload_of(tone(level=0.5))
     assert made["peak_db"] == pytest.approx(-6.02, abs=0.01)
     assert made["rms_db"] == pytest.approx(-9.03, abs=0.01)
     assert (made["gain_db"], made["clipped"]) == (0, 0)
 
 
-def test_what_cannot_be_held_is_said():
+def test_clipped_and_nan_samples_give_warnings():
     trace = tone(level=0.5)
     trace.wav[:3] = torch.tensor([math.nan, 7.0, -math.inf])
     data = player_data([trace], names=["mine"])
-    samples, _ = soundfile.read(content(data["traces"][0]["wav"]), dtype="int16")
+    samples, _ = soundfile.read(decode_address(data["traces"][0]["wav"]), dtype="int16")
     assert samples[:3].tolist() == [0, 32767, -32768]
     assert data["traces"][0]["clipped"] == 2
     assert data["warnings"] == [
@@ -87,30 +88,30 @@ def test_full_scale_is_not_clipped():
 
 
 @pytest.mark.parametrize("wav", [torch.zeros(24_000), torch.full((5,), math.nan), torch.ones(1) * 1e-30])
-def test_silence_and_scraps(wav):
+def test_silent_and_very_short_sound_has_no_loudness(wav):
     data = player_data([Trace({"hift/wav": wav}, {}), tone()], match_levels=True)
     assert data["traces"][0]["lufs"] is None
     assert [trace["gain_db"] for trace in data["traces"]] == [0, 0]
     json.dumps(data, allow_nan=False)
 
 
-def test_levels_are_matched_when_asked_and_downwards():
+def test_levels_are_matched_on_request_by_turning_down():
     loud, low = tone(level=0.5), tone(level=0.125)
     assert [trace["gain_db"] for trace in player_data([loud, low])["traces"]] == [0, 0]
     matched = player_data([loud, low], match_levels=True)["traces"]
     assert matched[0]["gain_db"] == pytest.approx(-12.04, abs=0.02)
     assert matched[1]["gain_db"] == 0
-    assert matched[0]["wav"] == only(loud)["wav"]  # the gain is the page's; the sound stays as it is
+    assert matched[0]["wav"] == payload_of(loud)["wav"]  # the gain is the page's; the sound stays as it is
 
 
-def test_long_sound_is_cut_and_says_so():
+def test_long_sound_is_cut_with_a_warning():
     long = tone(seconds=2.5, **{"hift/f0": torch.full((125,), 100.0), "flow/mel": torch.randn(80, 125)})
     data = player_data(
         [long], seconds=1.0, findings=findings(("click", 0.5, 0.6, 1.0), ("click", 2.0, 2.1, 1.0))
     )
     (made,) = data["traces"]
-    assert soundfile.info(content(made["wav"])).frames == 24_000
-    assert len(made["f0"]) == Image.open(content(made["mel"])).width == 50
+    assert soundfile.info(decode_address(made["wav"])).frames == 24_000
+    assert len(made["f0"]) == Image.open(decode_address(made["mel"])).width == 50
     assert len(made["findings"]) == 1
     assert "the first 1 of 2.5 s" in data["warnings"][0]
 
@@ -118,19 +119,19 @@ def test_long_sound_is_cut_and_says_so():
 # ---- mel and f0
 
 
-def test_mel_is_that_of_the_trace_low_frequencies_below():
+def test_recorded_mel_is_drawn_with_low_frequencies_at_the_bottom():
     mel = torch.full((80, 7), -5.0)
     mel[0, 3] = 2.0
-    made = only(tone(**{"flow/mel": mel}))
-    picture = np.asarray(Image.open(content(made["mel"])).convert("L")).astype(int)
+    made = payload_of(tone(**{"flow/mel": mel}))
+    picture = np.asarray(Image.open(decode_address(made["mel"])).convert("L")).astype(int)
     assert picture.shape == (80, 7)
     assert np.unravel_index(picture.argmax(), picture.shape) == (79, 3)
     assert made["mel_from"] == "flow/mel"
 
 
-def test_mel_of_the_waveform_where_none_was_recorded():
-    made = only(tone(hz=1000, rate=16_000))
-    picture = np.asarray(Image.open(content(made["mel"])).convert("L")).astype(int)
+def test_mel_of_the_waveform_is_drawn_when_none_was_recorded():
+    made = payload_of(tone(hz=1000, rate=16_000))
+    picture = np.asarray(Image.open(decode_address(made["mel"])).convert("L")).astype(int)
     data = player_data([tone(hz=1000)])
     bin_of_1k = dict((text, index) for index, text in data["ticks"])["1 k"]
     assert picture.shape == (80, 50)
@@ -138,7 +139,7 @@ def test_mel_of_the_waveform_where_none_was_recorded():
     assert made["mel_from"] == "the waveform"
 
 
-def test_one_range_for_all():
+def test_all_mels_share_one_colour_range():
     a, b = (
         tone(**{"flow/mel": torch.linspace(low, high, 800).reshape(80, 10)})
         for low, high in ((-9, 0), (-4, 3))
@@ -155,24 +156,29 @@ def test_a_mel_without_range_is_still_drawn(value):
 
 def test_f0_is_finite():
     f0 = torch.tensor([0.0, 123.456, math.nan, math.inf])
-    assert only(tone(**{"hift/f0": f0}))["f0"] == [0, 123.5, 0, 0]
+    assert payload_of(tone(**{"hift/f0": f0}))["f0"] == [0, 123.5, 0, 0]
 
 
 # ---- findings, names
 
 
-class Found:
+class WithTable:
     def to_frame(self):
         return findings(("gap", 0.5, 0.7, math.nan), ("click", 0.1, 0.11, 7.25))
 
 
-def test_findings_of_a_table_or_what_becomes_one():
+def test_findings_come_from_tables_and_objects_with_tables():
     expected = ["click 0.10 s (7.25)", "gap 0.50 s"]
-    for found in (Found(), Found().to_frame(), Found().to_frame().set_index("start"), [Found()]):
-        assert [row["text"] for row in only(tone(), findings=found)["findings"]] == expected
+    for found in (
+        WithTable(),
+        WithTable().to_frame(),
+        WithTable().to_frame().set_index("start"),
+        [WithTable()],
+    ):
+        assert [row["text"] for row in payload_of(tone(), findings=found)["findings"]] == expected
 
 
-def test_many_findings_are_cut_and_said():
+def test_too_many_findings_are_cut_with_a_warning():
     data = player_data([tone()], findings=findings(*[("click", i / 1000, i / 1000, 1.0) for i in range(700)]))
     assert len(data["traces"][0]["findings"]) == 500
     assert "the first 500 of 700 findings" in data["warnings"][0]
@@ -190,7 +196,7 @@ def test_many_findings_are_cut_and_said():
         (([tone()], None, None, False, 0), "more than 0"),
     ],
 )
-def test_what_does_not_fit_is_said(arguments, words):
+def test_arguments_that_do_not_fit_raise(arguments, words):
     with pytest.raises(wb.WorkbenchError, match=words):
         player_data(*arguments)
 
@@ -208,7 +214,7 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_static_needs_nothing_outside_and_no_name_gets_out():
+def test_static_html_needs_no_other_file_and_escapes_names():
     trace, found = tone(), findings((HOSTILE, 0.1, 0.2, 1.0))
     trace.wav[0] = 9
     text = wb.player(trace, names=[HOSTILE], findings=found).static()
@@ -218,21 +224,21 @@ def test_static_needs_nothing_outside_and_no_name_gets_out():
     assert "controls" in tags[-2][1]
     assert text.count("</script") == 1
     assert not re.search(r"https?://|@import|url\(", text)
-    assert text.count(only(trace)["wav"]) == 1
+    assert text.count(payload_of(trace)["wav"]) == 1
 
 
-def test_module_can_lie_inside_a_page():
+def test_module_is_valid_inside_a_script_element():
     assert "</script" not in MODULE and "<!--" not in MODULE
     assert not re.search(r"https?://|\bimport\b|eval\(", MODULE)
 
 
-def test_size_of_half_a_minute():
+def test_static_html_of_half_a_minute_stays_small():
     trace = tone(seconds=30, **{"hift/f0": torch.full((1500,), 123.4), "flow/mel": torch.randn(80, 1500)})
     trace.wav.copy_(torch.rand(720_000) - 0.5)
     assert len(wb.player(trace).static()) <= 2_500_000
 
 
-def test_a_cell_shows_the_twin_and_sends_nothing_else():
+def test_cell_shows_the_static_html_and_opens_no_comm():
     player = wb.player(tone(), names=["one"])
     shown, _ = InteractiveShell().display_formatter.format(player)
     assert set(shown) == {"text/html", "text/plain"}
@@ -241,7 +247,7 @@ def test_a_cell_shows_the_twin_and_sends_nothing_else():
     assert player.comm is None
 
 
-def test_a_container_has_the_widget():
+def test_container_gets_the_live_widget():
     player = wb.player(tone())
     box = VBox([player])
     assert box.get_state("children") == {"children": [f"IPY_MODEL_{player.model_id}"]}
@@ -250,7 +256,7 @@ def test_a_container_has_the_widget():
     player.close()
 
 
-def test_traits():
+def test_widget_traits_are_validated():
     player = wb.player(tone(), tone())
     player.loop, player.position, player.choice = [0.25, 0.5], 0.3, -1
     for name, value in (("loop", [0.5, 0.2]), ("loop", [0.5]), ("choice", 2)):

@@ -1,4 +1,4 @@
-"""Every figure carries the trace's numbers, says what is lacking, and leaves nothing behind."""
+"""Every figure draws the numbers of the trace, names missing fields, and leaves no state behind in matplotlib."""
 
 import subprocess
 import sys
@@ -52,20 +52,20 @@ def no_figures():
     plt.close("all")
 
 
-def but(trace, attrs=(), **changes):
+def changed(trace, attrs=(), **changes):
     """A copy with some fields changed; names have _ for the first /, None leaves a field out."""
     data = dict(trace) | {name.replace("_", "/", 1): value for name, value in changes.items()}
     return wb.Trace({k: v for k, v in data.items() if v is not None}, trace.attrs | dict(attrs))
 
 
 def summary(trace):
-    """What SUMMARY would have left of it."""
+    """The trace as a run with save=wb.SUMMARY records it."""
     names = [name for name in trace if name.startswith(("flow/", "hift/")) or name == "lm/entropy"]
     return wb.Trace({f"{name}.stats": trace.statistics(name) for name in names}, trace.attrs)
 
 
 def line(ax, label):
-    """The line of this label, or the one whose label begins so."""
+    """The line with this label, or with a label that begins with it."""
     named = {one.get_label(): one for one in ax.get_lines()}
     if label in named:
         return named[label]
@@ -82,8 +82,8 @@ def texts(ax):
     return [text.get_text() for text in ax.texts]
 
 
-def drawn(axes):
-    """Render it, so that what only rendering shows fails here."""
+def rendered(axes):
+    """Render the figure, so that errors of rendering fail here."""
     (axes[0] if isinstance(axes, np.ndarray) else axes).figure.canvas.draw()
     return axes
 
@@ -93,7 +93,7 @@ def drawn(axes):
 
 @pytest.mark.parametrize("stat", STATS[:-1])
 @pytest.mark.parametrize("kept", [lambda trace: trace, summary])
-def test_trajectory_is_the_statistics(trace, one_step, kept, stat):
+def test_trajectory_draws_the_statistics_of_the_trace(trace, one_step, kept, stat):
     axes = plots.trajectory(kept(trace), reference=one_step, stat=stat)
     names = ("flow/x", "flow/velocity_cond", "flow/velocity_uncond", "flow/velocity")
     for ax, name in zip(axes, names, strict=True):
@@ -107,7 +107,7 @@ def test_trajectory_is_the_statistics(trace, one_step, kept, stat):
     assert len({(one.get_color(), one.get_marker()) for one in axes[0].get_lines()}) == 2
 
 
-def test_trajectory_against_time_and_of_the_whole(trace):
+def test_trajectory_over_ode_time_and_all_frames(trace):
     axes = plots.trajectory(trace, region="whole", against="t")
     assert np.array_equal(line(axes[0], "whole").get_xdata(), trace["flow/t"])
     assert np.array_equal(line(axes[3], "whole").get_xdata(), trace["flow/t"][:-1])
@@ -123,7 +123,7 @@ def test_trajectory_of_a_replay_begins_at_its_first_step(pipe, trace):
 
 
 def test_trajectory_of_a_text_log(trace, log):
-    axes = drawn(plots.trajectory(log, reference=trace, stat="max"))
+    axes = rendered(plots.trajectory(log, reference=trace, stat="max"))
     assert np.array_equal(line(axes[0], "whole").get_ydata(), [np.nan, 1.5, 2.5, np.nan, 4.5], equal_nan=True)
     assert len(line(axes[0], "whole, reference").get_ydata()) == STEPS + 1
     assert all("not recorded" in texts(ax)[0] for ax in axes[1:])
@@ -134,22 +134,22 @@ def test_trajectory_of_a_text_log(trace, log):
     assert np.isnan(line(timed[0], "whole").get_xdata()[-1])
 
 
-def test_trajectory_marks_what_is_not_finite(trace):
+def test_trajectory_marks_nonfinite_values(trace):
     x = trace["flow/x"].clone()
     x[2, 0, -1] = torch.inf
-    axes = drawn(plots.trajectory(but(trace, flow_x=x)))
+    axes = rendered(plots.trajectory(changed(trace, flow_x=x)))
     assert line(axes[0], "NaN or Inf").get_xdata().tolist() == [2]
     assert np.isfinite(line(axes[0], "target").get_ydata()).all()
 
 
 @pytest.mark.parametrize("wrong", [{"stat": "median"}, {"region": "middle"}, {"against": "time"}])
-def test_trajectory_knows_its_words(trace, wrong):
+def test_trajectory_rejects_unknown_choices(trace, wrong):
     with pytest.raises(WorkbenchError, match="expected one of"):
         plots.trajectory(trace, **wrong)
 
 
-def test_guidance_gap(trace, one_step):
-    axes = drawn(plots.guidance_gap(trace, reference=one_step))
+def test_guidance_gap_draws_distance_cosine_and_ratio(trace, one_step):
+    axes = rendered(plots.guidance_gap(trace, reference=one_step))
     cut = trace.prompt_frames
     c, u = (
         trace[f"flow/velocity_{name}"][:, :, cut:].double().flatten(1).numpy() for name in ("cond", "uncond")
@@ -172,8 +172,8 @@ def test_guidance_gap(trace, one_step):
 # ---- the mel
 
 
-def test_mel(trace):
-    ax = drawn(plots.mel(trace))
+def test_mel_draws_the_mel_with_tokens_on_the_upper_axis(trace):
+    ax = rendered(plots.mel(trace))
     assert np.array_equal(image(ax), trace["flow/mel"].double())
     assert ax.get_xlim() == (0, pytest.approx(trace.seconds))
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("seconds", "mel bin")
@@ -181,17 +181,17 @@ def test_mel(trace):
     assert "4 (8)" in labels and ax.get_title("left") == "Eight months to Mars."
 
 
-def test_mel_shows_nan(trace):
+def test_mel_counts_nonfinite_values(trace):
     mel = trace["flow/mel"].clone()
     mel[3, 5], mel[4, 6] = torch.nan, torch.inf
-    ax = drawn(plots.mel(but(trace, flow_mel=mel)))
+    ax = rendered(plots.mel(changed(trace, flow_mel=mel)))
     assert image(ax).mask.sum() == 2 and texts(ax) == ["2 NaN or Inf"]
     assert np.isfinite(ax.get_images()[0].get_clim()).all()
-    drawn(plots.mel(but(trace, flow_mel=torch.full_like(mel, torch.nan))))
+    rendered(plots.mel(changed(trace, flow_mel=torch.full_like(mel, torch.nan))))
 
 
-def test_mel_difference(trace, one_step):
-    ax = drawn(plots.mel_difference(trace, one_step))
+def test_mel_difference_is_candidate_minus_reference(trace, one_step):
+    ax = rendered(plots.mel_difference(trace, one_step))
     expected = one_step["flow/mel"].double() - trace["flow/mel"].double()
     assert np.array_equal(image(ax), expected)
     low, high = ax.get_images()[0].get_clim()
@@ -199,15 +199,15 @@ def test_mel_difference(trace, one_step):
     assert f"rms {expected.square().mean().sqrt():.3g}" in ax.get_title("left")
     below = ax.figure._supxlabel.get_text()
     assert "reference: seed 7" in below and "candidate: seed 0 · n_timesteps 1" in below
-    short = but(one_step, flow_mel=one_step["flow/mel"][:, :10])
+    short = changed(one_step, flow_mel=one_step["flow/mel"][:, :10])
     assert image(plots.mel_difference(trace, short)).shape == (80, 10)
     assert image(plots.mel_difference(trace, trace)).max() == 0
     with pytest.raises(WorkbenchError, match="80 and 40 bins"):
-        plots.mel_difference(trace, but(trace, flow_mel=trace["flow/mel"][:40]))
+        plots.mel_difference(trace, changed(trace, flow_mel=trace["flow/mel"][:40]))
 
 
-def test_mel_steps(trace):
-    axes = drawn(plots.mel_steps(trace))
+def test_mel_steps_draws_a_panel_per_knot(trace):
+    axes = rendered(plots.mel_steps(trace))
     assert len(axes) == STEPS + 1
     for k, ax in enumerate(axes):
         assert np.array_equal(image(ax), trace["flow/x"][k].double())
@@ -223,15 +223,15 @@ def test_mel_steps(trace):
 
 def test_mel_steps_of_many_knots(trace):
     x = trace["flow/x"][:1, :, :4].expand(65, -1, -1)
-    assert len(plots.mel_steps(but(trace, flow_x=x, flow_t=torch.linspace(0, 1, 65)))) == 12
+    assert len(plots.mel_steps(changed(trace, flow_x=x, flow_t=torch.linspace(0, 1, 65)))) == 12
 
 
 # ---- sound
 
 
-def test_waveform_is_every_sample_or_its_envelope(trace):
+def test_waveform_draws_every_sample_or_the_envelope(trace):
     short = trace.wav[:1000]
-    ax = drawn(plots.waveform(but(trace, hift_wav=short)))
+    ax = rendered(plots.waveform(changed(trace, hift_wav=short)))
     assert np.array_equal(ax.get_lines()[0].get_ydata(), short.double())
     curve = plots.waveform(trace).get_lines()[0].get_ydata()
     width = -(-len(trace.wav) // 2000)
@@ -246,7 +246,7 @@ def test_waveform_is_every_sample_or_its_envelope(trace):
 def test_waveform_marks_clamp_and_nan(trace):
     wav = trace.wav.clone() * 0.1
     wav[2400:2410], wav[4800:4900], wav[7200] = 0.99, torch.nan, -torch.inf
-    ax = drawn(plots.waveform(but(trace, hift_wav=wav)))
+    ax = rendered(plots.waveform(changed(trace, hift_wav=wav)))
     clamped, bad = line(ax, "clamped"), line(ax, "NaN or Inf")
     assert clamped.get_label().endswith("10 samples") and bad.get_label().endswith("101 samples")
     assert clamped.get_xdata() == pytest.approx(0.1, abs=2e-3)
@@ -256,7 +256,7 @@ def test_waveform_marks_clamp_and_nan(trace):
     )
     quiet = plots.waveform(trace)
     assert len(quiet.get_lines()) == 1
-    drawn(plots.waveform(but(trace, hift_wav=torch.full((9000,), torch.nan))))
+    rendered(plots.waveform(changed(trace, hift_wav=torch.full((9000,), torch.nan))))
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_waveform_shades_findings(trace):
         {"kind": ["click", "buzz", "buzz"], "start": [0.1, 0.2, 0.3], "end": [0.1, 0.25, 0.4]}
     )
     for findings in (table, SimpleNamespace(table=table), SimpleNamespace(to_frame=lambda: table)):
-        ax = drawn(plots.waveform(trace, findings=findings))
+        ax = rendered(plots.waveform(trace, findings=findings))
         shades = {one.get_label(): one for one in ax.collections}
         assert list(shades) == ["buzz (2)", "click (1)"]
         spans = [path.vertices[:, 0] for path in shades["buzz (2)"].get_paths()]
@@ -278,22 +278,22 @@ def test_waveform_shades_findings(trace):
             plots.waveform(trace, findings=wrong)
 
 
-def test_spectrogram_of_a_sine(trace):
+def test_spectrogram_of_a_sine_has_its_level_and_frequency(trace):
     n = torch.arange(24000)
     sine = 0.5 * torch.sin(2 * torch.pi * 3000 / 24000 * n)
-    ax = drawn(plots.spectrogram(but(trace, hift_wav=sine)))
+    ax = rendered(plots.spectrogram(changed(trace, hift_wav=sine)))
     level = image(ax)
     assert level.shape[0] == 513 and int(level[:, 40].argmax()) == 128  # of 1024 at 24 kHz: 3 kHz
     assert level.max() == pytest.approx(-6.02, abs=0.01)
     sine[12000] = torch.inf
-    assert 0 < image(drawn(plots.spectrogram(but(trace, hift_wav=sine)))).mask.any(0).sum() < 10
-    drawn(plots.spectrogram(but(trace, hift_wav=torch.zeros(3))))
+    assert 0 < image(rendered(plots.spectrogram(changed(trace, hift_wav=sine)))).mask.any(0).sum() < 10
+    rendered(plots.spectrogram(changed(trace, hift_wav=torch.zeros(3))))
 
 
-def test_f0(trace):
+def test_f0_leaves_gaps_and_marks_impossible_values(trace):
     f0 = torch.full((20,), 200.0)
     f0[5:8], f0[10], f0[12], f0[13] = 3.0, 1e5, torch.nan, torch.inf
-    ax = drawn(plots.f0(but(trace, hift_f0=f0), reference=trace))
+    ax = rendered(plots.f0(changed(trace, hift_f0=f0), reference=trace))
     mine = line(ax, "f0")
     voiced = [k for k in range(20) if k not in (5, 6, 7, 10, 12, 13)]
     assert np.flatnonzero(np.isfinite(mine.get_ydata())).tolist() == voiced
@@ -308,16 +308,16 @@ def test_f0(trace):
         np.array_equal(other[expected > 10], expected[expected > 10])
         and np.isnan(other[expected <= 10]).all()
     )
-    drawn(plots.f0(but(trace, hift_f0=torch.zeros(8))))
+    rendered(plots.f0(changed(trace, hift_f0=torch.zeros(8))))
 
 
 # ---- tokens
 
 
-def test_tokens(trace):
+def test_tokens_draws_ids_entropy_and_stop_margin(trace):
     ids = trace["lm/drawn_token"].clone()
     ids[3:6], ids[8] = 203, ids[7]
-    axes = drawn(plots.tokens(but(trace, lm_drawn_token=ids), silent=(203, 230)))
+    axes = rendered(plots.tokens(changed(trace, lm_drawn_token=ids), silent=(203, 230)))
     points = {one.get_label().partition(":")[0]: one for one in axes[0].get_lines()}
     assert points["silent"].get_ydata().tolist() == ids[np.isin(ids, (203, 230))].tolist()
     assert 8.5 / 25 in points["same as before"].get_xdata()
@@ -330,22 +330,22 @@ def test_tokens(trace):
     assert np.array_equal(axes[2].get_lines()[0].get_ydata(), logp[:, :243].amax(1) - logp[:, 243:].amax(1))
 
 
-def test_tokens_with_less(trace):
+def test_tokens_says_which_fields_are_missing(trace):
     few = wb.Trace({"lm/speech_token": trace["lm/speech_token"]}, {})
-    axes = drawn(plots.tokens(few))
+    axes = rendered(plots.tokens(few))
     assert "lm/entropy was not recorded" in texts(axes[1])[0] and "lm/logp" in texts(axes[2])[0]
     entropy = wb.Trace(dict(few) | {"lm/entropy.stats": trace.statistics("lm/entropy")}, {})
     assert plots.tokens(entropy)[1].get_lines()[0].get_ydata() == pytest.approx(trace["lm/entropy"].numpy())
-    dropped = plots.tokens(but(trace, lm_speech_token=trace["lm/speech_token"][:-2]))
+    dropped = plots.tokens(changed(trace, lm_speech_token=trace["lm/speech_token"][:-2]))
     assert "2 silent draws were dropped" in dropped[0].get_title("left")
     with pytest.raises(WorkbenchError, match="100 ids; expected 200 stop ids"):
-        plots.tokens(but(trace, lm_logp=trace["lm/logp"][:, :100]))
+        plots.tokens(changed(trace, lm_logp=trace["lm/logp"][:, :100]))
 
 
 # ---- diagnoses
 
 
-def test_headroom():
+def test_headroom_draws_doublings_and_marks_tight_modules():
     room = {"a": [5.0, 0.5], "b": [9.0, 8.0], "c": [torch.nan, 3.0]}
     rows = [
         {"stage": "flow", "module": name, "step": step, "branch": branch, "doublings": values[step] + more}
@@ -356,7 +356,7 @@ def test_headroom():
     rows.append({"stage": "hift", "module": "d", "step": None, "branch": None, "doublings": np.inf})
     table = pd.DataFrame(rows)
     table["step"] = table["step"].astype("Int64")
-    ax = drawn(plots.headroom(table))
+    ax = rendered(plots.headroom(table))
     shown = image(ax)
     assert [text.get_text() for text in ax.get_yticklabels()] == ["flow: a", "flow: b", "flow: c", "hift: d"]
     assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "1", "once"]
@@ -375,15 +375,15 @@ def test_headroom():
 
 @pytest.mark.slow
 def test_headroom_of_a_run(pipe, trace):
-    ax = drawn(plots.headroom(wb.headroom(pipe, trace), modules=8))
+    ax = rendered(plots.headroom(wb.headroom(pipe, trace), modules=8))
     assert len(ax.get_yticklabels()) == 8
 
 
 @pytest.mark.slow
-def test_comparison(trace, one_step):
+def test_comparison_draws_errors_by_verdict(trace, one_step):
     mel = trace["flow/mel"] * 1.01
-    found = wb.compare(trace, but(trace, flow_mel=mel, hift_f0=None))
-    ax = drawn(plots.comparison(found))
+    found = wb.compare(trace, changed(trace, flow_mel=mel, hift_f0=None))
+    ax = rendered(plots.comparison(found))
     diverged, match = line(ax, "DIVERGED (1)"), line(ax, "MATCH")
     assert diverged.get_ydata() == pytest.approx(0.01, rel=1e-3)
     assert len(match.get_ydata()) == (found.rows["verdict"] == "MATCH").sum()
@@ -393,9 +393,9 @@ def test_comparison(trace, one_step):
     assert ax.get_yticklabels()[0].get_text() == "equal" and "1e-2 (40 dB)" in [
         text.get_text() for text in ax.get_yticklabels()
     ]
-    drawn(plots.comparison(wb.compare(trace, one_step)))
-    drawn(plots.comparison(wb.compare(trace, summary(trace))))
-    drawn(plots.comparison(wb.compare(trace, trace)))
+    rendered(plots.comparison(wb.compare(trace, one_step)))
+    rendered(plots.comparison(wb.compare(trace, summary(trace))))
+    rendered(plots.comparison(wb.compare(trace, trace)))
     with pytest.raises(WorkbenchError, match="no rows"):
         plots.comparison(wb.compare(wb.Trace({}, {}), wb.Trace({}, {})))
 
@@ -405,7 +405,7 @@ def test_comparison_marks_the_first_cause(pipe, trace):
     half = pipe.replay(
         trace, "flow", pipe.checkpoint.options.but(n_timesteps=STEPS, flow_dtype="bfloat16"), wb.EVERYTHING
     )
-    ax = drawn(plots.comparison(wb.compare(trace, half, pipe)))
+    ax = rendered(plots.comparison(wb.compare(trace, half, pipe)))
     assert line(ax, "first cause: flow/mu")
 
 
@@ -414,20 +414,20 @@ def diagnosis(shares, explained_by=(), healthy=False):
     return Diagnosis(found, explained_by, sum(shares[name] for name in explained_by), healthy, "")
 
 
-def test_suspects():
-    ax = drawn(plots.suspects(diagnosis({"rotary": 0.97, "grid": 0.3, "slope": -0.2}, ("rotary",))))
+def test_suspects_draws_the_share_of_each():
+    ax = rendered(plots.suspects(diagnosis({"rotary": 0.97, "grid": 0.3, "slope": -0.2}, ("rotary",))))
     bars = sorted(ax.patches, key=lambda bar: bar.get_y())
     assert [bar.get_width() for bar in bars] == [0.97, 0.3, -0.2]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["rotary", "grid", "slope"]
     assert [bool(bar.get_hatch()) for bar in bars] == [True, False, False]
     assert line(ax, "enough").get_xdata()[0] == 0.5 and ax.get_ylim()[0] > ax.get_ylim()[1]
-    clean = drawn(plots.suspects(diagnosis({}, healthy=True)))
+    clean = rendered(plots.suspects(diagnosis({}, healthy=True)))
     assert clean.get_title("left") == "nothing to explain" and "within rounding" in texts(clean)[0]
 
 
 # ---- all of them
 
-ONE = {
+REQUIRED_FIELD = {
     "trajectory": "flow/x",
     "guidance_gap": "flow/velocity_cond",
     "mel": "flow/mel",
@@ -439,26 +439,26 @@ ONE = {
 }
 
 
-@pytest.mark.parametrize("name", ONE)
-def test_what_is_lacking_is_named_and_no_figure_stays(name):
+@pytest.mark.parametrize("name", REQUIRED_FIELD)
+def test_missing_fields_raise_and_leave_no_figure_open(name):
     for trace in (wb.Trace({}, {}), wb.Trace({"in/spk_embedding": torch.zeros(3)}, {})):
-        with pytest.raises(WorkbenchError, match=f"{ONE[name]}.*save="):
+        with pytest.raises(WorkbenchError, match=f"{REQUIRED_FIELD[name]}.*save="):
             getattr(plots, name)(trace)
     assert plt.get_fignums() == []
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ONE if name not in ("trajectory", "guidance_gap", "mel_steps")]
+    "name", [name for name in REQUIRED_FIELD if name not in ("trajectory", "guidance_gap", "mel_steps")]
 )
-def test_nothing_in_it(name):
+def test_empty_fields_raise_and_leave_no_figure_open(name):
     shape = (80, 0) if name == "mel" else (0,)
     with pytest.raises(WorkbenchError, match="nothing in it"):
-        getattr(plots, name)(wb.Trace({ONE[name]: torch.zeros(shape)}, {}))
+        getattr(plots, name)(wb.Trace({REQUIRED_FIELD[name]: torch.zeros(shape)}, {}))
     assert plt.get_fignums() == []
 
 
-@pytest.mark.parametrize("name", ONE)
-def test_given_axes_are_used_and_nothing_else(trace, name):
+@pytest.mark.parametrize("name", REQUIRED_FIELD)
+def test_given_axes_are_used_and_no_figure_is_made(trace, name):
     settings = dict(matplotlib.rcParams)
     with plt.style.context("dark_background"):
         count = SIZES.get(name, STEPS + 1 if name == "mel_steps" else 1)
@@ -480,18 +480,18 @@ def test_given_axes_are_used_and_nothing_else(trace, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ONE)
-def test_figures_are_white_under_a_dark_style_and_say_where_they_come_from(trace, name):
+@pytest.mark.parametrize("name", REQUIRED_FIELD)
+def test_figures_are_white_under_a_dark_style_and_show_their_provenance(trace, name):
     with plt.style.context("dark_background"):
-        axes = np.atleast_1d(getattr(plots, name)(but(trace, {"text": "It costs $5 or $_6."})))
-    fig = drawn(axes[0]).figure
+        axes = np.atleast_1d(getattr(plots, name)(changed(trace, {"text": "It costs $5 or $_6."})))
+    fig = rendered(axes[0]).figure
     assert plt.get_fignums() == [fig.number]
     assert fig.get_facecolor() == (1, 1, 1, 1) and axes[0].xaxis.label.get_color() == "black"
     below = fig._supxlabel.get_text().replace("\n", " ")
     assert below == plots.provenance(trace) and trace.attrs["checkpoint"]["content_hash"][:12] in below
 
 
-def test_provenance(trace, log, one_step):
+def test_provenance_lists_options_checkpoint_and_source(trace, log, one_step):
     assert plots.provenance(trace).startswith("seed 7 · n_timesteps 3 · cfg_rate 0.7 · ")
     assert "dtype" not in plots.provenance(trace) and "· cpu · torch 2" in plots.provenance(trace)
     assert "flow_dtype bfloat16" in plots.provenance(one_step)

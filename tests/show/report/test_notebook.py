@@ -1,4 +1,4 @@
-"""A notebook as one page: the same pictures, tables and sound, without a kernel and without a network."""
+"""`run_notebook`: a notebook as one page with its figures, tables and sound, without a kernel or a network."""
 
 import re
 
@@ -77,7 +77,7 @@ def test_a_notebook_imports_modules_beside_it(written, tmp_path, monkeypatch):
     assert re.search(r"\b42\b", out.read_text())
 
 
-def test_a_cell_that_fails_is_named_and_the_rest_is_kept(written, tmp_path):
+def test_failing_cell_is_named_and_earlier_output_is_kept(written, tmp_path):
     path = written(PARAMETERS, "print('so far' + ' so good')", "# look\nwb = None\nwb.player()")
     with pytest.raises(
         wb.WorkbenchError, match=r"small.ipynb: cell \[3\], '# look': AttributeError: 'NoneType'"
@@ -104,7 +104,7 @@ def test_names_and_parameters_are_checked_before_anything_runs(written, tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["small.ipynb"]
 
 
-def test_in_a_shell(written, tmp_path, capfd, monkeypatch):
+def test_notebook_runs_from_the_shell(written, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     written(PARAMETERS, "print(seconds + count, label)")
     assert main(["notebook", "small.ipynb", "-p", "seconds=2.25", "-p", "label=a b"]) == 0

@@ -1,3 +1,5 @@
+"""`Report` and `render`: sections, evidence, escaped text, files without outside requests."""
+
 import json
 import math
 import re
@@ -20,14 +22,14 @@ HOSTILE = '</script><script>alert(1)</script>"><img src=x onerror=alert(1)>'
 class Elements(HTMLParser):
     def __init__(self, page):
         super().__init__()
-        self.seen = []
+        self.elements = []
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
 
     def of(self, tag):
-        return [attrs for name, attrs in self.seen if name == tag]
+        return [attrs for name, attrs in self.elements if name == tag]
 
 
 def evidence(page):
@@ -42,16 +44,16 @@ def plain(points=3):
     return ax
 
 
-def test_sections_have_contents_anchors_and_copies():
+def test_sections_have_anchors_and_copy_buttons():
     page = Report("The glitch", "one step").add("First.\n\nSecond.", "Said").add("Third.", "Said").html()
-    seen = Elements(page)
-    assert [a["href"] for a in seen.of("a")] == ["#said", "#said-2"]
-    assert [s["id"] for s in seen.of("section")] == ["said", "said-2"]
-    assert [b["data-copy"] for b in seen.of("button")] == ["Said\nFirst.\n\nSecond.", "Said\nThird."]
+    elements = Elements(page)
+    assert [a["href"] for a in elements.of("a")] == ["#said", "#said-2"]
+    assert [s["id"] for s in elements.of("section")] == ["said", "said-2"]
+    assert [b["data-copy"] for b in elements.of("button")] == ["Said\nFirst.\n\nSecond.", "Said\nThird."]
     assert "<p>First.</p><p>Second.</p>" in page
 
 
-def test_evidence_is_json_also_of_what_json_lacks():
+def test_evidence_is_json_with_nan_as_text():
     table = pd.DataFrame(
         {"x": [1.5, math.nan], "n": pd.array([1, None], dtype="Int64"), "what": ["a", HOSTILE]}
     )
@@ -69,26 +71,26 @@ def test_hostile_text_runs_nothing():
     report = Report(HOSTILE, HOSTILE)
     for thing in (HOSTILE, table, ax, [HOSTILE]):
         report.add(thing, HOSTILE, HOSTILE)
-    seen = Elements(report.html())
-    assert len(seen.of("script")) == 2  # the evidence, and the copy buttons
-    assert all(image["src"].startswith("data:") and "onerror" not in image for image in seen.of("img"))
+    elements = Elements(report.html())
+    assert len(elements.of("script")) == 2  # the evidence, and the copy buttons
+    assert all(image["src"].startswith("data:") and "onerror" not in image for image in elements.of("img"))
 
 
-def test_page_asks_for_nothing_from_outside(tmp_path):
+def test_page_makes_no_outside_request(tmp_path):
     page = Report("r").add(plain(), "Figure").save(tmp_path / "sub" / "r.html").read_text()
-    addresses = [v for _, a in Elements(page).seen for k, v in a.items() if k in ("src", "href")]
+    addresses = [v for _, a in Elements(page).elements for k, v in a.items() if k in ("src", "href")]
     assert addresses and all(address.startswith(("data:", "#")) for address in addresses)
     assert "default-src 'none'" in page and "http://" not in page and "https://" not in page
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["r.html"]
 
 
-def test_size_is_the_files(tmp_path):
+def test_stated_size_is_the_size_of_the_file(tmp_path):
     path = Report("r").add("x" * 3_000_000).save(tmp_path / "r.html")
     said = float(re.search(r"One file of ([\d.]+) MB", path.read_text())[1])
     assert said == pytest.approx(path.stat().st_size / 1e6, abs=0.02)
 
 
-def test_figures_take_the_smaller_form():
+def test_figures_are_stored_as_the_smaller_of_svg_and_png():
     assert smallest_image(plain().figure).startswith("data:image/svg+xml")
     many = Figure()
     many.subplots().scatter(range(5000), range(5000))
@@ -120,14 +122,14 @@ def test_anything_else_shows_its_repr():
     assert "<b>bold</b>" in look.html and look.evidence == [{"a": 1}]
 
 
-def test_no_half_file_where_none_can_be_written(tmp_path):
+def test_failed_save_leaves_no_partial_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkbenchError, match="could not be written"):
         Report("r").save(tmp_path / "file" / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_trace_brings_its_player_and_its_table():
+def test_trace_is_rendered_with_player_and_table():
     wav = 0.1 * torch.sin(torch.arange(12000) / 20)
     look = render(Trace({"hift/wav": wav}, {"text": HOSTILE}))
     assert "data:audio/wav" in look.html and "<script>alert" not in look.html

@@ -1,4 +1,4 @@
-"""The report of a run and the one of two runs, as files that somebody else opens."""
+"""The reports of one run and of two runs: their sections, figures, findings and escaped text."""
 
 import json
 import re
@@ -13,16 +13,16 @@ from workbench.diagnose.suspects.faults import CATALOGUE, inject
 
 pytestmark = pytest.mark.slow
 
-MISTAKES = [fault for fault in CATALOGUE if fault.name in ("uncond-keeps-mu", "cfg-off", "last-slope")]
+FAULTS = [fault for fault in CATALOGUE if fault.name in ("uncond-keeps-mu", "cfg-off", "last-slope")]
 
 
 @pytest.fixture(scope="module")
 def traces(pipe):
-    """A right run, and one with a mistake."""
+    """A healthy run, and a run with a fault."""
     utt = pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")
     options = pipe.checkpoint.options.but(n_timesteps=3, seed=7)
     right = pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
-    return right, inject(pipe, right, MISTAKES[:1])
+    return right, inject(pipe, right, FAULTS[:1])
 
 
 def evidence(page):
@@ -30,8 +30,8 @@ def evidence(page):
 
 
 def test_report_of_two_runs_names_cause_and_suspect(pipe, traces):
-    report = wb.comparison_report(*traces, pipe, ("ours", "theirs"), MISTAKES)
-    wrong = MISTAKES[0]
+    report = wb.comparison_report(*traces, pipe, ("ours", "theirs"), FAULTS)
+    wrong = FAULTS[0]
     assert wrong.name in report.lead and "first cause" in report.lead
     titles = [section.title for section in report.sections]
     assert titles[:3] == ["Sound", "Where they part", "Suspects"] and "Mel difference" in titles
@@ -49,7 +49,7 @@ def test_report_of_equal_runs_has_no_suspects(pipe, traces):
     assert report.lead.startswith("MATCH") and "Suspects" not in [s.title for s in report.sections]
 
 
-def test_report_of_a_run_says_what_it_lacks(traces):
+def test_run_report_lists_omitted_figures(traces):
     trace = wb.Trace({name: traces[0][name] for name in ("flow/mel", "hift/wav")}, {"sample_rate": 24000})
     report = wb.run_report(trace, "theirs")
     titles = [section.title for section in report.sections]
@@ -57,7 +57,7 @@ def test_report_of_a_run_says_what_it_lacks(traces):
     assert titles[-1] == "Not shown, and why" and "hift/f0" in report.sections[-1].rendered.text
 
 
-def test_report_of_a_fast_run_says_how_far_from_eager_it_is(pipe, traces):
+def test_report_of_a_fast_run_states_its_distance_from_eager(pipe, traces):
     right, _ = traces
     assert "omputed" not in wb.run_report(right, pipe=pipe).lead
     utt = pipe.prepare("Hello there.", "data/prompts/kumo_0.flac")
@@ -71,7 +71,7 @@ def test_report_of_a_fast_run_says_how_far_from_eager_it_is(pipe, traces):
     assert "is unknown" in wb.run_report(mel, pipe=pipe).lead
 
 
-def test_findings_have_an_address_and_a_text_each(traces):
+def test_each_finding_has_an_anchor_and_a_copy_button(traces):
     wav = traces[0].wav.clone()
     wav[6000:6010] = float("nan")
     wav[9000] = 0.9
@@ -84,14 +84,14 @@ def test_findings_have_an_address_and_a_text_each(traces):
     assert f"at {found[0].start:.3f} to" in page and evidence(page)["findings"][0]["kind"] == found[0].kind
 
 
-def test_hostile_text_stays_text(traces):
-    evil = "</script><script>alert(1)</script>"
-    attrs = traces[0].attrs | {"text": evil, "source": evil, "tag": evil}
-    page = wb.run_report(wb.Trace(traces[0].data, attrs), evil).html()
+def test_hostile_text_is_escaped(traces):
+    hostile = "</script><script>alert(1)</script>"
+    attrs = traces[0].attrs | {"text": hostile, "source": hostile, "tag": hostile}
+    page = wb.run_report(wb.Trace(traces[0].data, attrs), hostile).html()
     assert "<script>alert" not in page
 
 
-def test_report_from_the_shell(traces, tmp_path, capsys):
+def test_reports_are_written_from_the_shell(traces, tmp_path, capsys):
     a, b = (trace.save(tmp_path / f"{name}.trace") for name, trace in zip("ab", traces, strict=True))
     assert main(["report", str(a), "-o", str(tmp_path / "a.html")]) == 0
     assert main(["report", str(a), str(b), "-o", str(tmp_path / "ab.html")]) == 0

@@ -18,7 +18,7 @@ from workbench.show.widgets import (
     VocoderLab,
 )
 from workbench.show.widgets.background import BackgroundTask
-from workbench.show.widgets.labs import measure_table
+from workbench.show.widgets.labs import metric_table
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_cancel_and_errors_leave_no_result():
 @pytest.mark.slow
 def test_ode_explorer_shows_the_run_with_the_options_of_its_controls(pipe, utt):
     lab = OdeExplorer(pipe, utt, seed=7).render_now()
-    assert measure_table(lab.result).set_index("measure")["value"]["mel_l1"] == 0 and lab.status.value == ""
+    assert metric_table(lab.result).set_index("metric")["value"]["mel_l1"] == 0 and lab.status.value == ""
     lab.controls["n_timesteps"].value = 2
     lab.render_now()
     options = pipe.checkpoint.options.but(n_timesteps=2, seed=7)
@@ -117,7 +117,7 @@ def test_sampling_lab_draws_tokens_and_counts_runs(pipe, utt):
     assert "<img" in lab.static()
 
 
-def test_run_lengths():
+def test_run_lengths_lists_repeats_and_silences():
     trace = wb.Trace({"lm/drawn_token": torch.tensor([5, 5, 1, 2, 1, 9, 7, 7, 7])}, {})
     table = run_lengths(trace, silent=(1, 2))
     assert list(table.itertuples(index=False, name=None)) == [

@@ -36,10 +36,10 @@ class RunPair(NamedTuple):
     reference: Trace
 
 
-def measure_table(pair: RunPair) -> pd.DataFrame:
-    """Return the measures of a run against its reference, one per row."""
+def metric_table(pair: RunPair) -> pd.DataFrame:
+    """Return the metrics of a run against its reference, one per row."""
     values = {name: metric(pair.trace, pair.reference) for name, metric in METRICS.items()}
-    return pd.DataFrame({"measure": values.keys(), "value": values.values()})
+    return pd.DataFrame({"metric": values.keys(), "value": values.values()})
 
 
 class OdeExplorer(ComputePanel):
@@ -90,14 +90,14 @@ class OdeExplorer(ComputePanel):
         return RunPair(trace, reference)
 
     def draw(self, result: RunPair) -> None:
-        """Show the field at the chosen knot, the trajectory, the measures, and both runs to hear."""
+        """Show the field at the chosen knot, the trajectory, the metrics, and both runs to hear."""
         self.result = result
         self.knot.max = len(result.trace["flow/x"]) - 1
         self.update()
         self.show(
             self.field_panel,
             plots.trajectory(result.trace, reference=result.reference),
-            measure_table(result),
+            metric_table(result),
             player(result.trace, result.reference, names=["as set", "the checkpoint's own options"]),
         )
 
@@ -144,11 +144,11 @@ class VocoderLab(ComputePanel):
         return RunPair(trace, reference)
 
     def draw(self, result: RunPair) -> None:
-        """Show both to hear, f0 of both, and the measures."""
+        """Show both to hear, f0 of both, and the metrics."""
         self.show(
             player(*result, names=["as set", "the run's own"]),
             plots.f0(result.trace, reference=result.reference),
-            measure_table(result),
+            metric_table(result),
         )
 
 
