@@ -13,7 +13,7 @@ from tests.paths import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(?P<rule><!-- not run: [^\n]* -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```", re.DOTALL)
 SECTIONS = [
-    "Install",
+    "Install and demo",
     "First cell",
     "I want to ...",
     "The released checkpoint",
