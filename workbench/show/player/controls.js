@@ -30,7 +30,7 @@ function formatDecibels(level) {
  * @returns {number} the number of the frame or token at that time
  */
 function indexAt(t, unit) {
-  return Math.floor(t / unit + 1e-6); // 0.06 / 0.02 is a little less than 3
+  return Math.floor(t / unit + 1e-6); // 0.58 / 0.02 is a little less than 29
 }
 
 class Controls {

@@ -1,6 +1,6 @@
 """The page side of the player: its ES module, and HTML that plays without a kernel.
 
-Browsers cannot load files beside a notebook or a report, so the scripts, the style and the markup of this
+A notebook or a report is one file and cannot load others, so the scripts, the style and the markup of this
 folder become one module without imports. A widget sends it to the page; a static page holds it inline.
 """
 

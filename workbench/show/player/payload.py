@@ -24,7 +24,7 @@ MEL = RELEASED.mel
 QUIETEST_MEL = math.log(1e-5)  # ln; `log_mel` clamps there
 FINDING_COLUMNS = ("kind", "start", "end", "score")
 MAX_TRACES = 26  # they are called A to Z
-MAX_FINDINGS = 500  # of a trace; nobody steps through more
+MAX_FINDINGS = 500  # of a trace, so that the page stays small
 TICKS = {500: "500 Hz", 1000: "1 k", 2000: "2 k", 4000: "4 k", 8000: "8 k"}  # labels of the mel axis
 
 

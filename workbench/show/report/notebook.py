@@ -1,4 +1,4 @@
-"""Run a notebook with other parameters and keep what it showed as one HTML file."""
+"""Run a notebook with other parameters and write its outputs as one HTML page."""
 
 import os
 import re
@@ -18,8 +18,8 @@ from workbench.files import atomic_write, shipped_folder
 
 FOLDER = shipped_folder("notebooks")
 TEMPLATE = Path(__file__).with_name("notebook.html.j2")
-KERNEL = "python3"  # this Python, whatever the notebook was written with
-LIVE = "application/vnd.jupyter.widget-view+json"
+KERNEL = "python3"  # the running Python, also for a notebook that names another kernel
+LIVE_WIDGET = "application/vnd.jupyter.widget-view+json"  # MIME type of an output that needs a kernel
 
 
 def run_notebook(
@@ -28,21 +28,21 @@ def run_notebook(
     out: str | os.PathLike = "output/notebook.html",
     progress: bool = True,
 ) -> Path:
-    """Run a notebook from top to bottom in a kernel of its own and write what it showed.
+    """Run a notebook from top to bottom in a kernel of its own and write its outputs as a page.
 
-    The kernel runs in the present folder, so that relative paths mean what they mean to the caller. The page
-    makes no request; a widget is there as its static twin.
+    The kernel runs in the current folder, so that relative paths are those of the caller. The page makes no
+    request; widgets are replaced by their static twins.
 
     Parameters
     ----------
     name : str or path
-        Of a notebook in `notebooks/`, with or without its number and suffix; or the path of any other.
+        A notebook of `notebooks/`, with or without its number and suffix, or the path of any notebook.
     parameters : mapping
-        Values for names in the cell that is tagged `parameters`: what JSON can hold.
+        Values that JSON can hold, for names in the cell that is tagged `parameters`.
     out : path
-        The page. It appears whole or not at all.
+        Where the page is written, in full or not at all.
     progress : bool
-        Count cells on stderr.
+        Whether to count cells on stderr.
 
     Returns
     -------
@@ -52,10 +52,12 @@ def run_notebook(
     Raises
     ------
     WorkbenchError
-        Where there is no such notebook or parameter, nothing can be written, or a cell fails; what was shown
-        up to there is then kept beside `out`, as `.failed.html`.
+        When there is no such notebook or parameter, the page cannot be written, or a cell fails. The outputs
+        up to the failing cell are then kept in the folder of `out`, as `.failed.html`.
     """
-    path, parameters, out = notebook_path(name), dict(parameters or {}), Path(out)
+    path = notebook_path(name)
+    parameters = dict(parameters or {})
+    out = Path(out)
     _check(path, parameters)
     with atomic_write(out) as draft, TemporaryDirectory() as folder:
         executed = Path(folder) / "executed.ipynb"
@@ -78,22 +80,26 @@ def run_notebook(
 
 
 def notebook_path(name: str | os.PathLike) -> Path:
-    """Return the notebook that a name means.
+    """Return the path of a notebook: `start-here`, `00-start-here` and a path of its own all work.
 
     Raises
     ------
     WorkbenchError
-        Where there is none, or more than one; it lists those that there are.
+        When no notebook or more than one has this name; the error lists those that exist.
     """
     if Path(name).suffix == ".ipynb" and Path(name).is_file():
         return Path(name)
-    there = sorted(FOLDER.glob("*.ipynb"))
+    notebooks = sorted(FOLDER.glob("*.ipynb"))
     wanted = str(name).removesuffix(".ipynb")
-    found = [path for path in there if wanted in (path.stem, re.sub(r"^\d+-", "", path.stem))]
+    found = []
+    for path in notebooks:
+        without_number = re.sub(r"^\d+-", "", path.stem)
+        if wanted in (path.stem, without_number):
+            found.append(path)
     if len(found) != 1:
         raise WorkbenchError(
             f"{len(found) or 'no'} notebooks are called {wanted!r}; there are "
-            f"{', '.join(path.stem for path in there) or 'none'}, or give the path of an .ipynb"
+            f"{', '.join(path.stem for path in notebooks) or 'none'}, or give the path of an .ipynb"
         )
     return found[0]
 
@@ -106,6 +112,7 @@ def page(path: Path, title: str) -> str:
 
 
 def _check(path: Path, parameters: Mapping[str, object]) -> None:
+    """Raise a WorkbenchError when the notebook cannot be read or has no such parameter."""
     try:
         known = papermill.inspect_notebook(path)
     except (ValueError, nbformat.ValidationError, OSError) as error:
@@ -123,6 +130,7 @@ def _import_from(folder: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
+    """Return which cell failed and why, on one line."""
     if isinstance(error, PapermillExecutionError):
         first = error.source.strip().partition("\n")[0]
         return f"cell [{error.exec_count}], {first!r}: {error.ename}: {' '.join(error.evalue.split())}"
@@ -130,13 +138,16 @@ def _reason(error: Exception) -> str:
 
 
 def _without_kernel(notebook: NotebookNode) -> NotebookNode:
-    """Leave of a widget its static twin; a progress bar has none and goes."""
+    """Keep the static twin of each widget, and remove widgets without one, such as progress bars."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
-        outputs = cell.get("outputs", [])
-        cell_outputs = [o for o in outputs if LIVE not in o.get("data", {}) or "text/html" in o.data]
-        for output in cell_outputs:
-            output.get("data", {}).pop(LIVE, None)
-        if outputs:
-            cell.outputs = cell_outputs
+        if "outputs" not in cell:
+            continue  # a cell of text
+        kept = []
+        for output in cell.outputs:
+            data = output.get("data", {})
+            is_live = data.pop(LIVE_WIDGET, None) is not None
+            if not is_live or "text/html" in data:
+                kept.append(output)
+        cell.outputs = kept
     return notebook

@@ -26,7 +26,7 @@ from workbench.trace.trace import Trace
 
 MAX_ROWS = 200  # of a table on the page; the evidence keeps all
 MAX_BAD_ROWS = 12  # of a comparison, before the fold that holds all rows
-ANCHOR = "@ANCHOR@"  # in HTML: replaced by the anchor of the section in which it stands
+ANCHOR = "@ANCHOR@"  # in HTML: replaced by the anchor of its section
 LONG_CELL = 40  # characters from which a cell of a table is wrapped
 PNG_DPI = 120
 FINDING_COLUMNS = (

@@ -1,7 +1,7 @@
 """Widgets: controls around plain functions of the package.
 
 Each widget has `static()`, which gives its present state as HTML; that is shown where no kernel runs. Labs
-compute again when a control changes, browsers look values up.
+compute again when a control changes; browsers show what is recorded already.
 
 Read `panel.py` first: what all widgets have in common. `labs.py` and `browsers.py` hold the widgets,
 `controls.py` makes sliders and fields, `background.py` runs the slow work in a thread, and `display.py` lets

@@ -1,4 +1,4 @@
-"""Widgets that look things up: the fields of a trace, the rows of a comparison, files in a folder."""
+"""Widgets that show what is recorded already: fields of a trace, rows of a comparison, files in a folder."""
 
 import os
 from collections.abc import Callable

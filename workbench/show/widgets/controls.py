@@ -34,7 +34,7 @@ def checkbox(name: str, value: bool) -> ipywidgets.Checkbox:
 
 
 def optional_integer(name: str, placeholder: str, value: int | None = None) -> ipywidgets.Text:
-    """Return a text field for a whole number or nothing; a slider has no position for nothing."""
+    """Return a text field for a whole number or nothing; a slider cannot be empty."""
     text = "" if value is None else str(value)
     return ipywidgets.Text(
         text, placeholder=placeholder, description=name, style=LABEL_STYLE, continuous_update=False
