@@ -1,3 +1,8 @@
+"""An experiment runs what its variants do not share, and its table has a row for every run.
+
+Also here: the cache of stages, and the metrics.
+"""
+
 import math
 from dataclasses import fields
 
@@ -5,16 +10,18 @@ import pytest
 import torch
 
 import workbench as wb
+from tests.diagnose.experiments.common import SHORT
 from workbench.diagnose.experiments.cached_runs import CachedRuns, content_key
 from workbench.diagnose.experiments.experiment import Experiment
 from workbench.diagnose.experiments.metrics import mel_l1, seconds, sound_db, worst_100ms, worst_place
 from workbench.errors import WorkbenchError
 from workbench.speech.config import STAGES, Options
+from workbench.trace.schema import SAMPLE_RATE
 from workbench.trace.trace import Trace
 
 
-def counted(pipe):
-    """The pipeline, and the names of the loops that it ran."""
+def watched_loops(pipe):
+    """Return the pipeline, and a list that gets the name of every loop that it runs."""
     seen = []
 
     def bar(steps, name, unit, total=None):
@@ -24,16 +31,16 @@ def counted(pipe):
     return pipe.watched(bar), seen
 
 
-def test_every_option_has_its_stage():
+def test_every_option_belongs_to_a_stage():
     known = {name for stage in STAGES.values() for name in stage.options}
     assert {field.name for field in fields(Options)} == known | {"stream_final_offline"}
 
 
 @pytest.mark.slow
 def test_a_stage_runs_once_for_all_that_share_it(pipe, utt):
-    watched, seen = counted(pipe)
+    watched, seen = watched_loops(pipe)
     runs = CachedRuns(watched)
-    base = pipe.checkpoint.options.but(n_timesteps=2, max_tokens=8)
+    base = pipe.checkpoint.options.but(n_timesteps=2, **SHORT)
     plain = runs.run(utt, base)
     half = runs.run(utt, base.but(head_dtype="float16"))
     stronger = runs.run(utt, base.but(cfg_rate=1.0))
@@ -47,10 +54,10 @@ def test_a_stage_runs_once_for_all_that_share_it(pipe, utt):
     assert direct.attrs.keys() <= plain.attrs.keys()
 
 
-def test_a_folder_outlives_the_session(pipe, utt, tmp_path):
-    options = pipe.checkpoint.options.but(n_timesteps=2, max_tokens=8)
+def test_stages_in_a_folder_are_found_by_another_object(pipe, utt, tmp_path):
+    options = pipe.checkpoint.options.but(n_timesteps=2, **SHORT)
     first = CachedRuns(pipe, folder=tmp_path).run(utt, options)
-    watched, seen = counted(pipe)
+    watched, seen = watched_loops(pipe)
     again = CachedRuns(watched, folder=tmp_path).run(utt, options)
     assert not seen and torch.equal(first.wav, again.wav)
     for path in tmp_path.iterdir():
@@ -58,14 +65,14 @@ def test_a_folder_outlives_the_session(pipe, utt, tmp_path):
     assert torch.equal(CachedRuns(watched, folder=tmp_path).run(utt, options).wav, first.wav) and seen
 
 
-def test_memory_is_bounded(pipe, utt):
+def test_cache_in_memory_is_bounded(pipe, utt):
     runs = CachedRuns(pipe, max_stages=3)
     for steps in (1, 2):
-        runs.run(utt, pipe.checkpoint.options.but(n_timesteps=steps, max_tokens=8))
+        runs.run(utt, pipe.checkpoint.options.but(n_timesteps=steps, **SHORT))
     assert len(runs._cache) == 3
 
 
-def test_key_depends_on_values_names_types_and_shapes():
+def test_content_key_depends_on_values_names_dtypes_and_shapes():
     x = torch.arange(6.0)
     given = [{"a": x}, {"b": x}, {"a": x.view(2, 3)}, {"a": x.double()}, {"a": x + 1}]
     assert len({content_key("run", tensors) for tensors in given}) == len(given)
@@ -75,9 +82,9 @@ def test_key_depends_on_values_names_types_and_shapes():
 @pytest.mark.slow
 def test_table_is_tidy_and_keeps_what_failed(pipe, utt):
     variants = {
-        "two": {"n_timesteps": 2, "max_tokens": 8},
-        "one": {"n_timesteps": 1, "max_tokens": 8},
-        "lost": {"max_tokens": 8, "estimator": "nowhere.onnx"},
+        "two": SHORT | {"n_timesteps": 2},
+        "one": SHORT | {"n_timesteps": 1},
+        "lost": SHORT | {"estimator": "nowhere.onnx"},
     }
     table = Experiment(pipe, {"u": utt}, variants, "two", seeds=(1, 2)).run()
     assert len(table) == 6 and list(table["variant"][:3]) == list(variants)
@@ -86,14 +93,14 @@ def test_table_is_tidy_and_keeps_what_failed(pipe, utt):
     assert rows.loc[("lost", 1), "error"] and rows.loc[("lost", 1), ["mel_l1", "seconds"]].isna().all()
 
 
-def test_nothing_runs_when_it_was_asked_wrongly(pipe, utt):
+def test_bad_arguments_are_refused_before_anything_runs(pipe, utt):
     with pytest.raises(WorkbenchError, match="reference"):
         Experiment(pipe, {"u": utt}, {"a": {}}, reference="b")
     with pytest.raises(WorkbenchError, match="n_timesteps"):
         Experiment(pipe, {"u": utt}, {"a": {"n_timesteps": 0}})
 
 
-def test_measures_know_when_there_is_nothing_to_compare():
+def test_metrics_are_nan_without_anything_to_compare():
     mel = torch.zeros(80, 10)
     bump = mel.clone()
     bump[:, 3:5] = 1.0
@@ -104,10 +111,10 @@ def test_measures_know_when_there_is_nothing_to_compare():
 
 
 def test_worst_place_is_where_the_sound_differs():
-    wav = 0.1 * torch.sin(torch.arange(24000) * 0.1)
+    wav = 0.1 * torch.sin(torch.arange(SAMPLE_RATE) * 0.1)
     other = wav.clone()
     other[12000:13000] = 0
-    one, changed = (wb.Trace({"hift/wav": x}, {"sample_rate": 24000}) for x in (wav, other))
+    one, changed = (wb.Trace({"hift/wav": x}, {"sample_rate": SAMPLE_RATE}) for x in (wav, other))
     place = worst_place(changed, one).iloc[0]
     assert (
         place["start"] <= 0.5 and place["end"] >= 0.54 and place["end"] - place["start"] == pytest.approx(0.1)
@@ -119,8 +126,8 @@ def test_worst_place_is_where_the_sound_differs():
 
 
 @pytest.mark.slow
-def test_a_block_is_one_batch(pipe, utt, tmp_path):
-    changes = {"compute": "exact", "n_timesteps": 2, "max_tokens": 8}
+def test_a_group_is_one_batch(pipe, utt, tmp_path):
+    changes = SHORT | {"compute": "exact", "n_timesteps": 2}
     variants = {f"rate {rate}": changes | {"cfg_rate": rate} for rate in (0.2, 0.7, 1.5)}
     variants["eager"] = changes | {"compute": "eager"}
     experiment = Experiment(pipe, {"a": utt}, variants, "eager", {"apart": mel_l1}, folder=tmp_path)
@@ -137,11 +144,21 @@ def test_a_block_is_one_batch(pipe, utt, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_spoils_a_batch_costs_only_its_own_row(pipe, utt):
-    """A run that cannot be made ends the batch; the others are then made one by one."""
-    changes = {"compute": "exact", "n_timesteps": 1, "max_tokens": 6}
+def test_a_run_that_fails_in_a_batch_affects_only_its_own_row(pipe, utt):
+    """The batch fails with it; the other runs are then computed one by one."""
+    changes = SHORT | {"compute": "exact", "n_timesteps": 1}
     variants = {"good": changes, "hot": changes | {"temperature": 1.5}}
     variants["no file"] = changes | {"estimator": "missing.onnx"}
     table = Experiment(pipe, {"a": utt}, variants, metrics={"length": seconds}).run().set_index("variant")
     assert "missing.onnx" in table.error["no file"]
     assert (table.error.drop("no file") == "").all() and (table.length.drop("no file") > 0).all()
+
+
+def test_an_experiment_says_what_it_is(pipe, utt):
+    variants = {"two": {"n_timesteps": 2}, "<one>": {"n_timesteps": 1, "cfg_rate": 0.5}}
+    experiment = Experiment(pipe, {"u": utt}, variants, reference="two", seeds=(1, 2, 3))
+    assert repr(experiment) == "Experiment of 2 variants x 1 utterance x 3 seeds, compared with 'two'"
+    html = experiment._repr_html_()
+    assert "&lt;one&gt;" in html and "cfg_rate" in html and "n_timesteps" in html
+    assert repr(Experiment(pipe, {}, {"own": {}})) == "Experiment of 1 variant x 0 utterances x 1 seed"
+    assert "own" in Experiment(pipe, {}, {"own": {}})._repr_html_()
