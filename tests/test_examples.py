@@ -81,16 +81,8 @@ def is_public(dotted):
 
 
 # Names to be done; both lists shall be empty.
-WITHOUT_EXAMPLE = set(
-    [
-        "WorkbenchError",
-    ]
-)
-WITHOUT_PARAMETERS = set(
-    [
-        "Config",
-    ]
-)
+WITHOUT_EXAMPLE = set("""WorkbenchError""".split())
+WITHOUT_PARAMETERS = set("""Config""".split())
 
 
 @pytest.mark.parametrize("name", PUBLIC)
