@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from tests.paths import ROOT
+from workbench.diagnose.benchmarks.accuracy import medians
 from workbench.diagnose.benchmarks.speed import Speed
 from workbench.diagnose.benchmarks.tables import (
     markdown_table,
@@ -40,6 +41,13 @@ def test_speed_table_is_that_of_the_measurement():
     found = Speed.from_dict(json.loads((DATA / "speed" / "h200.json").read_text()))
     table = read_csv(DATA / "speed" / "h200.csv")
     pd.testing.assert_frame_equal(table, found.summary(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("device", ["h200", "cpu"])
+def test_deviation_table_has_the_medians_of_its_utterances(device):
+    utterances = read_csv(DATA / "accuracy" / f"deviation-{device}-utterances.csv")
+    table = read_csv(DATA / "accuracy" / f"deviation-{device}.csv")
+    pd.testing.assert_frame_equal(table, medians(utterances), rtol=1e-3)
 
 
 def test_a_csv_file_keeps_its_table(tmp_path):

@@ -130,7 +130,7 @@ def test_a_finding_gives_mel_tokens_and_ode_steps_of_its_place():
 
 
 def test_a_finding_gives_more_tokens_where_speech_is_faster():
-    trace = trace_of(torch.zeros(24_000))
+    trace = trace_of(torch.zeros(RATE))
     trace.attrs["options"] = {"speed": 2.0}
     finding = Finding("click", 0.4, 0.5, 20, 13, 100, 9600, 20, 20, "")
     assert finding.tokens(trace).tolist() == [20, 21, 22, 23, 24]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workbench import WorkbenchError
-from workbench.diagnose.glitches.wave_stats import wave_stats
+from workbench.diagnose.glitches.wave_stats import AUDIO_LIMIT, wave_stats
 from workbench.trace.schema import SAMPLE_RATE
 
 RATE = SAMPLE_RATE
@@ -25,7 +25,7 @@ def test_sine_with_offset_and_silence():
 
 def test_clamped_and_nonfinite_are_counted():
     wav = torch.zeros(1000)
-    wav[:7], wav[10:12], wav[20] = 0.99, -0.995, float("nan")
+    wav[:7], wav[10:12], wav[20] = AUDIO_LIMIT, -0.995, float("nan")
     stats = wave_stats(wav, RATE)
     assert stats["clamped"] == 9 and stats["nonfinite"] == 1 and math.isfinite(stats["rms"])
     dead = wave_stats(torch.full((10,), float("inf")), RATE)

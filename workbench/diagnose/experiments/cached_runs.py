@@ -66,7 +66,7 @@ class CachedRuns:
         self.save = as_save(save)
         self.folder = None if folder is None else Path(folder)
         self.max_stages = max_stages
-        self._cache: OrderedDict[str, Trace] = OrderedDict()  # stage key -> result, least recently used first
+        self._cache: OrderedDict[str, Trace] = OrderedDict()  # stage key -> result, oldest use first
         self._file_hashes: dict[Path, str] = {}
 
     @cached_property

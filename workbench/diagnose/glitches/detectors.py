@@ -1,7 +1,7 @@
 """The table of glitch detectors: threshold, unit and usual cause of each.
 
 A detector is a function of a `Sound` that yields every candidate place as a `Spot` with a score; a higher
-score is worse. The first line of its docstring says what it finds and what the score counts. Thresholds were
+score is worse. The first line of its docstring names what it finds and the unit of the score. Thresholds were
 set on the part of the clean speech that `benchmark.py` names for it, and on more recordings of the same
 voices; they are tested on the rest.
 """

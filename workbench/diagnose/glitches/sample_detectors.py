@@ -13,7 +13,7 @@ AUDIO_LIMIT = RELEASED.hift.audio_limit  # the vocoder's clamp: a test at full s
 LIMIT_TOLERANCE = 1e-4  # of full scale; more than the half step by which 16-bit samples round the clamp
 FLAT_TOLERANCE = 1e-5  # the same for the limit of any other waveform, both relative and of full scale
 MIN_LIMIT = 0.1  # of full scale; a flat peak below this is not taken for a limit
-CLIP_JOIN_S = 0.05  # seconds; flat tops this near are one clipping
+CLIP_MERGE_S = 0.05  # seconds; flat tops this near are one clipping
 
 OFFSET_S = 0.25  # seconds that an offset is averaged over: several periods of the lowest voice
 OFFSET_STEP_S = 0.05  # seconds between two such means
@@ -76,15 +76,15 @@ def clamped(sound: Sound) -> Iterator[Spot]:
         if top >= AUDIO_LIMIT - LIMIT_TOLERANCE:
             flat |= side >= AUDIO_LIMIT - LIMIT_TOLERANCE
 
-        # Join flat tops that are near each other: (first, end, samples in the longest).
-        joined: list[tuple[int, int, int]] = []
+        # Merge flat tops that are near each other: (first, end, samples in the longest).
+        merged: list[tuple[int, int, int]] = []
         for first, end in intervals(flat):
-            if joined and first - joined[-1][1] < CLIP_JOIN_S * sound.rate:
-                start, _, longest = joined[-1]
-                joined[-1] = (start, end, max(longest, end - first))
+            if merged and first - merged[-1][1] < CLIP_MERGE_S * sound.rate:
+                start, _, longest = merged[-1]
+                merged[-1] = (start, end, max(longest, end - first))
             else:
-                joined.append((first, end, end - first))
-        for first, end, longest in joined:
+                merged.append((first, end, end - first))
+        for first, end, longest in merged:
             yield Spot(first / sound.rate, end / sound.rate, longest, f"at {top:.2f} of full scale")
 
 

@@ -31,7 +31,7 @@ LINE_S = 0.08  # seconds in a frame, so that bins are 12.5 Hz wide
 LINE_PERCENTILE = 20  # of a bin's power over the frames: four fifths of them have at least this
 LINE_AROUND = 25  # bins whose median a line is compared with: 310 Hz, wider than a harmonic
 MIN_LINE_HZ = 40  # Hz; below lies rumble
-MIN_LINE_FRAMES = 8
+MIN_LINE_FRAMES = 8  # 0.36 s, so that no single vowel is taken for a line
 
 # Pitch is measured as harmonicity: how well a frame resembles itself one period later, 0 to 1.
 MIN_PITCH, MAX_PITCH = 70, 400  # Hz, of the periods that are tried
@@ -44,7 +44,8 @@ MIN_VOICE_FRAMES = 50  # half a second of speech, to judge a share of it
 MIN_FRAMES = 20  # frames of 10 ms, to judge a mean over them
 MIN_BAND_RATE = 16_000  # Hz; a lower sample rate has none of the bands above 8 kHz
 
-# Edges of 13 bands from 300 Hz to 7 kHz, each 1.3 times as wide as the one before: about the ear's bands.
+# Edges of 13 bands from 300 Hz to 9 kHz, each 1.3 times as wide as the one before, which is about as finely
+# as the ear resolves.
 SMEAR_EDGES = 300 * 1.3 ** np.arange(14)
 DEPTH_RANGE = (40.0, 85.0)  # dB; outside, the recording's noise decides and not the flow
 MIN_SMEAR, MAX_SMEAR = -2.0, 3.0  # standard deviations at which each figure is clipped
@@ -105,7 +106,7 @@ def lines(sound: Sound) -> Iterator[Spot]:
     power = np.square(np.abs(np.fft.rfft(frames * np.hanning(n)))) / n + EPS_POWER  # (count, bins)
     lasting = decibel(np.percentile(power, LINE_PERCENTILE, axis=0))
     above = lasting - median_filter(lasting, LINE_AROUND, mode="nearest")
-    first = max(3, round(MIN_LINE_HZ * n / sound.rate))  # bin
+    first = max(3, round(MIN_LINE_HZ * n / sound.rate))  # bin; the first three also hold a constant offset
     peak = first + int(np.argmax(above[first:-2]))  # the last two bins have no neighbours on one side
     yield Spot(0.0, sound.seconds, float(above[peak]), f"at {peak * sound.rate / n:,.0f} Hz")
 
@@ -162,6 +163,7 @@ def smear_figures(sound: Sound) -> dict[str, float]:
 def f0(sound: Sound) -> Iterator[Spot]:
     """Recorded f0 above what voices reach; score: octaves above 500 Hz."""
     recorded = _recorded_f0(sound)
+    # Candidates begin an octave below the limit, so that clean speech has scores to compare with.
     for i in np.flatnonzero(recorded > MAX_VOICE_HZ / 2):
         octaves = float(np.log2(recorded[i] / MAX_VOICE_HZ))
         yield Spot(i / FRAME_RATE, (i + 1) / FRAME_RATE, octaves, f"{recorded[i]:,.0f} Hz")
@@ -179,7 +181,7 @@ def leaps(sound: Sound) -> Iterator[Spot]:
     voiced = minimum_filter1d(recorded, LEAP_VOICED, mode="constant") > MIN_VOICE_HZ
     octaves = np.zeros(len(recorded))
     octaves[voiced] = np.abs(np.log2(recorded[voiced] / median[voiced]))
-    # The third largest within the window: at most this much is reached three times there.
+    # The third largest value of the window around each frame: that much is reached three times there.
     third = rank_filter(octaves, -LEAP_COUNT, LEAP_WINDOW, mode="constant")
     scores = np.minimum(octaves, third)
     for i in np.flatnonzero(voiced):
@@ -242,15 +244,17 @@ def _band_level(sound: Sound, low: float, high: float) -> Array:
 def _harmonicity(sound: Sound, low: float, high: float) -> Array:
     """Return how harmonic a frequency band is in every frame of `Sound.power`, (frames,), at most about 1.
 
-    This is the highest autocorrelation at the periods of 70 to 400 Hz. As the window of a frame damps its
-    autocorrelation, that is divided by the window's own (Boersma 1993).
+    This is the highest autocorrelation at the periods of 70 to 400 Hz. The window of a frame makes the
+    autocorrelation smaller at long periods; dividing by the window's own autocorrelation undoes that
+    (Boersma 1993).
     """
     window = np.hanning(sound.samples(SPECTRUM_S))
     n = len(window)
     inside = (sound.frequencies >= low) & (sound.frequencies < high)
     band = np.where(inside, sound.power, EPS_SPECTRUM)
     correlation = np.fft.irfft(band, n)  # (frames, lags)
-    own = np.correlate(window, window, "full")[n - 1 :]
+    own = np.correlate(window, window, "full")[n - 1 :]  # (lags,)
+    # The lags are the periods; beyond half a window too few samples overlap.
     lags = np.arange(sound.rate // MAX_PITCH, min(sound.rate // MIN_PITCH, n // 2))
-    relative = correlation[:, lags] / correlation[:, :1]
+    relative = correlation[:, lags] / correlation[:, :1]  # 1 at lag 0
     return (relative / (own[lags] / own[0])).max(1)
