@@ -51,7 +51,7 @@ class StageRunner:
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu", progress: bool = True) -> None:
         self.checkpoint = checkpoint
         self.config = checkpoint.config
-        self.device = _device(device)
+        self.device = open_device(device)
         self.progress = progress
         self.models = ModelCache(checkpoint, self.device, progress)
         self._seeded_noise = lru_cache(SEEDED_NOISES)(self._drawn_noise)
@@ -313,7 +313,8 @@ class StageRunner:
         return torch.randn(self._fixed_noise.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _device(name: str) -> torch.device:
+def open_device(name: str) -> torch.device:
+    """Return a device by name, or raise a WorkbenchError that says what this machine has."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

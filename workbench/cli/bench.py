@@ -1,0 +1,144 @@
+"""`workbench bench ...`: what something costs, and how good it is, measured in turns."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli.common import Device, Prompt, Voice, check_device, open_pipe, open_prompt, table_text
+from workbench.files import atomic_write, data_path
+
+app = typer.Typer(help="Measure what something costs, or how good it is.", no_args_is_help=True)
+
+Released = Annotated[bool, typer.Option("--released", help="Released sizes with random weights.")]
+Csv = Annotated[str | None, typer.Option("-o", "--out", help="Also write the table as CSV.")]
+
+
+@app.command(epilog="Example: workbench bench speed --released --device cuda --seconds 2 --seconds 10")
+def speed(
+    voice: Voice = None,
+    released: Released = False,
+    device: Device = "cpu",
+    seconds: Annotated[
+        list[float] | None, typer.Option(help="Of speech; may be repeated.", show_default="10")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Utterances at a time; may be repeated.", show_default="1")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of turns.")] = 5,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Also write all figures as JSON.")] = None,
+) -> int:
+    """Measure how fast the stages run in every way of computing."""
+    check_device(device)
+    from tqdm import tqdm
+
+    from workbench.diagnose.benchmarks.speed import measure_speed
+    from workbench.diagnose.benchmarks.trace_overhead import random_checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
+
+    checkpoint = random_checkpoint() if released else Checkpoint.load(voice or data_path("voices/tiny"))
+    found = measure_speed(
+        checkpoint,
+        device,
+        seconds or [10.0],
+        batch or [1],
+        rounds,
+        lambda cases, n: tqdm(cases, "speed", n, unit=" case"),
+    )
+    print(found)
+    if out:
+        with atomic_write(out) as draft:
+            draft.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
+    return 0
+
+
+@app.command(epilog="Example: workbench bench deviation --device cuda --sentences 24 -o deviation.csv")
+def deviation(
+    voice: Voice = None,
+    prompt: Prompt = None,
+    device: Device = "cpu",
+    sentences: Annotated[int, typer.Option(help="Sentences to speak.")] = 5,
+    out: Csv = None,
+) -> int:
+    """Measure how far the other ways of computing are from eager."""
+    recording = open_prompt(prompt)
+    from workbench.diagnose.benchmarks.accuracy import deviation as measure_deviation
+    from workbench.diagnose.benchmarks.accuracy import medians
+    from workbench.diagnose.benchmarks.tables import write_csv
+    from workbench.diagnose.glitches.benchmark import REPORTED_ON
+
+    pipe = open_pipe(voice, device)
+    utts = [pipe.prepare(text, recording) for text in REPORTED_ON[:sentences]]
+    table = measure_deviation(pipe, utts, pipe.checkpoint.options)
+    print(table_text(table))
+    print(table_text(medians(table)))
+    if out:
+        write_csv(table, out)
+    return 0
+
+
+@app.command(epilog="Example: workbench bench trace --released --device cuda --rounds 4")
+def trace(
+    voice: Voice = None,
+    released: Released = False,
+    device: Device = "cpu",
+    tokens: Annotated[int, typer.Option(help="Speech tokens of a run, 25 a second.")] = 250,
+    rounds: Annotated[int, typer.Option(help="Rounds of turns.")] = 5,
+    out: Csv = None,
+) -> int:
+    """Measure what recording costs, against a silent run."""
+    check_device(device)
+    from workbench.diagnose.benchmarks.tables import write_csv
+    from workbench.diagnose.benchmarks.trace_overhead import (
+        random_checkpoint,
+        trace_cost,
+        utterance_of_length,
+    )
+    from workbench.speech.pipeline import Pipeline
+
+    if released:
+        pipe = Pipeline(random_checkpoint(), device, progress=False)
+    else:
+        pipe = open_pipe(voice, device, progress=False)
+    utt, options = utterance_of_length(pipe.checkpoint, tokens)
+    table = trace_cost(pipe, utt, options, rounds)
+    print(table_text(table, 4))
+    if out:
+        write_csv(table, out)
+    return 0
+
+
+@app.command(epilog="Example: workbench bench glitches --clean recordings/ -o glitches.csv")
+def glitches(
+    voice: Voice = None,
+    device: Device = "cpu",
+    clean: Annotated[
+        list[str] | None, typer.Option(help="More clean recordings, or folders; may be repeated.")
+    ] = None,
+    out: Csv = None,
+    scores: Annotated[
+        str | None, typer.Option(help="Also write the scores of clean speech (clean_scores.json).")
+    ] = None,
+) -> int:
+    """Measure the share of defects that the detectors find, and their false alarms."""
+    from tqdm import tqdm
+
+    from workbench.diagnose.benchmarks.tables import write_csv
+    from workbench.diagnose.glitches import benchmark
+
+    pipe = open_pipe(voice, device, progress=False)
+    sentences = tqdm(benchmark.REPORTED_ON, "clean speech", unit=" sentence")
+    unseen = [*benchmark.spoken(pipe, sentences), *benchmark.recordings(clean or ())]
+    found = benchmark.measure_detectors(pipe, unseen)
+    print(table_text(found.table))
+    print(table_text(found.alarms) if len(found.alarms) else "no false alarm")
+    if out:
+        write_csv(found.table, out)
+    if scores:
+        sentences = tqdm(benchmark.TUNED_ON, "its scores", unit=" sentence")
+        seen = [*benchmark.recordings([data_path("prompts")]), *benchmark.spoken(pipe, sentences)]
+        measured = benchmark.measure_clean_scores([*seen, *unseen])
+        with atomic_write(Path(scores)) as draft:
+            draft.write_text(json.dumps(measured), encoding="utf-8")
+    return 0

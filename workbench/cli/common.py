@@ -1,0 +1,120 @@
+"""What several verbs share: their common arguments, and how these are opened."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workbench.errors import WorkbenchError
+from workbench.files import data_path
+from workbench.speech.config import Options
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.speech.pipeline import Pipeline
+    from workbench.trace.trace import Trace
+
+OPTION_NAMES = tuple(field.name for field in fields(Options))
+BUNDLED_VOICE = "the bundled voice"
+BUNDLED_PROMPT = "prompts/kumo_0.flac"
+
+Voice = Annotated[str | None, typer.Option("--voice", help="Checkpoint folder.", show_default=BUNDLED_VOICE)]
+# A verb that works without a model, and says more with one.
+OtherVoice = Annotated[
+    str | None,
+    typer.Option("--voice", help="Checkpoint folder that both ran: decides rounding, finds the cause."),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option("--prompt", help="Recording to clone.", show_default=f"the bundled {BUNDLED_PROMPT}"),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")]
+OptionPairs = Annotated[
+    list[str] | None,
+    typer.Option("--option", metavar="NAME=VALUE", help="A field of Options, listed below; may be repeated."),
+]
+Names = Annotated[
+    str | None,
+    typer.Option("--names", help="Table of what logs call tensors.", show_default="logs.toml of the package"),
+]
+
+
+def options_of(pairs: Sequence[str]) -> dict[str, object]:
+    """Read NAME=VALUE pairs; a value is JSON where it parses as such, and text otherwise.
+
+    Raises
+    ------
+    WorkbenchError
+        When a pair has no "=".
+    """
+    found: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise WorkbenchError(f"{pair!r} is not NAME=VALUE, such as n_timesteps=1")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def run_options(pairs: Sequence[str] | None) -> dict[str, object]:
+    """Read `--option` and check names and values, before any model is opened."""
+    found = options_of(pairs or ())
+    for name in found:
+        if name not in OPTION_NAMES:
+            close = get_close_matches(name, OPTION_NAMES, 1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise WorkbenchError(
+                f"--option {name}: no option has this name; {meant}`workbench speak --help` lists them"
+            )
+    Options().but(**found)
+    return found
+
+
+def check_device(name: str) -> None:
+    """Raise a WorkbenchError when this machine has no such device."""
+    from workbench.speech.stage_runner import open_device
+
+    open_device(name)
+
+
+def open_pipe(voice: str | None, device: str, progress: bool = True) -> "Pipeline":
+    """Open a voice on a device; None is the bundled voice."""
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
+    from workbench.speech.pipeline import Pipeline
+
+    check_device(device)
+    return Pipeline(Checkpoint.load(voice or data_path("voices/tiny")), device, progress)
+
+
+def open_prompt(path: str | None) -> Path:
+    """Return the path of the recording to clone."""
+    return Path(path) if path else data_path(BUNDLED_PROMPT)
+
+
+def open_traces(paths: Sequence[str], names: str | None) -> "list[Trace]":
+    """Open traces and logs; `server.log#2` is the second run of a log."""
+    from workbench.trace.importers.log_lines import NAMES
+    from workbench.trace.importers.logs import open_run
+
+    for path in paths:
+        suffix = Path(path).suffix.lower()
+        if suffix in (".wav", ".flac", ".ogg", ".opus", ".mp3"):
+            raise WorkbenchError(
+                f"{path}: a {suffix} has sound but no fields of a run; expected a .trace, such as "
+                f"`workbench speak --trace everything` writes, or a .log. `workbench glitches {path}` "
+                "looks at sound alone"
+            )
+    return [open_run(path, names or NAMES) for path in paths]
+
+
+def table_text(frame: "pd.DataFrame", digits: int = 3) -> str:
+    """Return a table for a terminal, without its index."""
+    return frame.to_string(index=False, float_format=f"{{:.{digits}g}}".format, na_rep="")

@@ -1,0 +1,150 @@
+"""`compare`, `report`, `diagnose`, `suspects`: two runs side by side, and which known fault it was."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from workbench.cli.common import Device, Names, OtherVoice, Voice, open_pipe, open_traces, table_text
+from workbench.errors import WorkbenchError
+from workbench.files import atomic_write
+
+app = typer.Typer()
+COLUMNS = ["field", "index", "verdict", "rel_l2", "allowed", "added", "cosine", "norm_ratio", "note"]
+
+
+@app.command(epilog="Example: workbench compare mine.trace server.log#2 --voice my_checkpoint")
+def compare(
+    reference: Annotated[str, typer.Argument(help="A trace, such as speak --trace writes, or a .log.")],
+    candidate: Annotated[str, typer.Argument(help="The run in doubt; server.log#2 is a log's second run.")],
+    names: Names = None,
+    voice: OtherVoice = None,
+    device: Device = "cpu",
+    fail_on: Annotated[
+        Literal["rounding", "missing", "diverged", "never"],
+        typer.Option(help="Exit with 1 from this verdict on."),
+    ] = "diverged",
+    brief: Annotated[bool, typer.Option("--brief", help="Print the verdict and the remarks alone.")] = False,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Also write all rows as JSON.")] = None,
+) -> int:
+    """Put two runs side by side and name the first cause."""
+    from workbench.diagnose.compare.compare import compare as compare_runs
+    from workbench.diagnose.compare.comparison import VERDICTS
+
+    pair = open_traces([reference, candidate], names)
+    pipe = open_pipe(voice, device) if voice else None
+    found = compare_runs(*pair, pipe)
+    different = found.rows[found.rows["verdict"] != "MATCH"]
+    print(found)
+    for remark in found.remarks:
+        print(f"- {remark}")
+    if len(different) and not brief:
+        print(table_text(different[COLUMNS]))
+        print(f"verdict: {found}")  # once more, below a long table
+    if out:
+        with atomic_write(out) as draft:
+            draft.write_text(json.dumps(found.to_dict(), indent=1, default=str), encoding="utf-8")
+    if fail_on == "never":
+        return 0
+    failed = VERDICTS.index(found.verdict) >= VERDICTS.index(fail_on.upper())
+    return int(failed or bool(found.causes))
+
+
+@app.command(epilog="Example: workbench report right.trace wrong.trace -o output/report.html")
+def report(
+    trace: Annotated[str, typer.Argument(help="A trace, such as speak --trace writes, or a .log.")],
+    other: Annotated[
+        str | None, typer.Argument(help="The run in doubt; the first is then the reference.")
+    ] = None,
+    out: Annotated[str, typer.Option("-o", "--out", help="HTML file.")] = "output/report.html",
+    names: Names = None,
+    voice: OtherVoice = None,
+    device: Device = "cpu",
+) -> int:
+    """Write one HTML file about a run, or about two side by side."""
+    from workbench.show.report.standard import comparison_report, run_report
+
+    paths = [trace] if other is None else [trace, other]
+    traces = open_traces(paths, names)
+    titles = [Path(path).name for path in paths]
+    pipe = open_pipe(voice, device) if voice else None
+    if other is None:
+        page = run_report(traces[0], titles[0], pipe)
+    else:
+        page = comparison_report(*traces, pipe, tuple(titles))
+    path = page.save(out)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+@app.command(epilog="Example: workbench diagnose theirs.trace --reference mine.trace")
+def diagnose(
+    candidate: Annotated[str, typer.Argument(help="A trace or a log of the implementation in doubt.")],
+    reference: Annotated[
+        str | None, typer.Option(help="A right run of the same utterance; a whole trace needs none.")
+    ] = None,
+    names: Names = None,
+    voice: Voice = None,
+    device: Device = "cpu",
+    top: Annotated[int, typer.Option(help="Suspects to list.")] = 5,
+) -> int:
+    """Name the known faults that a run looks like."""
+    from workbench.diagnose.suspects.suspects import find_suspects
+
+    [wrong] = open_traces([candidate], names)
+    right = open_traces([reference], names)[0] if reference else None
+    found = find_suspects(right, wrong, open_pipe(voice, device))
+    print(found)
+    if found.next_experiment:
+        print(found.next_experiment)
+    if found.suspects:
+        listed = found.to_frame().head(top)[["suspect", "stage", "explained", "source"]]
+        print(listed.to_string(index=False, float_format="{:.2f}".format))
+    if found.explained_by:
+        print(table_text(found.suspects[0].evidence, 2))
+    return 0
+
+
+@app.command(epilog="Example: workbench suspects --self-test --pairs 12 --healthy 20 -o suspects.csv")
+def suspects(
+    name: Annotated[list[str] | None, typer.Option(help="Only this fault; may be repeated.")] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Inject every fault and look whether it is named.")
+    ] = False,
+    pairs: Annotated[int, typer.Option(help="Self-test: pairs of faults as well.")] = 0,
+    healthy: Annotated[int, typer.Option(help="Self-test: runs without a fault as well.")] = 0,
+    voice: Voice = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", help="Self-test: also write every row as CSV.")
+    ] = None,
+) -> int:
+    """List the known faults, or test whether they are found."""
+    from workbench.diagnose.suspects.faults import CATALOGUE
+
+    wanted = set(name or ())
+    if unknown := wanted - {fault.name for fault in CATALOGUE}:
+        raise WorkbenchError(
+            f"no known fault is called {', '.join(sorted(unknown))}; `workbench suspects` lists them"
+        )
+    faults = [fault for fault in CATALOGUE if not wanted or fault.name in wanted]
+    if not self_test:
+        for fault in faults:
+            print(f"{fault.name} [{fault.stage}] {fault.cause}. {fault.source}")
+        return 0
+
+    import pandas as pd
+    from tqdm import tqdm
+
+    from workbench.diagnose.suspects import benchmark
+
+    pipe = open_pipe(voice, "cpu", progress=False)
+    total = len(faults) * len(benchmark.VIEWS) + pairs + healthy
+    runs = benchmark.self_test(pipe, benchmark.held_out(pipe), faults, pairs=pairs, healthy=healthy)
+    rows = list(tqdm(runs, "self-test", total, unit=" run"))
+    print(benchmark.table(rows).to_string(float_format="{:.3f}".format))
+    print(benchmark.confusions(rows).to_string(index=False))
+    if out:
+        with atomic_write(out) as draft:
+            pd.DataFrame(rows, columns=benchmark.COLUMNS).to_csv(draft, index=False)
+    return 0

@@ -1,0 +1,80 @@
+"""The entry point: `main` runs one verb, prints its errors and returns the exit code."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+import workbench
+from workbench.cli import bench, checkpoint, compare, notebook, quality, speak
+from workbench.errors import WorkbenchError
+
+HELP = """Find out where a CosyVoice3 run went wrong.
+
+Exit codes: 0 fine; 1 something was found or a check failed; 2 an error, told in one line.
+"""
+app = typer.Typer(
+    name="workbench",
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (speak, compare, quality, checkpoint, notebook):
+    app.registered_commands += module.app.registered_commands
+app.add_typer(bench.app, name="bench")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"workbench {workbench.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Print help when no verb is given; the text above is what it says."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Its arguments; those of the process unless given.
+
+    Returns
+    -------
+    int
+        0 when it went well, 1 when a check failed or something was found, 2 after an error that the person
+        can act on, 130 when it was interrupted.
+    """
+    command = typer.main.get_command(app)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = command.main(arguments, prog_name="workbench", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except WorkbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TyperException as error:  # unknown verbs and flags, missing arguments, wrong values
+        message = " ".join(error.format_message().split())
+        print(f"error: {message} (`workbench --help` and `workbench VERB --help` tell more)", file=sys.stderr)
+        return 2
+    except (Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,63 @@
+"""`glitches` and `precision`: what is wrong with a sound, and which parts may run in half precision."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from workbench.cli.common import Device, Prompt, Voice, check_device, open_pipe, open_prompt, table_text
+
+app = typer.Typer()
+COLUMNS = ["kind", "start", "end", "score", "threshold", "percentile", "frame", "token", "cause"]
+NEAREST = 8  # modules to list, those nearest to an overflow
+
+
+@app.command(epilog="Example: workbench glitches output/speech_0_0.trace theirs.wav --fail-on-any")
+def glitches(
+    path: Annotated[list[str], typer.Argument(help="Sound files or traces.")],
+    fail_on_any: Annotated[
+        bool, typer.Option("--fail-on-any", help="Exit with 1 if anything was found.")
+    ] = False,
+) -> int:
+    """Say what is wrong with a sound, where, and what may cause it."""
+    from workbench.diagnose.glitches.glitches import find_glitches
+    from workbench.speech.frontend.audio import read_wav
+    from workbench.trace.trace import Trace
+
+    found_any = False
+    for one in path:
+        if Path(one).suffix in (".trace", ".safetensors"):
+            found = find_glitches(Trace.load(one))
+        else:
+            found = find_glitches(*read_wav(one))
+        found_any = found_any or len(found) > 0
+        print(f"{one}: {found}")
+        if len(found):
+            print(table_text(found.table[COLUMNS], 4))
+    return int(fail_on_any and found_any)
+
+
+@app.command(epilog="Example: workbench precision --dtype bfloat16")
+def precision(
+    text: Annotated[str, typer.Argument(help="What to say.")] = "Eight months to Mars.",
+    voice: Voice = None,
+    prompt: Prompt = None,
+    dtype: Annotated[Literal["float16", "bfloat16"], typer.Option()] = "float16",
+    device: Device = "cpu",
+) -> int:
+    """Find the parts that may run in half precision."""
+    check_device(device)
+    recording = open_prompt(prompt)
+    from workbench.diagnose.precision import bisect_precision, headroom, repeatable
+
+    pipe = open_pipe(voice, device)
+    utt = pipe.prepare(text, recording)
+    again = repeatable(pipe, utt)
+    print(f"two runs differ by {again['determinism']:.2g}, a recorded one by {again['observer']:.2g}")
+    found = bisect_precision(pipe, utt, dtype)
+    print(found)
+    print(table_text(found.rows))
+    print("options:", " ".join(f"--option {name}={value}" for name, value in found.recommended.items()))
+    room = headroom(pipe, pipe.synthesise(utt), dtype)
+    print(table_text(room.nsmallest(NEAREST, "doublings")))
+    return 0

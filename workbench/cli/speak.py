@@ -1,0 +1,134 @@
+"""`workbench speak`: texts in, sound and traces out."""
+
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from workbench.cli.common import (
+    OPTION_NAMES,
+    Device,
+    OptionPairs,
+    Prompt,
+    Voice,
+    check_device,
+    open_pipe,
+    open_prompt,
+    run_options,
+    table_text,
+)
+from workbench.errors import WorkbenchError
+
+app = typer.Typer()
+SHOWN_TEXT = 48  # characters of a text in the table
+EPILOG = (
+    "Options for --option: " + ", ".join(OPTION_NAMES) + ".\n\n"
+    'Example: workbench speak "Eight months to Mars." --option n_timesteps=1 --trace everything'
+)
+
+
+@app.command(epilog=EPILOG)
+def speak(
+    text: Annotated[list[str], typer.Argument(help="Each is one numbered output; long ones are split.")],
+    voice: Voice = None,
+    prompt: Prompt = None,
+    prompt_text: Annotated[
+        str | None,
+        typer.Option(help="Transcript of the recording.", show_default="the .txt beside the recording"),
+    ] = None,
+    mode: Annotated[Literal["zero-shot", "cross-lingual", "instruct"], typer.Option()] = "zero-shot",
+    instruct: Annotated[str | None, typer.Option(help="How to speak, for --mode instruct.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the LM's draws.")] = 0,
+    device: Device = "cpu",
+    option: OptionPairs = None,
+    trace: Annotated[
+        Literal["summary", "everything"] | None,
+        typer.Option(help="Also write a trace beside each sound.", show_default="no trace"),
+    ] = None,
+    out: Annotated[str, typer.Option("-o", "--out", help="Folder.")] = "output",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Files are NAME_text_segment.wav.",
+            show_default="the first free of speech, speech2, ...",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same name.")] = False,
+) -> int:
+    """Say texts in a prompt's voice and write sound files."""
+    changes = run_options(option)
+    check_device(device)
+    recording = open_prompt(prompt)
+    _check_inputs(text, recording, prompt_text, mode, instruct)
+
+    import pandas as pd
+
+    from workbench.diagnose.glitches.wave_stats import wave_stats
+    from workbench.speech.frontend.audio import write_wav
+    from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY
+
+    pipe = open_pipe(voice, device)
+    options = pipe.checkpoint.options.but(**changes, seed=seed)
+    cloned = pipe.prompt(recording, prompt_text)
+    save = {None: NOTHING, "summary": SUMMARY, "everything": EVERYTHING}[trace]
+    jobs = []
+    for i, one in enumerate(text):
+        for j, utt in enumerate(pipe.prepare_all(one, cloned, mode, instruct)):
+            jobs.append((f"{i}_{j}", utt))
+    folder = Path(out)
+    stem = name or _free_name(folder)
+    paths = [folder / f"{stem}_{number}.wav" for number, _ in jobs]
+    _check_free(paths, trace is not None, overwrite)
+
+    rows = []
+    written = []
+    for path, (_, utt) in zip(paths, jobs, strict=True):
+        run = pipe.synthesise(utt, options=options, save=save)
+        write_wav(path, run.wav, run.sample_rate)
+        if trace is not None:
+            written.append(run.save(path.with_suffix(".trace")))
+        stats = wave_stats(run.wav, run.sample_rate, pipe.config.hift.audio_limit)
+        rows.append({"file": str(path), **stats, "rtf": run.rtf, "text": utt.text[:SHOWN_TEXT]})
+    print(table_text(pd.DataFrame(rows), 4))
+    print("peak and rms are of full scale, silence is a share of the time, rtf is compute / audio seconds")
+    for path in written:
+        print(f"trace: {path}")
+    return 0
+
+
+def _check_inputs(
+    texts: list[str], recording: Path, prompt_text: str | None, mode: str, instruct: str | None
+) -> None:
+    """Check what can be checked before a voice is opened."""
+    if not all(text.strip() for text in texts):
+        raise WorkbenchError("a text is empty; expected something to say")
+    if not recording.is_file():
+        raise WorkbenchError(f"--prompt {recording} is not a file; expected a recording to clone")
+    if mode == "instruct" and not instruct:
+        raise WorkbenchError("--mode instruct needs --instruct, such as --instruct 'Speak slowly.'")
+    if instruct and mode != "instruct":
+        raise WorkbenchError(f"--instruct is for --mode instruct; found --mode {mode}")
+    beside = recording.with_suffix(".txt")
+    if mode == "zero-shot" and prompt_text is None and not beside.is_file():
+        raise WorkbenchError(
+            f"there is no transcript of {recording}; give --prompt-text, write {beside.name} beside it, or "
+            "use --mode cross-lingual"
+        )
+
+
+def _free_name(folder: Path) -> str:
+    """Return the first of speech, speech2, speech3, ... that no file in the folder begins with."""
+    for number in count(1):
+        name = "speech" if number == 1 else f"speech{number}"
+        if not any(folder.glob(f"{name}_*_*.*")):
+            return name
+    raise AssertionError  # unreachable: count does not end
+
+
+def _check_free(paths: list[Path], traced: bool, overwrite: bool) -> None:
+    """Refuse to replace files, before anything is computed."""
+    targets = [*paths, *(path.with_suffix(".trace") for path in paths if traced)]
+    there = [path for path in targets if path.exists()]
+    if there and not overwrite:
+        raise WorkbenchError(f"{there[0]} exists; choose another --name or --out, or pass --overwrite")
