@@ -9,7 +9,7 @@ ROOT_FLAGS := $(if $(filter 0,$(shell id -u)),--allow-root)
 .PHONY: demo test quick lint docs lab clean
 
 demo: .venv/installed
-	$(BIN)/workbench speak $(SENTENCES) --name voice_clone --out output --trace summary
+	$(BIN)/workbench speak $(SENTENCES) --name voice_clone --out output --trace summary --overwrite
 	$(BIN)/workbench report output/voice_clone_1_0.trace --out output/report.html
 	@echo
 	@echo "Listen to output/voice_clone_0_0.wav and output/voice_clone_1_0.wav; open output/report.html in a browser."

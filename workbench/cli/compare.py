@@ -44,7 +44,7 @@ def compare(
         print(f"verdict: {found}")  # once more, below a long table
     if out:
         with atomic_write(out) as draft:
-            draft.write_text(json.dumps(found.to_dict(), indent=1, default=str), encoding="utf-8")
+            draft.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
     if fail_on == "never":
         return 0
     failed = VERDICTS.index(found.verdict) >= VERDICTS.index(fail_on.upper())
@@ -63,7 +63,7 @@ def report(
     device: Device = "cpu",
 ) -> int:
     """Write one HTML file about a run, or about two side by side."""
-    from workbench.show.report.standard import comparison_report, run_report
+    from workbench.show.report.run_reports import comparison_report, run_report
 
     paths = [trace] if other is None else [trace, other]
     traces = open_traces(paths, names)

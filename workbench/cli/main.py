@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from typer.exceptions import Abort, TyperException
+from typer.exceptions import TyperException
 
 import workbench
 from workbench.cli import bench, checkpoint, compare, notebook, quality, speak
@@ -16,6 +16,7 @@ HELP = """Find out where a CosyVoice3 run went wrong.
 
 Exit codes: 0 fine; 1 something was found or a check failed; 2 an error, told in one line.
 """
+INTERRUPTED = 130  # the exit code that typer gives Ctrl-C
 app = typer.Typer(
     name="workbench",
     help=HELP,
@@ -63,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = command.main(arguments, prog_name="workbench", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        code = command.main(arguments, prog_name="workbench", standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            print("interrupted", file=sys.stderr)
+        return code
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,9 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(error.format_message().split())
         print(f"error: {message} (`workbench --help` and `workbench VERB --help` tell more)", file=sys.stderr)
         return 2
-    except (Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -99,7 +99,25 @@ def test_bench_writes_what_it_prints(tmp_path, capsys, monkeypatch, short):
     calls = []
     monkeypatch.setattr(speed, "measure_speed", lambda *args: calls.append(args) or short)
     out = tmp_path / "speed.json"
-    assert main(["bench", "--seconds", "2", "30", "--batch", "4", "--rounds", "3", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                "speed",
+                "--seconds",
+                "2",
+                "--seconds",
+                "30",
+                "--batch",
+                "4",
+                "--rounds",
+                "3",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     [(checkpoint, device, seconds, batches, rounds, _)] = calls
     assert isinstance(checkpoint, wb.Checkpoint) and checkpoint.name == "tiny"
     assert (device, seconds, batches, rounds) == ("cpu", [2, 30], [4], 3)

@@ -1,7 +1,9 @@
 """`Comparison`: the result of `compare`, and how it shows itself."""
 
+import json
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import pandas as pd
 import torch
@@ -147,6 +149,16 @@ class Comparison:
             audio), `note`.
         """
         return self.rows.copy()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict, its reasons and all rows, as JSON can hold them."""
+        return {
+            "verdict": self.verdict,
+            "line": self.line,
+            "remarks": self.remarks,
+            "causes": [str(cause) for cause in self.causes],
+            "rows": json.loads(self.rows.to_json(orient="records")),
+        }
 
     @property
     def remarks(self) -> list[str]:

@@ -1,0 +1,73 @@
+"""The shell as a whole: help, version, unknown words, exit codes, and how quickly it starts."""
+
+import subprocess
+import sys
+
+import pytest
+
+import workbench as wb
+from tests.paths import ROOT
+from workbench.cli import main, options_of, quality
+
+
+def test_no_verb_prints_help(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "speak" in out and "bench" in out and "--install-completion" in out
+
+
+def test_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"workbench {wb.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["speek"], "Did you mean 'speak'"),
+        (["speak", "Hello.", "--devise", "cpu"], "--device"),
+        (["bench", "sped"], "Did you mean 'speed'"),
+        (["speak"], "text"),
+        (["speak", "Hello.", "--seed", "x"], "--seed"),
+        (["compare", "a.trace"], "candidate"),
+    ],
+)
+def test_a_usage_error_is_one_line_with_a_hint(capsys, typed, expected):
+    assert main(typed) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and expected in said
+
+
+def test_an_interrupt_ends_in_one_line(capsys, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("workbench.trace.trace.Trace.load", interrupted)
+    assert main(["glitches", "a.trace"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_values_of_options_are_json_or_text():
+    found = options_of(["n_timesteps=3", "solver=heun", "noise_seed=null", "mask_stop_ids=true"])
+    assert found == {"n_timesteps": 3, "solver": "heun", "noise_seed": None, "mask_stop_ids": True}
+
+
+def test_every_verb_has_help_and_an_example(capsys):
+    assert quality.app.registered_commands
+    for verb in (
+        *("speak", "compare", "report", "diagnose", "suspects", "glitches", "precision", "inspect"),
+        *("export-onnx", "notebook", "bench speed", "bench deviation", "bench trace", "bench glitches"),
+    ):
+        assert main([*verb.split(), "--help"]) == 0
+        assert f"Example: workbench {verb}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_help_imports_nothing_slow():
+    code = (
+        "import sys; from workbench.cli import main; main(['speak', '--help']); "
+        "print([n for n in ('torch', 'pandas', 'matplotlib') if n in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.endswith("[]\n")

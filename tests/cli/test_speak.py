@@ -1,0 +1,80 @@
+"""`workbench speak`: what it writes and prints, and what it refuses before a model is opened."""
+
+import pytest
+import soundfile
+
+from workbench.cli import main
+
+QUICK = ["--option", "max_tokens=12", "--option", "n_timesteps=2"]
+
+
+@pytest.mark.slow
+def test_speak_writes_numbered_files_and_prints_statistics(tmp_path, capsys):
+    assert main(["speak", "It is late.", "The ship leaves.", "-o", str(tmp_path), "--name", "x", *QUICK]) == 0
+    files = sorted(p.name for p in tmp_path.iterdir())
+    assert files == ["x_0_0.wav", "x_1_0.wav"]
+    wav, rate = soundfile.read(tmp_path / "x_0_0.wav")
+    assert rate == 24_000 and 0 < len(wav) <= 12 * 960
+    out = capsys.readouterr().out
+    for word in ("seconds", "peak", "rms", "dc", "clamped", "nonfinite", "silence", "rtf", "It is late."):
+        assert word in out
+
+
+@pytest.mark.slow
+def test_long_text_becomes_segments(tmp_path):
+    text = "The ship leaves at midnight, and nobody on the long pier knows its name. " * 4
+    assert main(["speak", text, "-o", str(tmp_path), *QUICK]) == 0
+    assert len(list(tmp_path.glob("speech_0_*.wav"))) > 1
+
+
+@pytest.mark.slow
+def test_files_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the bundled voice is found from any folder
+    assert main(["speak", "It is late.", "--trace", "summary", *QUICK]) == 0
+    assert "output/speech_0_0.trace" in capsys.readouterr().out
+    before = (tmp_path / "output" / "speech_0_0.wav").read_bytes()
+    assert main(["speak", "It is late.", "--seed", "3", *QUICK]) == 0
+    assert (tmp_path / "output" / "speech2_0_0.wav").is_file()
+    assert main(["speak", "It is late.", "--seed", "3", "--name", "speech", *QUICK]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "output" / "speech_0_0.wav").read_bytes() == before
+    assert main(["speak", "It is late.", "--seed", "3", "--name", "speech", "--overwrite", *QUICK]) == 0
+    assert (tmp_path / "output" / "speech_0_0.wav").read_bytes() != before
+
+
+def test_errors_are_one_line_and_write_nothing(tmp_path, capsys):
+    for bad, expected in (
+        (["speak", "", "-o", str(tmp_path)], "empty"),
+        (["speak", "Hello.", "--prompt", str(tmp_path / "none.wav")], "--prompt"),
+        (["speak", "Hello.", "--voice", str(tmp_path)], "cosyvoice3.yaml"),
+        (["speak", "Hello.", "--option", "n_timesteps=0"], "n_timesteps"),
+        (["speak", "Hello.", "--option", "solver"], "NAME=VALUE"),
+        (["speak", "Hello.", "--device", "abacus"], "abacus"),
+        (["inspect", str(tmp_path / "none")], "none"),
+    ):
+        assert main(bad) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("error: ") and said.err.count("\n") == 1 and "Traceback" not in said.err
+        assert expected in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_name_what_was_typed_before_a_voice_is_opened(tmp_path, capsys):
+    recording = tmp_path / "me.wav"
+    recording.write_bytes(b"")
+    nowhere = ["--voice", str(tmp_path / "nowhere")]
+    for bad, expected in (
+        (["speak", "Hello.", "--option", "n_timestep=1", *nowhere], "did you mean n_timesteps"),
+        (["speak", "Hello.", "--prompt", str(recording), *nowhere], "--prompt-text"),
+        (["speak", "Hello.", "--mode", "instruct", *nowhere], "--instruct"),
+        (["speak", "Hello.", "--instruct", "Slowly.", *nowhere], "--mode instruct"),
+    ):
+        assert main(bad) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_help_lists_every_option_and_the_defaults(capsys):
+    assert main(["speak", "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())  # lines are wrapped
+    for word in ("n_timesteps", "hift_dtype", "the bundled voice", "[default: cpu]", "Example:"):
+        assert word in out
