@@ -81,8 +81,8 @@ def is_public(dotted):
 
 
 # Names to be done; both lists shall be empty.
-WITHOUT_EXAMPLE = set("""WorkbenchError""".split())
-WITHOUT_PARAMETERS = set("""Config""".split())
+WITHOUT_EXAMPLE = set(["WorkbenchError"])
+WITHOUT_PARAMETERS = set(["Config"])
 
 
 @pytest.mark.parametrize("name", PUBLIC)
