@@ -80,21 +80,14 @@ def is_public(dotted):
     )
 
 
-# Names to be done; both lists shall be empty.
-WITHOUT_EXAMPLE = set(["WorkbenchError"])
-WITHOUT_PARAMETERS = set(["Config"])
-
-
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_has_an_example(name):
     has_one = ">>>" in (inspect.getdoc(PUBLIC[name]) or "")
-    assert has_one or name in WITHOUT_EXAMPLE, f"wb.{name} has no Examples section"
+    assert has_one, f"wb.{name} has no Examples section"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_documents_its_parameters(name):
-    if name in WITHOUT_PARAMETERS:
-        return
     value = PUBLIC[name]
     if inspect.isclass(value):
         sections = NumpyDocString(inspect.getdoc(value))

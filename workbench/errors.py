@@ -2,9 +2,17 @@
 
 
 class WorkbenchError(Exception):
-    """Something the person in front of the workbench can act on.
+    """An error that the caller can mend; the root of all that public functions raise for bad input.
 
     The message names what was found, what was expected and what to try.
+
+    Examples
+    --------
+    >>> try:
+    ...     wb.Options(n_timesteps=0)
+    ... except wb.WorkbenchError as error:
+    ...     print(error)
+    n_timesteps is 0...
     """
 
 

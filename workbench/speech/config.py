@@ -203,6 +203,19 @@ class HiFTConfig:
 class Config:
     """The sizes and rates that the weights of one CosyVoice3 checkpoint depend on.
 
+    Parameters
+    ----------
+    mel : MelConfig
+    lm : LMConfig
+    flow : FlowConfig
+    hift : HiFTConfig
+    chunk_size : int
+        Speech tokens per chunk in streaming.
+    silent_tokens : tuple of int
+        Speech tokens that are silence.
+    scripts : tuple of str
+        Unicode scripts that the voice can read, such as LATIN; empty for any.
+
     Examples
     --------
     >>> wb.Config().lm.hidden_size  # the released model
@@ -217,9 +230,9 @@ class Config:
     lm: LMConfig = field(default_factory=LMConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     hift: HiFTConfig = field(default_factory=HiFTConfig)
-    chunk_size: int = 25  # speech tokens per chunk in streaming
+    chunk_size: int = 25
     silent_tokens: tuple[int, ...] = SILENT_TOKENS
-    scripts: tuple[str, ...] = ()  # Unicode scripts that the voice can read, such as LATIN; empty for any
+    scripts: tuple[str, ...] = ()
 
     @property
     def token_rate(self) -> int:

@@ -16,6 +16,7 @@ from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.pipeline import Pipeline
 
 
+@pytest.mark.slow
 def test_a_stopped_experiment_computes_only_missing_rows(pipe, utts, right, tmp_path):
     extra, count = counting(tmp_path / "seen")
 
@@ -35,6 +36,7 @@ def test_a_stopped_experiment_computes_only_missing_rows(pipe, utts, right, tmp_
     assert count() == 12
 
 
+@pytest.mark.slow
 def test_damaged_row_files_are_computed_again(pipe, utts, right, tmp_path):
     extra, count = counting(tmp_path / "seen")
     kwargs = {"extra": extra, "folder": tmp_path / "kept"}
