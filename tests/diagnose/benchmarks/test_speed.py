@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import pytest
 
 import workbench as wb
 from workbench.cli import main
 from workbench.diagnose.benchmarks import speed
+from workbench.diagnose.benchmarks.trace_overhead import utterance_of_length
 from workbench.speech.config import COMPUTE, RELEASED
 
 pytestmark = pytest.mark.slow
@@ -24,10 +26,11 @@ def short_voice(voice):
 
 @pytest.fixture(scope="module")
 def short(short_voice):
-    """The result for a short utterance: one round, three variants, and small ceilings."""
+    """The result for a short utterance: one round, three variants, a short prompt and small ceilings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(speed, "SWEEP_VARIANTS", 3)
         patch.setattr(speed, "COPY_BYTES", 2**20)
+        patch.setattr(speed, "utterance_of_length", partial(utterance_of_length, prompt=10))
         patch.setattr(speed, "MATRIX_SIDE", {"cpu": 128})
         return speed.measure_speed(short_voice, lengths=(SECONDS,), batches=(1, 2), rounds=1)
 

@@ -16,6 +16,8 @@ from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save
 MODES: dict[str, Save] = {"silent": NOTHING, "summary": SUMMARY, "everything": EVERYTHING}
 WEIGHT_STD = 0.02  # of random weights; as transformers are initialised, so that activations stay finite
 TYPICAL_MEL = -6  # natural log, a quiet frame: the mean of a random prompt's mel
+TEXT_TOKENS = 125  # as many as 10 s of speech have at least
+PROMPT_TOKENS = 87  # 3.5 s, a usual prompt
 SPEECH_TOKENS_PER_TEXT_TOKEN = 2  # the fewest that the LM draws while stops are masked
 
 
@@ -53,13 +55,15 @@ def trace_cost(pipe: Pipeline, utt: Utterance, options: Options, rounds: int = 7
     return pd.DataFrame(rows, columns=["mode", "seconds", "ratio", "megabytes"]).set_index("mode")
 
 
-def utterance_of_length(checkpoint: Checkpoint, tokens: int) -> tuple[Utterance, Options]:
+def utterance_of_length(
+    checkpoint: Checkpoint, tokens: int, prompt: int = PROMPT_TOKENS
+) -> tuple[Utterance, Options]:
     """Return an utterance and options with which the LM draws so many speech tokens, whatever its weights.
 
     Stop tokens are masked while there are fewer than two speech tokens per text token, and `max_tokens` ends
     the run there.
     """
-    utt = utterance_of_size(checkpoint.config, text=-(-tokens // SPEECH_TOKENS_PER_TEXT_TOKEN))
+    utt = utterance_of_size(checkpoint.config, text=-(-tokens // SPEECH_TOKENS_PER_TEXT_TOKEN), prompt=prompt)
     return utt, checkpoint.options.but(mask_stop_ids=True, max_tokens=tokens)
 
 
@@ -78,11 +82,8 @@ def random_checkpoint() -> Checkpoint:
     return Checkpoint("random weights", RELEASED, weights, Noise(RELEASED))
 
 
-def utterance_of_size(config: Config, text: int = 125, prompt: int = 87) -> Utterance:
-    """Return a random utterance with so many text tokens and so many speech tokens of a prompt.
-
-    The defaults are about a sentence of 10 s and a prompt of 3.5 s.
-    """
+def utterance_of_size(config: Config, text: int = TEXT_TOKENS, prompt: int = PROMPT_TOKENS) -> Utterance:
+    """Return a random utterance with so many text tokens and so many speech tokens of a prompt."""
     draw = torch.Generator().manual_seed(0)
     text_ids = torch.randint(1, config.lm.vocab_size - 1, (text,), generator=draw)
     token = torch.randint(0, config.flow.vocab_size - 1, (prompt,), generator=draw)

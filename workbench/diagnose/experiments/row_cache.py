@@ -88,8 +88,10 @@ def make_rows(
     for key, options in seeded.items():
         try:
             trace = runs.run(group.utt, options)
-            right = None if reference is None else runs.run(group.utt, reference)
-            row: ResultRow = {name: _to_python(metric(trace, right)) for name, metric in metrics.items()}
+            reference_trace = None if reference is None else runs.run(group.utt, reference)
+            row: ResultRow = {}
+            for name, metric in metrics.items():
+                row[name] = _to_python(metric(trace, reference_trace))
             row["error"] = ""
         except WorkbenchError as error:
             row = error_row(metrics, str(error))
