@@ -27,13 +27,16 @@ def speed(
         list[int] | None, typer.Option(help="Utterances at a time; may be repeated.", show_default="1")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Rounds of turns.")] = 5,
-    out: Annotated[str | None, typer.Option("-o", "--out", help="Also write all figures as JSON.")] = None,
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", help="Also write all figures (.json) or a summary (.csv).")
+    ] = None,
 ) -> int:
     """Measure how fast the stages run in every way of computing."""
     check_device(device)
     from tqdm import tqdm
 
     from workbench.diagnose.benchmarks.speed import measure_speed
+    from workbench.diagnose.benchmarks.tables import write_csv
     from workbench.diagnose.benchmarks.trace_overhead import random_checkpoint
     from workbench.speech.checkpoint.checkpoint import Checkpoint
 
@@ -47,7 +50,9 @@ def speed(
         lambda cases, n: tqdm(cases, "speed", n, unit=" case"),
     )
     print(found)
-    if out:
+    if out and Path(out).suffix == ".csv":
+        write_csv(found.summary(), out)
+    elif out:
         with atomic_write(out) as draft:
             draft.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
     return 0
@@ -102,7 +107,7 @@ def trace(
     else:
         pipe = open_pipe(voice, device, progress=False)
     utt, options = utterance_of_length(pipe.checkpoint, tokens)
-    table = trace_cost(pipe, utt, options, rounds)
+    table = trace_cost(pipe, utt, options, rounds).reset_index()
     print(table_text(table, 4))
     if out:
         write_csv(table, out)

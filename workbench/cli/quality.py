@@ -44,10 +44,12 @@ def precision(
     prompt: Prompt = None,
     dtype: Annotated[Literal["float16", "bfloat16"], typer.Option()] = "float16",
     device: Device = "cpu",
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Also write the table as CSV.")] = None,
 ) -> int:
     """Find the parts that may run in half precision."""
     check_device(device)
     recording = open_prompt(prompt)
+    from workbench.diagnose.benchmarks.tables import write_csv
     from workbench.diagnose.precision import bisect_precision, headroom, repeatable
 
     pipe = open_pipe(voice, device)
@@ -60,4 +62,6 @@ def precision(
     print("options:", " ".join(f"--option {name}={value}" for name, value in found.recommended.items()))
     room = headroom(pipe, pipe.synthesise(utt), dtype)
     print(table_text(room.nsmallest(NEAREST, "doublings")))
+    if out:
+        write_csv(found.rows, out)
     return 0
