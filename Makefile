@@ -20,8 +20,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
+# One thread: the models are small, and two would wait for each other on a busy machine.
 quick: .venv/installed
-	$(BIN)/python -m pytest -m "$(QUICK)" --hypothesis-profile=quick
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" --hypothesis-profile=quick
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -205,23 +205,13 @@ class Config:
 
     Parameters
     ----------
-    mel : MelConfig
-    lm : LMConfig
-    flow : FlowConfig
-    hift : HiFTConfig
-    chunk_size : int
-        Speech tokens per chunk in streaming.
-    silent_tokens : tuple of int
-        Speech tokens that are silence.
-    scripts : tuple of str
-        Unicode scripts that the voice can read, such as LATIN; empty for any.
+    mel, lm, flow, hift, chunk_size, silent_tokens, scripts
+        As said below, beside each field.
 
     Examples
     --------
     >>> wb.Config().lm.hidden_size  # the released model
     896
-    >>> voice.config.lm.hidden_size < 896  # the bundled voice
-    True
     >>> voice.config.token_rate, voice.config.mel.frame_rate  # per second
     (25, 50.0)
     """
@@ -230,9 +220,9 @@ class Config:
     lm: LMConfig = field(default_factory=LMConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     hift: HiFTConfig = field(default_factory=HiFTConfig)
-    chunk_size: int = 25
+    chunk_size: int = 25  # speech tokens per chunk in streaming
     silent_tokens: tuple[int, ...] = SILENT_TOKENS
-    scripts: tuple[str, ...] = ()
+    scripts: tuple[str, ...] = ()  # Unicode scripts that the voice can read, such as LATIN; empty for any
 
     @property
     def token_rate(self) -> int:
