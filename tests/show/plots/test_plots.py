@@ -91,6 +91,7 @@ def rendered(axes):
 # ---- the ODE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stat", STATS[:-1])
 @pytest.mark.parametrize("kept", [lambda trace: trace, summary])
 def test_trajectory_draws_the_statistics_of_the_trace(trace, one_step, kept, stat):
@@ -278,6 +279,7 @@ def test_waveform_shades_findings(trace):
             plots.waveform(trace, findings=wrong)
 
 
+@pytest.mark.slow
 def test_spectrogram_of_a_sine_has_its_level_and_frequency(trace):
     n = torch.arange(24000)
     sine = 0.5 * torch.sin(2 * torch.pi * 3000 / 24000 * n)
@@ -457,6 +459,7 @@ def test_empty_fields_raise_and_leave_no_figure_open(name):
     assert plt.get_fignums() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REQUIRED_FIELD)
 def test_given_axes_are_used_and_no_figure_is_made(trace, name):
     settings = dict(matplotlib.rcParams)

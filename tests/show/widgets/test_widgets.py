@@ -150,6 +150,7 @@ def test_comparison_browser_opens_at_the_first_bad_row(pipe, utt, trace):
     assert page.count("<img") >= 2 and "data:audio/wav" in page
 
 
+@pytest.mark.slow
 def test_file_picker_lists_files_opens_them_and_shows_errors(trace, tmp_path):
     picker = FilePicker(tmp_path, open_file=wb.Trace.load)
     assert picker.path is None and "no file in" in picker.static()

@@ -75,6 +75,7 @@ def test_waveforms_that_are_too_short_are_refused():
             features(torch.zeros(100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [(44_100, 24_000), (8_000, 24_000), (44_101, 16_000), (48_000, 16_000)])
 def test_resample_keeps_a_tone(rates):
     source, target = rates
