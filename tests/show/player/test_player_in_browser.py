@@ -1,26 +1,22 @@
-"""Player and report in Chromium, without network: from a file, in an exported notebook, with a widget model."""
+"""The player in Chromium, without network: from a file, in an exported notebook, with a widget model."""
 
 import io
 import math
 import re
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from PIL import Image
 
 import workbench as wb
+from tests.show.common import LIGHT_AND_DARK, found, ready, tone, two
 from workbench.show.player.page import MODULE
-from workbench.trace.trace import Trace
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
-BOTH = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
 LEFT, RIGHT = 46, 10  # pixels beside the time axis
 
 # Keeps the last 1.4 seconds of what reaches the loudspeaker, and counts the sources that start.
@@ -42,23 +38,6 @@ OUTPUT_SAMPLES = (
 )
 
 
-def tone(seconds=4.0, level=0.5, hz=200.0):
-    n, frames = int(seconds * 24_000), int(seconds * 50)
-    wav = level * torch.sin(2 * math.pi * hz * torch.arange(n) / 24_000)
-    mel = torch.linspace(-11, 1, 80 * frames).reshape(80, frames)
-    return Trace({"flow/mel": mel, "hift/f0": torch.full((frames,), hz), "hift/wav": wav}, {"text": "tone"})
-
-
-def found(*starts):
-    return pd.DataFrame(
-        [("click", at, at + 0.01, 7.0) for at in starts], columns=["kind", "start", "end", "score"]
-    )
-
-
-def two(**more):
-    return wb.player(tone(), tone(level=0.25), names=["ten steps", "one step"], **more)
-
-
 @pytest.fixture
 def opened(page, tmp_path):
     """Open a player's static twin in a page of its own, and wait until it is drawn."""
@@ -75,10 +54,6 @@ def opened(page, tmp_path):
         return page
 
     return go
-
-
-def ready(page, count=1):
-    page.locator("canvas.base[aria-label]").nth(count - 1).wait_for()
 
 
 def position(page):
@@ -305,7 +280,7 @@ def test_hostile_names_are_shown_as_text(opened):
     assert page.locator("img").count() == 2  # the fallback's own
 
 
-@BOTH
+@LIGHT_AND_DARK
 def test_player_is_accessible(opened, page):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -324,7 +299,7 @@ def brightness(page):
     return corner.getpixel((4, 40))
 
 
-@BOTH
+@LIGHT_AND_DARK
 def test_colours_follow_the_page(opened, page, request):
     opened(two())
     dark = request.node.callspec.params["page"] == "dark"
@@ -419,65 +394,3 @@ wb.player(trace, names=["hers"])"""
     page.get_by_role("button", name="Play").first.click()
     page.wait_for_timeout(400)
     assert position(page) > 0.1
-
-
-def table():
-    wide = pd.DataFrame({f"a long name of column {i}": [i / 7] * 3 for i in range(16)})
-    return wide.set_axis(["one", "two", "three"])
-
-
-@pytest.fixture
-def report(page, tmp_path):
-    """A saved report with one of everything."""
-    report = wb.Report("The glitch", "One step instead of ten.\nSee below.")
-    report.add("Two *sentences*.\n\nAnother.", "Words", "A remark.").add(table(), "Numbers")
-    report.add(wb.plots.mel(tone()), "Picture").add(two(findings=[found(1.0), None]), "Sound")
-    report.add(tone(), "Trace").add([1, 2], "Anything")
-    page.goto(report.save(tmp_path / "report.html").as_uri())
-    ready(page)
-    plt.close()
-    return page
-
-
-@BOTH
-def test_report_is_accessible(report):
-    from axe_playwright_python.sync_playwright import Axe
-
-    results = Axe().run(report).response
-    assert [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in results["violations"]] == []
-    assert {"color-contrast", "image-alt"} <= {check["id"] for check in results["passes"]}
-
-
-FOCUSED = """() => {
-  let at = document.activeElement;
-  while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
-  return at === document.body ? null : `${at.localName} ${at.getAttribute("aria-label") ?? at.innerText}`;
-}"""
-
-
-def test_keyboard_reaches_everything_in_a_report(report):
-    seen = []
-    for _ in range(80):
-        report.keyboard.press("Tab")
-        at = report.evaluate(FOCUSED)
-        if at is None:
-            break
-        seen.append(at)
-    for one in (
-        "a Numbers",
-        "button Copy Sound as text",
-        "div table",
-        "canvas Position in seconds",
-        "summary Keys",
-    ):
-        assert one in seen
-    for one in ("button Play", "button A · ten steps", "button click 1.00 s (7)", "button X, blind"):
-        assert one in seen
-    assert len(seen) < 80
-    report.locator("a", has_text="Numbers").press("Enter")
-    assert report.evaluate("location.hash") == "#numbers"
-    report.locator(".wide").first.press("ArrowRight")
-    report.wait_for_timeout(400)
-    assert report.locator(".wide").first.evaluate("table => table.scrollLeft") > 0
-    report.locator("[data-copy]").first.press("Enter")
-    assert report.locator("[data-copy]").first.inner_text() == "copied"
