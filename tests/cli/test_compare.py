@@ -3,10 +3,22 @@
 import json
 
 import pytest
+import torch
 
+import workbench as wb
 from workbench.cli import main
 
 QUICK = ["--option", "max_tokens=12", "--option", "n_timesteps=2"]
+
+
+@pytest.fixture
+def traces(tmp_path):
+    """The paths of two traces whose mels differ by little."""
+    mel = torch.linspace(-8, 0, 80)[:, None].repeat(1, 50)  # (M, T)
+    paths = []
+    for name, shift in (("a", 0.0), ("b", 1e-3)):
+        paths.append(str(wb.Trace({"flow/mel": mel + shift}, {}).save(tmp_path / f"{name}.trace")))
+    return paths
 
 
 @pytest.mark.slow
@@ -35,7 +47,22 @@ def test_traces_can_be_compared(tmp_path, capsys):
     assert main(["compare", a, str(tmp_path / "a_0_0.wav")]) == 2
 
 
-@pytest.mark.parametrize("verb", ["compare", "report"])
+def test_comparison_without_a_voice_is_valid_json(traces, tmp_path, capsys):
+    a, b = traces
+    assert main(["compare", a, b, "--json", "-o", str(tmp_path / "found.json")]) == 1
+    text = capsys.readouterr().out
+    found = json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+    assert found["verdict"] == "DIVERGED" and found["causes"] is None and found["unchecked"] == []
+    assert found["rows"][0]["field"] == "flow/mel" and 0 < found["rows"][0]["rel_l2"] < 1e-3
+    assert text == (tmp_path / "found.json").read_text() + "\n"
+
+
+def test_unknown_fault_is_answered_with_the_closest(capsys):
+    assert main(["suspects", "--name", "cfg-of"]) == 2
+    assert "did you mean cfg-off?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["compare", "report", "diagnose"])
 def test_sound_files_are_sent_to_the_verb_for_sound(verb, capsys):
-    assert main([verb, "a.wav", "b.wav"]) == 2
+    assert main([verb, "a.wav"] if verb == "diagnose" else [verb, "a.wav", "b.wav"]) == 2
     assert "workbench glitches a.wav" in capsys.readouterr().err

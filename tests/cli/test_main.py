@@ -16,6 +16,12 @@ def test_no_verb_prints_help(capsys):
     assert "speak" in out and "bench" in out and "--install-completion" in out
 
 
+def test_bench_alone_prints_help(capsys):
+    assert main(["bench"]) == 0
+    out = capsys.readouterr().out
+    assert "speed" in out and "deviation" in out
+
+
 def test_version_is_the_packages(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"workbench {wb.__version__}\n"

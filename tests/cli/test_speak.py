@@ -3,7 +3,9 @@
 import pytest
 import soundfile
 
+import workbench as wb
 from workbench.cli import main
+from workbench.speech.frontend.frontend import MODES
 
 QUICK = ["--option", "max_tokens=12", "--option", "n_timesteps=2"]
 
@@ -33,18 +35,21 @@ def test_files_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):
     assert main(["speak", "It is late.", "--trace", "summary", *QUICK]) == 0
     assert "output/speech_0_0.trace" in capsys.readouterr().out
     before = (tmp_path / "output" / "speech_0_0.wav").read_bytes()
-    assert main(["speak", "It is late.", "--seed", "3", *QUICK]) == 0
-    assert (tmp_path / "output" / "speech2_0_0.wav").is_file()
+    assert main(["speak", "It is late.", "--option", "seed=3", *QUICK]) == 0
+    second = (tmp_path / "output" / "speech2_0_0.wav").read_bytes()
+    options = wb.Trace.load("output/speech_0_0.trace").attrs["options"]
+    assert options["seed"] == 0 and options["n_timesteps"] == 2
     assert main(["speak", "It is late.", "--seed", "3", "--name", "speech", *QUICK]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "output" / "speech_0_0.wav").read_bytes() == before
     assert main(["speak", "It is late.", "--seed", "3", "--name", "speech", "--overwrite", *QUICK]) == 0
-    assert (tmp_path / "output" / "speech_0_0.wav").read_bytes() != before
+    after = (tmp_path / "output" / "speech_0_0.wav").read_bytes()
+    assert after != before and after == second  # --seed 3 and --option seed=3 are the same
 
 
 def test_errors_are_one_line_and_write_nothing(tmp_path, capsys):
     for bad, expected in (
-        (["speak", "", "-o", str(tmp_path)], "empty"),
+        (["speak", "", "-o", str(tmp_path)], "nothing to say"),
         (["speak", "Hello.", "--prompt", str(tmp_path / "none.wav")], "--prompt"),
         (["speak", "Hello.", "--voice", str(tmp_path)], "cosyvoice3.yaml"),
         (["speak", "Hello.", "--option", "n_timesteps=0"], "n_timesteps"),
@@ -64,13 +69,20 @@ def test_errors_name_what_was_typed_before_a_voice_is_opened(tmp_path, capsys):
     recording.write_bytes(b"")
     nowhere = ["--voice", str(tmp_path / "nowhere")]
     for bad, expected in (
+        (["speak", "Hello.", "...", *nowhere], "'...' has nothing to say"),
         (["speak", "Hello.", "--option", "n_timestep=1", *nowhere], "did you mean n_timesteps"),
+        (["speak", "Hello.", "--device", "abacus", *nowhere], "abacus"),
         (["speak", "Hello.", "--prompt", str(recording), *nowhere], "--prompt-text"),
         (["speak", "Hello.", "--mode", "instruct", *nowhere], "--instruct"),
         (["speak", "Hello.", "--instruct", "Slowly.", *nowhere], "--mode instruct"),
     ):
         assert main(bad) == 2
         assert expected in capsys.readouterr().err
+
+
+def test_help_lists_every_mode(capsys):
+    assert main(["speak", "--help"]) == 0
+    assert f"<{'|'.join(MODES)}>" in capsys.readouterr().out
 
 
 def test_help_lists_every_option_and_the_defaults(capsys):

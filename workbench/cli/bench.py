@@ -6,13 +6,28 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.common import Device, Prompt, Voice, check_device, open_pipe, open_prompt, table_text
+from workbench.cli.common import (
+    Device,
+    Prompt,
+    Voice,
+    check_device,
+    open_pipe,
+    open_prompt,
+    print_help_without_verb,
+    table_text,
+)
 from workbench.files import atomic_write, data_path
 
-app = typer.Typer(help="Measure what something costs, or how good it is.", no_args_is_help=True)
+app = typer.Typer(help="Measure what something costs, or how good it is.")
 
 Released = Annotated[bool, typer.Option("--released", help="Released sizes with random weights.")]
 Csv = Annotated[str | None, typer.Option("-o", "--out", help="Also write the table as CSV.")]
+
+
+@app.callback(invoke_without_command=True)
+def bench(context: typer.Context) -> None:
+    """Measure what something costs, or how good it is."""
+    print_help_without_verb(context)
 
 
 @app.command(epilog="Example: workbench bench speed --released --device cuda --seconds 2 --seconds 10")

@@ -69,13 +69,24 @@ def run_options(pairs: Sequence[str] | None) -> dict[str, object]:
     found = options_of(pairs or ())
     for name in found:
         if name not in OPTION_NAMES:
-            close = get_close_matches(name, OPTION_NAMES, 1)
-            meant = f"did you mean {close[0]}? " if close else ""
             raise WorkbenchError(
-                f"--option {name}: no option has this name; {meant}`workbench speak --help` lists them"
+                f"--option {name}: no option has this name; {did_you_mean(name, OPTION_NAMES)}"
+                "`workbench speak --help` lists them"
             )
     Options().but(**found)
     return found
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return a question that names the closest known name; empty when none is close."""
+    close = get_close_matches(name, known, 1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def print_help_without_verb(context: typer.Context) -> None:
+    """Print the help of a group of verbs that was called without one of them."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def check_device(name: str) -> None:
@@ -101,9 +112,6 @@ def open_prompt(path: str | None) -> Path:
 
 def open_traces(paths: Sequence[str], names: str | None) -> "list[Trace]":
     """Open traces and logs; `server.log#2` is the second run of a log."""
-    from workbench.trace.importers.log_lines import NAMES
-    from workbench.trace.importers.logs import open_run
-
     for path in paths:
         suffix = Path(path).suffix.lower()
         if suffix in (".wav", ".flac", ".ogg", ".opus", ".mp3"):
@@ -112,6 +120,9 @@ def open_traces(paths: Sequence[str], names: str | None) -> "list[Trace]":
                 f"`workbench speak --trace everything` writes, or a .log. `workbench glitches {path}` "
                 "looks at sound alone"
             )
+    from workbench.trace.importers.log_lines import NAMES
+    from workbench.trace.importers.logs import open_run
+
     return [open_run(path, names or NAMES) for path in paths]
 
 

@@ -2,13 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from workbench.cli.common import Device, Names, OtherVoice, Voice, open_pipe, open_traces, table_text
+from workbench.cli.common import (
+    Device,
+    Names,
+    OtherVoice,
+    Voice,
+    did_you_mean,
+    open_pipe,
+    open_traces,
+    table_text,
+)
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
+
+if TYPE_CHECKING:
+    from workbench.diagnose.compare.comparison import Comparison
 
 app = typer.Typer()
 COLUMNS = ["field", "index", "verdict", "rel_l2", "allowed", "added", "cosine", "norm_ratio", "note"]
@@ -26,6 +38,7 @@ def compare(
         typer.Option(help="Exit with 1 from this verdict on."),
     ] = "diverged",
     brief: Annotated[bool, typer.Option("--brief", help="Print the verdict and the remarks alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON, and no text.")] = False,
     out: Annotated[str | None, typer.Option("-o", "--out", help="Also write all rows as JSON.")] = None,
 ) -> int:
     """Put two runs side by side and name the first cause."""
@@ -35,20 +48,32 @@ def compare(
     pair = open_traces([reference, candidate], names)
     pipe = open_pipe(voice, device) if voice else None
     found = compare_runs(*pair, pipe)
-    different = found.rows[found.rows["verdict"] != "MATCH"]
-    print(found)
-    for remark in found.remarks:
-        print(f"- {remark}")
-    if len(different) and not brief:
-        print(table_text(different[COLUMNS]))
-        print(f"verdict: {found}")  # once more, below a long table
+    if as_json:
+        print(_json_text(found))
+    else:
+        _print_comparison(found, brief)
     if out:
         with atomic_write(out) as draft:
-            draft.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
+            draft.write_text(_json_text(found), encoding="utf-8")
     if fail_on == "never":
         return 0
     failed = VERDICTS.index(found.verdict) >= VERDICTS.index(fail_on.upper())
     return int(failed or bool(found.causes))
+
+
+def _json_text(found: "Comparison") -> str:
+    return json.dumps(found.to_dict(), indent=1, allow_nan=False)
+
+
+def _print_comparison(found: "Comparison", brief: bool) -> None:
+    """Print the verdict, the remarks and, unless `brief`, every row that is not a match."""
+    print(found)
+    for remark in found.remarks:
+        print(f"- {remark}")
+    different = found.rows[found.rows["verdict"] != "MATCH"]
+    if len(different) and not brief:
+        print(table_text(different[COLUMNS]))
+        print(f"verdict: {found}")  # once more, below a long table
 
 
 @app.command(epilog="Example: workbench report right.trace wrong.trace -o output/report.html")
@@ -123,9 +148,10 @@ def suspects(
     from workbench.diagnose.suspects.faults import CATALOGUE
 
     wanted = set(name or ())
-    if unknown := wanted - {fault.name for fault in CATALOGUE}:
+    known = [fault.name for fault in CATALOGUE]
+    for one in sorted(wanted - set(known)):
         raise WorkbenchError(
-            f"no known fault is called {', '.join(sorted(unknown))}; `workbench suspects` lists them"
+            f"no known fault is called {one}; {did_you_mean(one, known)}`workbench suspects` lists them"
         )
     faults = [fault for fault in CATALOGUE if not wanted or fault.name in wanted]
     if not self_test:

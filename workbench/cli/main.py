@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from typer.exceptions import TyperException
 
 import workbench
 from workbench.cli import bench, checkpoint, compare, notebook, quality, speak
+from workbench.cli.common import print_help_without_verb
 from workbench.errors import WorkbenchError
 
 HELP = """Find out where a CosyVoice3 run went wrong.
 
 Exit codes: 0 fine; 1 something was found or a check failed; 2 an error, told in one line.
 """
+MAX_WIDTH = 120  # columns of help, on a terminal that has as many
 INTERRUPTED = 130  # the exit code that typer gives Ctrl-C
 app = typer.Typer(
     name="workbench",
     help=HELP,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MAX_WIDTH},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -42,9 +43,8 @@ def top(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Print help when no verb is given; the text above is what it says."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
+    """Print help when no verb is given; `HELP` is its first lines."""
+    print_help_without_verb(context)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorkbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except TyperException as error:  # unknown verbs and flags, missing arguments, wrong values
+    except typer.TyperException as error:  # unknown verbs and flags, missing arguments, wrong values
         message = " ".join(error.format_message().split())
         print(f"error: {message} (`workbench --help` and `workbench VERB --help` tell more)", file=sys.stderr)
         return 2

@@ -42,7 +42,7 @@ def precision(
     text: Annotated[str, typer.Argument(help="What to say.")] = "Eight months to Mars.",
     voice: Voice = None,
     prompt: Prompt = None,
-    dtype: Annotated[Literal["float16", "bfloat16"], typer.Option()] = "float16",
+    dtype: Annotated[Literal["float16", "bfloat16"], typer.Option(help="Precision to try.")] = "float16",
     device: Device = "cpu",
     out: Annotated[str | None, typer.Option("-o", "--out", help="Also write the table as CSV.")] = None,
 ) -> int:

@@ -37,7 +37,12 @@ def speak(
         str | None,
         typer.Option(help="Transcript of the recording.", show_default="the .txt beside the recording"),
     ] = None,
-    mode: Annotated[Literal["zero-shot", "cross-lingual", "instruct"], typer.Option()] = "zero-shot",
+    mode: Annotated[
+        Literal["zero-shot", "cross-lingual", "instruct"],
+        typer.Option(
+            help="zero-shot continues the recording and needs its transcript; the others take its voice."
+        ),
+    ] = "zero-shot",
     instruct: Annotated[str | None, typer.Option(help="How to speak, for --mode instruct.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the LM's draws.")] = 0,
     device: Device = "cpu",
@@ -57,10 +62,10 @@ def speak(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same name.")] = False,
 ) -> int:
     """Say texts in a prompt's voice and write sound files."""
-    changes = run_options(option)
-    check_device(device)
     recording = open_prompt(prompt)
     _check_inputs(text, recording, prompt_text, mode, instruct)
+    changes = {"seed": seed} | run_options(option)
+    check_device(device)
 
     import pandas as pd
 
@@ -69,7 +74,7 @@ def speak(
     from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY
 
     pipe = open_pipe(voice, device)
-    options = pipe.checkpoint.options.but(**changes, seed=seed)
+    options = pipe.checkpoint.options.but(**changes)
     cloned = pipe.prompt(recording, prompt_text)
     save = {None: NOTHING, "summary": SUMMARY, "everything": EVERYTHING}[trace]
     jobs = []
@@ -101,11 +106,13 @@ def _check_inputs(
     texts: list[str], recording: Path, prompt_text: str | None, mode: str, instruct: str | None
 ) -> None:
     """Check what can be checked before a voice is opened."""
-    if not all(text.strip() for text in texts):
-        raise WorkbenchError("a text is empty; expected something to say")
+    from workbench.speech.frontend.text import normalise
+
+    for text in texts:
+        normalise(text)  # raises where there is nothing to say
     if not recording.is_file():
         raise WorkbenchError(f"--prompt {recording} is not a file; expected a recording to clone")
-    if mode == "instruct" and not instruct:
+    if mode == "instruct" and not (instruct or "").strip():
         raise WorkbenchError("--mode instruct needs --instruct, such as --instruct 'Speak slowly.'")
     if instruct and mode != "instruct":
         raise WorkbenchError(f"--instruct is for --mode instruct; found --mode {mode}")

@@ -110,6 +110,7 @@ def test_notebook_runs_from_the_shell(written, tmp_path, capfd, monkeypatch):
     assert main(["notebook", "small.ipynb", "-p", "seconds=2.25", "-p", "label=a b"]) == 0
     said = capfd.readouterr()
     assert said.out.startswith("output/small.html: ") and "cell" in said.err
+    assert "IPKernelApp" not in said.err  # the log of a kernel that was shut down as planned
     assert "5.25 a b" in (tmp_path / "output" / "small.html").read_text()
     assert main(["notebook", "small.ipynb", "-p", "text=x"]) == 2
     assert "it has seconds, label, count" in capfd.readouterr().err

@@ -156,8 +156,9 @@ class Comparison:
             "verdict": self.verdict,
             "line": self.line,
             "remarks": self.remarks,
-            "causes": [str(cause) for cause in self.causes],
-            "rows": json.loads(self.rows.to_json(orient="records")),
+            "causes": None if self.causes is None else [str(cause) for cause in self.causes],
+            "unchecked": self.unchecked,
+            "rows": json.loads(self.rows.to_json(orient="records", double_precision=15)),  # its maximum
         }
 
     @property

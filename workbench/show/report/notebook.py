@@ -19,6 +19,8 @@ from workbench.files import atomic_write, shipped_folder
 FOLDER = shipped_folder("notebooks")
 TEMPLATE = Path(__file__).with_name("notebook.html.j2")
 KERNEL = "python3"  # the running Python, also for a notebook that names another kernel
+# A kernel logs an interrupt as an error, and jupyter_client interrupts each kernel before it shuts it down.
+QUIET = "--IPKernelApp.log_level=CRITICAL"
 LIVE_WIDGET = "application/vnd.jupyter.widget-view+json"  # MIME type of an output that needs a kernel
 
 
@@ -68,7 +70,7 @@ def run_notebook(
                 parameters,
                 kernel_name=KERNEL,
                 progress_bar=progress,
-                extra_arguments=[_import_from(path.parent)],
+                extra_arguments=[QUIET, _import_from(path.parent)],
             )
         except (PapermillExecutionError, DeadKernelError) as error:
             failed = out.with_name(f"{out.stem}.failed.html")
