@@ -240,7 +240,7 @@ def test_impossible_options_are_refused_before_the_run(pipe, runs, monkeypatch):
         (Options(estimator="none.onnx"), "none.onnx does not exist"),
     ):
         with monkeypatch.context() as m, pytest.raises(WorkbenchError, match=said):
-            m.setattr(pipe, "speech_token", lambda *args: pytest.fail("the LM was asked first"))
+            m.setattr(pipe, "lm_batch", lambda *args: pytest.fail("the LM was asked first"))
             pipe.synthesise(utterance_of(runs[0]), options=wrong)
         pipe.synthesise(utterance_of(runs[0]), options=wrong.but(max_tokens=2), stop_after="lm")
 

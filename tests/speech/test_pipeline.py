@@ -245,7 +245,7 @@ def test_one_channel_of_nan(pipe):
 
 @pytest.mark.slow
 def test_silent_lm(pipe, prompt, monkeypatch):
-    monkeypatch.setattr(Pipeline, "lm_steps", lambda *args: iter(()))
+    monkeypatch.setattr(Pipeline, "lm_batch", lambda *args: iter(()))
     with pytest.raises(WorkbenchError, match="before the first token"):
         pipe.synthesise(pipe.prepare("It is late.", prompt))
 

@@ -22,7 +22,7 @@ from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded
 from workbench.speech.models.lm import LMStep
 from workbench.speech.models.sampling import shorten_silences
-from workbench.speech.stage_runner import StageRunner
+from workbench.speech.stage_runner import StageRunner, check_spoken
 from workbench.trace.record import NOTHING, Recorder, Save
 from workbench.trace.schema import FLOW_INPUTS, LM_INPUTS
 from workbench.trace.trace import Trace
@@ -56,11 +56,7 @@ def make_tokens(runner: StageRunner, rows: Sequence[Row]) -> None:
     for row in rows:
         if row.utt.source_token is not None:
             row.token = row.utt.source_token.long()
-        if not len(row.token):
-            raise WorkbenchError(
-                f"the LM ended {row.utt.text!r:.80} before the first token; "
-                "try another seed, mask_stop_ids=True, or a text of the voice's language"
-            )
+        check_spoken(row.utt, row.token)
         row.record.add("lm/speech_token", row.token)
 
 

@@ -77,7 +77,9 @@ class StageRunner:
         1
         """
         tokens = self.bar(self.tokens(utt, options), "LM", " token")
-        return torch.tensor(list(tokens), dtype=torch.long)
+        token = torch.tensor(list(tokens), dtype=torch.long)
+        check_spoken(utt, token)
+        return token
 
     def tokens(self, utt: Utterance, options: Options | None = None) -> Iterator[int]:
         """Yield speech tokens one by one, with long silences shortened."""
@@ -311,6 +313,15 @@ class StageRunner:
 
     def _drawn_noise(self, seed: int) -> Tensor:
         return torch.randn(self._fixed_noise.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def check_spoken(utt: Utterance, token: Tensor) -> None:
+    """Raise a WorkbenchError where the LM drew no speech token."""
+    if not len(token):
+        raise WorkbenchError(
+            f"the LM ended {utt.text!r:.80} before the first token; "
+            "try another seed, mask_stop_ids=True, or a text of the voice's language"
+        )
 
 
 def open_device(name: str) -> torch.device:
