@@ -1,0 +1,37 @@
+"""`workbench bench`: each benchmark has its own options, and passes them on."""
+
+import pandas as pd
+import pytest
+
+from workbench.cli import main
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "option"),
+    [("speed", "--tokens"), ("deviation", "--rounds"), ("trace", "--sentences"), ("glitches", "--batch")],
+)
+def test_options_of_another_benchmark_are_refused(benchmark, option, capsys):
+    assert main(["bench", benchmark, option, "3"]) == 2
+    assert f"No such option: {option}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("benchmark", ["speed", "deviation", "trace", "glitches"])
+def test_an_unknown_device_is_an_error(benchmark, capsys):
+    assert main(["bench", benchmark, "--device", "abacus"]) == 2
+    assert "abacus" in capsys.readouterr().err
+
+
+def test_cost_of_recording_is_printed_and_written(tmp_path, capsys, monkeypatch):
+    table = pd.DataFrame({"mode": ["silent"], "seconds": [1.5], "ratio": [1.25], "megabytes": [0.25]})
+    asked = []
+
+    def measured(pipe, utt, options, rounds):
+        asked.append((options.max_tokens, rounds))
+        return table.set_index("mode")
+
+    monkeypatch.setattr("workbench.diagnose.benchmarks.trace_overhead.trace_cost", measured)
+    out = tmp_path / "trace.csv"
+    assert main(["bench", "trace", "--tokens", "12", "--rounds", "2", "-o", str(out)]) == 0
+    assert asked == [(12, 2)]
+    assert "silent" in capsys.readouterr().out
+    assert pd.read_csv(out).equals(table)
