@@ -55,7 +55,7 @@ def speed(
     from workbench.diagnose.benchmarks.trace_overhead import random_checkpoint
     from workbench.speech.checkpoint.checkpoint import Checkpoint
 
-    checkpoint = random_checkpoint() if released else Checkpoint.load(voice or data_path("voices/tiny"))
+    checkpoint = random_checkpoint() if released else Checkpoint.load(voice)
     found = measure_speed(
         checkpoint,
         device,

@@ -6,7 +6,6 @@ import typer
 
 from workbench.cli.common import Voice
 from workbench.errors import WorkbenchError
-from workbench.files import data_path
 
 app = typer.Typer()
 
@@ -48,7 +47,7 @@ def export(
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.onnx_estimator import export_onnx, shapes
 
-    opened = Checkpoint.load(voice or data_path("voices/tiny"))
+    opened = Checkpoint.load(voice)
     path = export_onnx(opened, out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, float32")
     for name, shape in shapes(opened.config.flow.dit).items():

@@ -102,7 +102,7 @@ def open_pipe(voice: str | None, device: str, progress: bool = True) -> "Pipelin
     from workbench.speech.pipeline import Pipeline
 
     check_device(device)
-    return Pipeline(Checkpoint.load(voice or data_path("voices/tiny")), device, progress)
+    return Pipeline(Checkpoint.load(voice), device, progress)
 
 
 def open_prompt(path: str | None) -> Path:

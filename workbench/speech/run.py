@@ -26,7 +26,7 @@ from workbench.speech.stage_runner import StageRunner
 from workbench.trace.record import NOTHING, Recorder, Save, as_save
 from workbench.trace.trace import Trace
 
-LM, FLOW, HIFT = range(len(NAMES))
+AT_LM, AT_FLOW, AT_HIFT = range(len(NAMES))  # positions of the stages in a run
 
 
 def run(
@@ -95,7 +95,7 @@ def run_part(
     last = place_of(stop_after, final_step, final_step)
     if first > last:
         raise WorkbenchError(f"a run from {start} on cannot stop after {stop_after}, which comes before")
-    runs_flow = first.stage != HIFT and last.stage != LM
+    runs_flow = first.stage != AT_HIFT and last.stage != AT_LM
 
     record, clock = Recorder(as_save(save)), Clock(runner.device)
     row = Row(utt, options, record)
@@ -103,20 +103,20 @@ def run_part(
     if runs_flow:
         about["estimator"] = estimator_name(runner, options)
 
-    if first.stage == LM:
+    if first.stage == AT_LM:
         with clock("lm"):
             make_tokens(runner, [row])
-    elif first.stage == FLOW:
+    elif first.stage == AT_FLOW:
         row.token = _given(given, "lm/speech_token", start)
         row.x = _state(given, first.step, start)[None] if first.step else None
         record.add("lm/speech_token", row.token)
     if runs_flow:
         with clock("flow"):
-            make_mels(runner, [row], first.step, last.step if last.stage == FLOW else final_step)
-    elif first.stage == HIFT:
+            make_mels(runner, [row], first.step, last.step if last.stage == AT_FLOW else final_step)
+    elif first.stage == AT_HIFT:
         row.mel = _given(given, "flow/mel", start)[None]
         record.add("flow/mel", row.mel[0])
-    if last.stage == HIFT:
+    if last.stage == AT_HIFT:
         with clock("hift"):
             make_sounds(runner, [row])
 
@@ -130,7 +130,7 @@ def place_of(text: str, default_step: int, final_step: int) -> Place:
     if stage in NAMES and not slash:
         return Place(NAMES.index(stage), default_step if stage == "flow" else 0)
     if stage == "flow" and number.isdecimal() and int(number) <= final_step:
-        return Place(FLOW, int(number))
+        return Place(AT_FLOW, int(number))
     raise WorkbenchError(
         f"{text!r} is no place in this run; expected lm, flow, hift, or flow/step/0 to {final_step}"
     )

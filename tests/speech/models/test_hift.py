@@ -28,16 +28,6 @@ def rms(x):
 
 
 @pytest.fixture(scope="module")
-def mel(hift_golden):
-    return hift_golden.data["in.mel"]
-
-
-@pytest.fixture(scope="module")
-def noise(hift_golden):
-    return hift_golden.data["buf.sine_noise_f16"].float()
-
-
-@pytest.fixture(scope="module")
 def vocoded(hift_model, mel, noise):
     with torch.no_grad():
         return hift_model(mel, noise)

@@ -21,16 +21,6 @@ def rms(x):
     return float(x.double().square().mean().sqrt())
 
 
-@pytest.fixture(scope="module")
-def mel(hift_golden):
-    return hift_golden.data["in.mel"]
-
-
-@pytest.fixture(scope="module")
-def noise(hift_golden):
-    return hift_golden.data["buf.sine_noise_f16"].float()
-
-
 # Deliberate faults, as far off as upstream was when it had them: see test_dit.py
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.speech.models.common import forced, tokens_of
 from workbench.errors import WorkbenchError
 from workbench.speech.config import LMConfig, Options
 from workbench.speech.models import lm as module
@@ -24,42 +25,10 @@ def close(found, golden, atol=ATOL):
     torch.testing.assert_close(found, golden, atol=atol, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def row(lm_golden):
-    """The tiny vocabulary keeps <|endofprompt|> (151646) in its last row."""
-    eop, to = lm_golden.info["config"]["eop_raw"], lm_golden.info["config"]["eop_row"]
-    return lambda ids: torch.where(ids == eop, to, ids)
-
-
-@pytest.fixture(scope="module")
-def text(lm_golden, row):
-    return row(lm_golden.data["in.text"][0])
-
-
-@pytest.fixture(scope="module")
-def prompt_text(lm_golden, row):
-    return row(lm_golden.data["in.prompt_text"][0])
-
-
-@pytest.fixture(scope="module")
-def prompt_speech(lm_golden):
-    return lm_golden.data["in.prompt_speech_token"][0]
-
-
 def with_ratios(model, shortest, longest):
     other = copy.copy(model)
     other.config = replace(model.config, min_token_text_ratio=shortest, max_token_text_ratio=longest)
     return other
-
-
-def forced(tokens, stop):
-    """Answer with these tokens, then stop."""
-    left = iter(tokens)
-    return lambda scores, history, too_early: next(left, stop)
-
-
-def tokens_of(steps):
-    return [s.token for s in steps]
 
 
 # Against upstream

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.speech.models.common import forced, tokens_of
 from workbench.errors import WorkbenchError
 from workbench.speech.models.lm_bistream import steps_bistream
 
@@ -16,40 +17,8 @@ def close(found, golden, atol=ATOL):
 
 
 @pytest.fixture(scope="module")
-def row(lm_golden):
-    """The tiny vocabulary keeps <|endofprompt|> (151646) in its last row."""
-    eop, to = lm_golden.info["config"]["eop_raw"], lm_golden.info["config"]["eop_row"]
-    return lambda ids: torch.where(ids == eop, to, ids)
-
-
-@pytest.fixture(scope="module")
-def text(lm_golden, row):
-    return row(lm_golden.data["in.text"][0])
-
-
-@pytest.fixture(scope="module")
-def prompt_text(lm_golden, row):
-    return row(lm_golden.data["in.prompt_text"][0])
-
-
-@pytest.fixture(scope="module")
-def prompt_speech(lm_golden):
-    return lm_golden.data["in.prompt_speech_token"][0]
-
-
-@pytest.fixture(scope="module")
 def end_of_prompt(lm_golden):
     return lm_golden.info["config"]["eop_row"]
-
-
-def forced(tokens, stop):
-    """Answer with these tokens, then stop."""
-    left = iter(tokens)
-    return lambda scores, history, too_early: next(left, stop)
-
-
-def tokens_of(steps):
-    return [s.token for s in steps]
 
 
 def bistream_sampler(info, scores=None, calls=None):
