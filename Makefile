@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SENTENCES := "Hello! I am an AI voice assistant." \
   "Eight months to Mars. Counter-orbital slingshot around, fourteen months to Saturn."
+WORKERS ?= 2
 QUICK := not slow and not browser and not process and not gpu
 ROOT_FLAGS := $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -17,10 +18,10 @@ demo: .venv/installed
 	@echo "  $(BIN)/workbench speak 'Hello!' --option n_timesteps=1 --name one_step"
 	@echo "Then 'make lab' and notebooks/00-start-here.ipynb."
 
+# Each worker computes in one thread: the models are small, and more threads would wait for each other.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-# One thread: the models are small, and two would wait for each other on a busy machine.
 quick: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" --hypothesis-profile=quick
 

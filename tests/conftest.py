@@ -52,10 +52,17 @@ def tuples(value):
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """Mark each test that opens a page as `browser`."""
+    """Mark each test that opens a page as `browser`, and say which tests stay together.
+
+    With several workers (`make test`) the tests of a file run in one of them, so that its fixtures are made
+    once, and all tests that read the executed book share a worker. These take longest, so they come first.
+    """
     for item in items:
-        if "browser" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "browser" in fixtures:
             item.add_marker("browser")
+        item.add_marker(pytest.mark.xdist_group("book" if "book" in fixtures else str(item.path)))
+    items.sort(key=lambda item: "book" not in getattr(item, "fixturenames", ()))  # stable
 
 
 CHROMIUM = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"

@@ -1,0 +1,116 @@
+"""Estimate how far a right run may be from what our model computes, because of rounding and of storage.
+
+Rounding is measured: our own result in float32 against the one in float64. Storage is measured too: where a
+run stored its numbers coarsely, our model is run again on inputs that would have been stored the same.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from workbench.diagnose.compare.distance import ALLOWANCE, EPS, relative
+from workbench.diagnose.compare.transitions import (
+    FLOAT64_PRECISION,
+    UPSTREAM_PRECISION,
+    Transition,
+    loop_dimension,
+)
+from workbench.speech.config import Options
+from workbench.speech.pipeline import Pipeline
+from workbench.trace.storage import Storage, coarse_fields, perturbed_trace, storage_error
+from workbench.trace.trace import Trace
+
+PERTURBED_TRACES = 3  # draws of the inputs' lost digits: the size of their effect varies
+# Allowed: so many times the largest effect that was measured. The draws are twice as large as rounding needs.
+STORAGE_ALLOWANCE = 2.0
+
+
+class StoredRun:
+    """A run, how its numbers were stored, and other runs that would have been stored the same.
+
+    Attributes
+    ----------
+    trace : Trace
+    coarse : dict of str to Storage
+        Fields that were not stored in full float32.
+    perturbed : list of Trace
+        The run with other lost digits; empty where every field is full float32.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.coarse: Mapping[str, Storage] = coarse_fields(trace)
+        seeds = range(PERTURBED_TRACES) if self.coarse else ()
+        self.perturbed = [perturbed_trace(trace, self.coarse, seed) for seed in seeds]
+
+    def storage_error(self, field: str, index: int | None) -> float:
+        """Return how much of a field, or of an entry, its storage may have changed: relative L2."""
+        storage = self.coarse.get(field)
+        if storage is None or index is None:
+            return storage_error(self.trace[field], storage) if storage else 0.0
+        if index >= len(self.trace[field]):
+            return 0.0
+        return storage_error(self.trace[field][index], Storage(storage.name, storage.spacing[index]))
+
+    def describe(self) -> list[str]:
+        """Return a sentence for every form of storage, with the fields that have it."""
+        fields_by_name: dict[str, list[str]] = {}
+        for field, storage in self.coarse.items():
+            fields_by_name.setdefault(storage.name, []).append(field)
+        return [f"stored as {name}: {', '.join(fields)}" for name, fields in fields_by_name.items()]
+
+
+class Recomputed(NamedTuple):
+    """One output of a transition, recomputed by our model from the run's own inputs."""
+
+    field: str
+    index: int | None  # of the transition: knot or step; None for a whole field
+    value: Tensor
+    exact: Tensor  # in float64
+    variants: list[Tensor]  # from inputs that would have been stored the same
+
+    def entry_count(self) -> int | None:
+        """Return how many entries of a loop the transition gives at once; None for a single result."""
+        is_loop = self.index is None and loop_dimension(self.field)
+        return len(self.value) if is_loop else None
+
+    def at(self, k: int | None) -> "Recomputed":
+        """Return the result at one entry of a loop; the result itself for None."""
+        if k is None:
+            return self
+        variants = [variant[k] for variant in self.variants]
+        return Recomputed(self.field, k, self.value[k], self.exact[k], variants)
+
+    def allowed(self, storage_of_result: float) -> float:
+        """Return the relative L2 by which a right run may differ.
+
+        Parameters
+        ----------
+        storage_of_result : float
+            What the storage of the run's own result may have changed, as `StoredRun.storage_error` gives it.
+        """
+        rounding = max(relative(self.exact, self.value), EPS)
+        effects = [relative(self.value, variant) for variant in self.variants]
+        return ALLOWANCE * rounding + STORAGE_ALLOWANCE * (max(effects, default=0.0) + storage_of_result)
+
+
+def recompute(step: Transition, run: StoredRun, pipe: Pipeline, options: Options) -> list[Recomputed]:
+    """Recompute the outputs of a transition in float32 and float64, and from equally stored inputs.
+
+    Raises
+    ------
+    WorkbenchError
+        When our model fails on the run's inputs, such as on a mel that holds NaN.
+    """
+    upstream_precision = options.but(**UPSTREAM_PRECISION)
+    ours = step.recompute(pipe, run.trace, upstream_precision)
+    exact = step.recompute(pipe, run.trace, options.but(**FLOAT64_PRECISION))
+    variants = []
+    if not run.coarse.keys().isdisjoint(step.inputs):
+        variants = [step.recompute(pipe, trace, upstream_precision) for trace in run.perturbed]
+    results = []
+    for position, field in enumerate(step.outputs):
+        varied = [variant[position].cpu() for variant in variants]
+        results.append(Recomputed(field, step.index, ours[position].cpu(), exact[position].cpu(), varied))
+    return results
