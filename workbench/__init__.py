@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.diagnose.glitches.wave_stats import wave_stats
     from workbench.diagnose.precision import bisect_precision, headroom
     from workbench.diagnose.suspects import faults
+    from workbench.diagnose.suspects.diagnosis import Diagnosis
     from workbench.diagnose.suspects.simulate import FaultSimulator
-    from workbench.diagnose.suspects.suspects import Diagnosis, find_suspects
+    from workbench.diagnose.suspects.suspects import find_suspects
     from workbench.errors import WorkbenchError
     from workbench.files import data_path
     from workbench.show import plots, widgets
@@ -49,7 +50,7 @@ PUBLIC = {
     "Checkpoint": "workbench.speech.checkpoint.checkpoint",
     "Comparison": "workbench.diagnose.compare.comparison",
     "Config": "workbench.speech.config",
-    "Diagnosis": "workbench.diagnose.suspects.suspects",
+    "Diagnosis": "workbench.diagnose.suspects.diagnosis",
     "Experiment": "workbench.diagnose.experiments.experiment",
     "FaultSimulator": "workbench.diagnose.suspects.simulate",
     "Finding": "workbench.diagnose.glitches.glitches",

@@ -121,8 +121,10 @@ def diagnose(
     right = open_traces([reference], names)[0] if reference else None
     found = find_suspects(right, wrong, open_pipe(voice, device))
     print(found)
-    if found.next_experiment:
-        print(found.next_experiment)
+    for remark in found.remarks:
+        print(f"- {remark}")
+    if found.verdicts:
+        print(table_text(found.places_frame()))
     if found.suspects:
         listed = found.to_frame().head(top)[["suspect", "stage", "explained", "source"]]
         print(listed.to_string(index=False, float_format="{:.2f}".format))

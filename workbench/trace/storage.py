@@ -5,6 +5,7 @@ the computed ones by up to one step of the form, and a diagnosis must not take t
 The numbers show the form themselves: all samples of a 16-bit file are multiples of 1/32768, for example.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -30,7 +31,8 @@ class Storage(NamedTuple):
     """The form in which a tensor was stored."""
 
     name: str  # such as "float16", "16 bit", "4 decimals"
-    spacing: Tensor  # distance to the next number that the form can hold; of the tensor's shape, float64
+    # Values -> distances to the next number that the form can hold, float64.
+    spacing_at: Callable[[Tensor], Tensor]
 
 
 def storage_of(x: Tensor) -> Storage | None:
@@ -50,58 +52,63 @@ def storage_of(x: Tensor) -> Storage | None:
     for name, dtype, mantissa_bits, min_exponent in HALF_FORMATS:
         some = values[:MIN_GRID_VALUES]
         if torch.equal(some.to(dtype).double(), some) and torch.equal(values.to(dtype).double(), values):
-            exponent = wide.abs().clamp(min=2.0**-min_exponent).log2().floor()
-            smallest = 2.0**-min_exponent
-            return Storage(name, (2.0 ** (exponent - mantissa_bits)).clamp(min=smallest))
+            return Storage(name, functools.partial(_half_spacing, mantissa_bits, 2.0**-min_exponent))
     if len(values) < MIN_GRID_VALUES:
         return None
     for find in (_binary_grid, _sample_grid, _decimals, _significant_digits):
         # A few values rule most forms out, so that a large tensor is seldom searched as a whole.
         if find(values[:MIN_GRID_VALUES]) and (found := find(values)):
-            name, spacing_at = found
-            return Storage(name, spacing_at(wide))
+            return found
     return None
 
 
-Found = tuple[str, Callable[[Tensor], Tensor]]  # name, and a function from values to spacings
+def _half_spacing(mantissa_bits: int, smallest: float, x: Tensor) -> Tensor:
+    """Return the spacing of a half precision at values; `smallest` is its smallest number above 0."""
+    exponent = x.double().abs().clamp(min=smallest).log2().floor()
+    return (2.0 ** (exponent - mantissa_bits)).clamp(min=smallest)
 
 
-def _binary_grid(values: Tensor) -> Found | None:
+def _constant_spacing(spacing: float, x: Tensor) -> Tensor:
+    return torch.full_like(x, spacing, dtype=torch.float64)
+
+
+def _digit_spacing(count: int, x: Tensor) -> Tensor:
+    """Return the value of the last of `count` significant digits."""
+    exponent = x.double().abs().clamp(min=1e-30).log10().floor()
+    return 10.0 ** (exponent - count + 1)
+
+
+def _binary_grid(values: Tensor) -> Storage | None:
     """Recognise multiples of a power of two, as integer samples divided by 32768 are."""
     for bits in range(MAX_GRID_BITS + 1):
         scaled = values * 2.0**bits
         if torch.equal(scaled, scaled.round()):
-            return f"{bits + 1} bit", lambda x: torch.full_like(x, 2.0**-bits)
+            return Storage(f"{bits + 1} bit", functools.partial(_constant_spacing, 2.0**-bits))
     return None
 
 
-def _sample_grid(values: Tensor) -> Found | None:
+def _sample_grid(values: Tensor) -> Storage | None:
     """Recognise integer samples that were divided by the largest of them, such as 32767."""
     for scale in SAMPLE_SCALES:
         if _are_whole(values * scale):
             bits = (scale + 1).bit_length()
-            return f"{bits} bit", lambda x, scale=scale: torch.full_like(x, 1 / scale)
+            return Storage(f"{bits} bit", functools.partial(_constant_spacing, 1 / scale))
     return None
 
 
-def _decimals(values: Tensor) -> Found | None:
+def _decimals(values: Tensor) -> Storage | None:
     """Recognise numbers printed with a fixed number of decimals."""
     for count in range(1, MAX_DIGITS):
         if _are_whole(values * 10.0**count):
-            return f"{count} decimals", lambda x, count=count: torch.full_like(x, 10.0**-count)
+            return Storage(f"{count} decimals", functools.partial(_constant_spacing, 10.0**-count))
     return None
 
 
-def _significant_digits(values: Tensor) -> Found | None:
+def _significant_digits(values: Tensor) -> Storage | None:
     """Recognise numbers printed with a fixed number of significant digits."""
-
-    def spacing_at(x: Tensor, count: int) -> Tensor:
-        exponent = x.abs().clamp(min=1e-30).log10().floor()
-        return 10.0 ** (exponent - count + 1)
-
     for count in range(1, MAX_DIGITS):
-        if _are_whole(values / spacing_at(values, count)):
-            return f"{count} digits", lambda x, count=count: spacing_at(x, count)
+        if _are_whole(values / _digit_spacing(count, values)):
+            return Storage(f"{count} digits", functools.partial(_digit_spacing, count))
     return None
 
 
@@ -129,7 +136,7 @@ def perturbed(x: Tensor, storage: Storage, generator: torch.Generator) -> Tensor
     instead needs all of it.
     """
     shift = 2 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 1  # -1 to 1
-    return (x.double() + shift * storage.spacing).to(torch.promote_types(x.dtype, torch.float32))
+    return (x.double() + shift * storage.spacing_at(x)).to(torch.promote_types(x.dtype, torch.float32))
 
 
 def perturbed_trace(trace: Trace, coarse: Mapping[str, Storage], seed: int) -> Trace:
@@ -139,11 +146,24 @@ def perturbed_trace(trace: Trace, coarse: Mapping[str, Storage], seed: int) -> T
     return Trace(dict(trace.data) | changed, trace.attrs)
 
 
-def storage_error(x: Tensor, storage: Storage | None) -> float:
-    """Return how much of a tensor its storage may have changed: relative L2, 0 for full float32."""
-    if storage is None:
-        return 0.0
-    finite = x.isfinite()
-    size = float(x[finite].double().norm())
-    # Uniform over one spacing on either side: its root mean square is spacing / sqrt(3).
-    return float(storage.spacing[finite].norm()) / 3**0.5 / size if size else 0.0
+def beyond_storage(found: Tensor, expected: Tensor, storage: Storage | None) -> Tensor:
+    """Return `expected` with that part of the difference to `found` which storing it does not explain.
+
+    A program rounds to the nearest number that the form can hold, or cuts towards zero, or cuts downwards.
+    Of the three the one counts that explains most.
+    """
+    if storage is None or found.shape != expected.shape:
+        return found
+    expected = expected.double()
+    error, spacing = found.double() - expected, storage.spacing_at(found)
+    nothing = torch.zeros_like(spacing)
+    limits = (
+        (-spacing / 2, spacing / 2),  # to the nearest
+        (
+            torch.where(expected > 0, -spacing, nothing),
+            torch.where(expected > 0, nothing, spacing),
+        ),  # to zero
+        (-spacing, nothing),  # downwards
+    )
+    rests = [error - error.clamp(low, high) for low, high in limits]
+    return expected + min(rests, key=lambda rest: float(rest.norm()))

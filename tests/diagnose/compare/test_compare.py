@@ -62,7 +62,7 @@ def test_fields_of_one_run_have_consistent_lengths(pipe, trace):
 @pytest.mark.slow
 def test_every_result_has_one_transition(trace):
     names = [(field, step.index) for step in transitions(trace) for field in step.outputs]
-    assert len(names) == len(set(names)) == 3 + 3 + 2 + 1 + 4 * STEPS + 1 + 5
+    assert len(names) == len(set(names)) == 4 + 3 + 2 + 1 + 4 * STEPS + 1 + 5
     assert all(step.can_recompute(trace) for step in transitions(trace))
 
 

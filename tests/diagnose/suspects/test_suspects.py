@@ -153,7 +153,7 @@ def test_diagnose_and_suspects_in_a_shell(tmp_path, simulator, capsys):
     ]
     assert main(["diagnose", paths[1], "--reference", paths[0]]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("cfg-off (100 %)") and "flow/velocity[0]" in out
+    assert out.startswith("cfg-off: no guidance") and "flow/velocity[0]" in out
     assert main(["suspects", "--name", "cfg-off"]) == 0
     assert "cfg-off [flow] no guidance" in capsys.readouterr().out
     assert main(["suspects", "--name", "nothing"]) == 2

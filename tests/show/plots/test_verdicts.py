@@ -9,7 +9,8 @@ import torch
 
 import workbench as wb
 from tests.show.plots.common import STEPS, changed, image, line, rendered, summary, texts
-from workbench.diagnose.suspects.suspects import Diagnosis
+from workbench.diagnose.suspects.diagnosis import Diagnosis
+from workbench.diagnose.suspects.search import Verdict
 from workbench.errors import WorkbenchError
 
 plots = wb.plots
@@ -79,9 +80,11 @@ def test_comparison_marks_the_first_cause(pipe, trace):
     assert line(ax, "first cause: flow/mu")
 
 
-def diagnosis(shares, explained_by=(), healthy=False):
-    found = [SimpleNamespace(fault=SimpleNamespace(name=k), explained=v) for k, v in shares.items()]
-    return Diagnosis(found, explained_by, sum(shares[name] for name in explained_by), healthy, "")
+def diagnosis(shares, explained_by=()):
+    faults = {name: SimpleNamespace(name=name) for name in shares}
+    found = [SimpleNamespace(fault=faults[name], explained=share) for name, share in shares.items()]
+    verdicts = [Verdict(("flow/mu",), ("flow/mu",), (faults[name],)) for name in explained_by]
+    return Diagnosis(verdicts, found, checked=["flow/mu"])
 
 
 def test_suspects_draws_the_share_of_each():
@@ -90,6 +93,6 @@ def test_suspects_draws_the_share_of_each():
     assert [bar.get_width() for bar in bars] == [0.97, 0.3, -0.2]
     assert [text.get_text() for text in ax.get_yticklabels()] == ["rotary", "grid", "slope"]
     assert [bool(bar.get_hatch()) for bar in bars] == [True, False, False]
-    assert line(ax, "enough").get_xdata()[0] == 0.5 and ax.get_ylim()[0] > ax.get_ylim()[1]
-    clean = rendered(plots.suspects(diagnosis({}, healthy=True)))
+    assert line(ax, "all of it").get_xdata()[0] == 0.95 and ax.get_ylim()[0] > ax.get_ylim()[1]
+    clean = rendered(plots.suspects(diagnosis({})))
     assert clean.get_title("left") == "nothing to explain" and "within rounding" in texts(clean)[0]

@@ -203,7 +203,8 @@ def _inputs_of(row: pd.Series) -> tuple[str, ...]:
         return ()
     # The first transition that leads to flow/x gives knot 0; later knots follow from velocities.
     is_start = pd.notna(row["index"]) and row["index"] == 0
-    return leading_here[0 if is_start else -1].inputs
+    inputs = leading_here[0 if is_start else -1].inputs
+    return tuple(name for name in inputs if name != row["field"])  # not the knot before
 
 
 def _advice(row: pd.Series) -> str:

@@ -4,7 +4,6 @@ Rounding is measured: our own result in float32 against the one in float64. Stor
 run stored its numbers coarsely, our model is run again on inputs that would have been stored the same.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -18,7 +17,7 @@ from workbench.diagnose.compare.transitions import (
 )
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline
-from workbench.trace.storage import Storage, coarse_fields, perturbed_trace, storage_error
+from workbench.trace.storage import Storage, beyond_storage, coarse_fields, perturbed_trace
 from workbench.trace.trace import Trace
 
 PERTURBED_TRACES = 3  # draws of the inputs' lost digits: the size of their effect varies
@@ -40,25 +39,35 @@ class StoredRun:
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self.coarse: Mapping[str, Storage] = coarse_fields(trace)
-        seeds = range(PERTURBED_TRACES) if self.coarse else ()
-        self.perturbed = [perturbed_trace(trace, self.coarse, seed) for seed in seeds]
+        self.coarse: dict[str, Storage] = coarse_fields(trace)
+        self._perturb()
 
-    def storage_error(self, field: str, index: int | None) -> float:
-        """Return how much of a field, or of an entry, its storage may have changed: relative L2."""
-        storage = self.coarse.get(field)
-        if storage is None or index is None:
-            return storage_error(self.trace[field], storage) if storage else 0.0
-        if index >= len(self.trace[field]):
-            return 0.0
-        return storage_error(self.trace[field][index], Storage(storage.name, storage.spacing[index]))
+    def _perturb(self) -> None:
+        seeds = range(PERTURBED_TRACES) if self.coarse else ()
+        self.perturbed = [perturbed_trace(self.trace, self.coarse, seed) for seed in seeds]
+
+    def take_as_computed(self, field: str) -> None:
+        """Take a coarse field as it is: it was computed with so few digits, not merely stored with them.
+
+        That is so where the field is farther from the right result than storage explains. What follows from
+        it was then computed from these very values.
+        """
+        del self.coarse[field]
+        self._perturb()
+
+    def distance(self, field: str, found: Tensor, expected: Tensor) -> float:
+        """Return the relative L2 distance of a recorded result to ours beyond what its storage explains."""
+        return relative(expected, beyond_storage(found, expected, self.coarse.get(field)))
 
     def describe(self) -> list[str]:
         """Return a sentence for every form of storage, with the fields that have it."""
         fields_by_name: dict[str, list[str]] = {}
         for field, storage in self.coarse.items():
             fields_by_name.setdefault(storage.name, []).append(field)
-        return [f"stored as {name}: {', '.join(fields)}" for name, fields in fields_by_name.items()]
+        texts = []
+        for name, fields in fields_by_name.items():
+            texts.append(f"stored as {name}: {', '.join(fields)}; smaller errors cannot be seen there")
+        return texts
 
 
 class Recomputed(NamedTuple):
@@ -82,17 +91,12 @@ class Recomputed(NamedTuple):
         variants = [variant[k] for variant in self.variants]
         return Recomputed(self.field, k, self.value[k], self.exact[k], variants)
 
-    def allowed(self, storage_of_result: float) -> float:
-        """Return the relative L2 by which a right run may differ.
-
-        Parameters
-        ----------
-        storage_of_result : float
-            What the storage of the run's own result may have changed, as `StoredRun.storage_error` gives it.
-        """
+    @property
+    def allowed(self) -> float:
+        """The relative L2 by which a right run may differ: rounding, and the storage of its inputs."""
         rounding = max(relative(self.exact, self.value), EPS)
         effects = [relative(self.value, variant) for variant in self.variants]
-        return ALLOWANCE * rounding + STORAGE_ALLOWANCE * (max(effects, default=0.0) + storage_of_result)
+        return ALLOWANCE * rounding + STORAGE_ALLOWANCE * max(effects, default=0.0)
 
 
 def recompute(step: Transition, run: StoredRun, pipe: Pipeline, options: Options) -> list[Recomputed]:

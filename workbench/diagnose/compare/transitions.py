@@ -15,16 +15,16 @@ from torch import Tensor
 from workbench.speech.config import Options
 from workbench.speech.models import flow
 from workbench.speech.models.flow import SOLVERS, Condition, Velocity
-from workbench.speech.models.hift import Vocoded
+from workbench.speech.models.hift import HiFT, check_mel
+from workbench.speech.models.numerics import exact_float32
 from workbench.speech.models.sampling import Sampler, shorten_silences
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.recording import utterance_of
-from workbench.trace.schema import BRANCH_VELOCITIES, LM_INPUTS, LOOPS, dims_of
+from workbench.trace.schema import BRANCH_VELOCITIES, FLOW_INPUTS, LM_INPUTS, LOOPS, VELOCITIES, dims_of
 from workbench.trace.trace import Trace
 
 Recompute = Callable[[Pipeline, Trace, Options], tuple[Tensor, ...]]
 
-CONDITION_INPUTS = ("in/flow_prompt_token", "lm/speech_token", "in/prompt_mel", "in/spk_embedding")
+CONDITION_INPUTS = ("lm/speech_token", *FLOW_INPUTS)
 ESTIMATOR_INPUTS = ("flow/x", "flow/t", "flow/mu", "flow/cond", "flow/spks")
 SPECTRUM = ("hift/magnitude", "hift/phase", "hift/wav")  # outputs of the vocoder's last part
 
@@ -43,10 +43,29 @@ class Transition(NamedTuple):
     index: int | None  # knot or step of the outputs; None for whole fields
     inputs: tuple[str, ...]
     recompute: Recompute  # returns one tensor for each of `outputs`
+    step: int | None = None  # step of the ODE that it belongs to
+
+    def missing_inputs(self, trace: Trace) -> list[str]:
+        """Return the inputs that the trace does not hold, whole fields or the entries that are needed."""
+        missing = []
+        for name in self.inputs:
+            if name not in trace:
+                missing.append(name)
+            elif loop_dimension(name):
+                needed = self._entries_needed(name)
+                if len(trace[name]) < needed:
+                    missing.append(f"{name}[{needed - 1}]")
+        return missing
+
+    def _entries_needed(self, name: str) -> int:
+        """Return how many entries of a loop field must be there for this transition."""
+        if self.step is None:
+            return 1
+        return self.step + 2 if name == "flow/t" else self.step + 1  # a step lies between two knots
 
     def can_recompute(self, trace: Trace) -> bool:
         """Whether the trace holds all inputs."""
-        return all(name in trace for name in self.inputs)
+        return not self.missing_inputs(trace)
 
 
 def entry(trace: Trace, field: str, index: int | None) -> Tensor:
@@ -67,6 +86,7 @@ def transitions(trace: Trace) -> Iterator[Transition]:
     """
     if "lm/drawn_token" in trace:
         yield Transition(("lm/logp",), None, (*LM_INPUTS, "lm/drawn_token"), _logp)
+        yield Transition(("lm/entropy",), None, ("lm/logp",), _entropy)
         # Without our seed the run had another random generator, which rightly draws other tokens.
         if "seed" in trace.attrs.get("options", {}):
             yield Transition(("lm/drawn_token",), None, ("in/text_token", "lm/logp"), _drawn_token)
@@ -77,19 +97,26 @@ def transitions(trace: Trace) -> Iterator[Transition]:
     if "flow/t" in trace:
         yield Transition(("flow/t",), None, (), _time_grid)
     if not trace.attrs.get("first_step"):  # a run that begins inside the ODE does not start from noise
-        yield Transition(("flow/x",), 0, (), _initial_state)
-    n_steps = len(trace["flow/t"]) - 1 if "flow/t" in trace else 0
-    for k in range(n_steps):
+        noise = ("flow/noise",) if "flow/noise" in trace else ()  # without it our own noise is the input
+        yield Transition(("flow/x",), 0, noise, _initial_state)
+    for k in range(_step_count(trace)):
         branches = functools.partial(_branch_velocities, k=k)
         guided = functools.partial(_guided_velocity, k=k)
         next_state = functools.partial(_next_state, k=k)
-        yield Transition(BRANCH_VELOCITIES, k, ESTIMATOR_INPUTS, branches)
-        yield Transition(("flow/velocity",), k, BRANCH_VELOCITIES, guided)
-        yield Transition(("flow/x",), k + 1, ("flow/velocity", "flow/t"), next_state)
+        yield Transition(BRANCH_VELOCITIES, k, ESTIMATOR_INPUTS, branches, k)
+        yield Transition(("flow/velocity",), k, BRANCH_VELOCITIES, guided, k)
+        yield Transition(("flow/x",), k + 1, ("flow/x", "flow/velocity", "flow/t"), next_state, k)
     yield Transition(("flow/mel",), None, ("flow/x",), _mel)
     yield Transition(("hift/f0",), None, ("flow/mel",), _f0)
     yield Transition(("hift/source",), None, ("hift/f0",), _source)
     yield Transition(SPECTRUM, None, ("flow/mel", "hift/source"), _spectrum_and_wav)
+
+
+def _step_count(trace: Trace) -> int:
+    """Return how many steps of the ODE the run recorded, in any of its fields."""
+    knots = [len(trace[name]) for name in ("flow/t", "flow/x") if name in trace]
+    steps = [len(trace[name]) for name in VELOCITIES if name in trace]
+    return max([*(count - 1 for count in knots), *steps], default=0)
 
 
 # ---- LM
@@ -105,6 +132,11 @@ def _logp(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
     start = lm.embed(torch.cat((prompt_text, text)), prompt)  # (1, T, D)
     embedded = torch.cat((start, lm.speech_embedding(drawn[:-1])[None]), dim=1)
     return (lm.logp(lm.qwen(embedded)[0, -len(drawn) :]),)
+
+
+def _entropy(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
+    logp = trace["lm/logp"].to(torch.promote_types(getattr(torch, options.lm_dtype), torch.float32))
+    return (-(logp.exp() * logp).sum(-1),)
 
 
 def _drawn_token(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
@@ -125,8 +157,11 @@ def _speech_token(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tenso
 # ---- flow
 
 
+@torch.no_grad()
 def _condition(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
-    c = pipe.condition(utterance_of(trace), trace["lm/speech_token"], options)
+    token, prompt_token, prompt_mel, embedding = (trace[name].to(pipe.device) for name in CONDITION_INPUTS)
+    model = pipe.stage("flow", options.flow_dtype)
+    c = model.condition(token, prompt_token, prompt_mel[None], embedding)
     return c.mu[0], c.cond[0], c.spks[0]
 
 
@@ -191,24 +226,31 @@ def _mel(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
 # ---- vocoder
 
 
-@torch.no_grad()
-def _vocode(pipe: Pipeline, trace: Trace, options: Options, source: Tensor | None) -> Vocoded:
-    """Run the vocoder on the run's own mel; `source` (sample,) replaces the excitation it would compute."""
+def _vocoder_and_mel(pipe: Pipeline, trace: Trace, options: Options) -> tuple[HiFT, Tensor]:
+    """Return the vocoder in the options' precision, and the run's own mel (1, mel, target_frame)."""
     hift = pipe.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
-    mel = trace["flow/mel"][None].to(pipe.device)  # (1, mel, target_frame)
-    noise = pipe.checkpoint.noise.excitation(mel.shape[-1] * pipe.config.hift.hop_length).to(pipe.device)
-    if source is not None:
-        source = source[None, None].to(pipe.device)  # (1, 1, sample)
-    return hift(mel, noise, source=source, head_dtype=getattr(torch, options.head_dtype))
+    mel = trace["flow/mel"][None].to(pipe.device)
+    check_mel(mel, hift.config, True)
+    return hift, mel
 
 
+@torch.no_grad()
+@exact_float32()
 def _f0(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
-    return (_vocode(pipe, trace, options, None).f0[0],)
+    hift, mel = _vocoder_and_mel(pipe, trace, options)
+    return (hift.f0_predictor(mel.to(hift.f0_predictor.classifier.weight.dtype))[0],)
 
 
+@torch.no_grad()
+@exact_float32()
 def _spectrum_and_wav(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
-    vocoded = _vocode(pipe, trace, options, trace["hift/source"])
-    return vocoded.magnitude[0], vocoded.phase[0], vocoded.wav[0]
+    """Return magnitude, phase and waveform, from the run's own mel and excitation."""
+    hift, mel = _vocoder_and_mel(pipe, trace, options)
+    dtype = hift.conv_post.bias.dtype
+    source = trace["hift/source"][None, None].to(pipe.device, dtype)  # (1, 1, sample)
+    x = hift.trunk(mel.to(dtype), hift.stft(source))
+    magnitude, phase, wav = hift.head(x.to(getattr(torch, options.head_dtype)))
+    return magnitude[0], phase[0], wav[0]
 
 
 @torch.no_grad()

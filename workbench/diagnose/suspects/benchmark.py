@@ -145,7 +145,9 @@ def _test_faults(simulator: FaultSimulator, faults: Sequence[Fault], views: Sequ
         found = find_suspects(reference, VIEWS[view](candidate), pipe, simulator=simulator)
         top_names = [suspect.fault.name for suspect in found.suspects[:TOP]]
         in_top = all(fault.name in top_names for fault in faults)
-        first = in_top if len(faults) > 1 else found.explained_by == (injected,)
+        ties = {tie.name for verdict in found.verdicts for tie in verdict.ties}
+        named = {*found.explained_by, *ties}
+        first = all(fault.name in named for fault in faults) and len(found.explained_by) == len(faults)
         if found.healthy:
             outcome = "no effect"
         elif first:

@@ -7,7 +7,7 @@ patches for a `with` block, in every thread of the process.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log
 from typing import Any
 from unittest import mock
@@ -49,9 +49,12 @@ class Fault:
         Options that give our model the fault.
     change_utterance : callable, optional
         Utterance -> Utterance: a fault of the front end.
-    random : bool
-        The fault rounds values or draws other random numbers. Then only the size of the error can be
-        predicted, not its values.
+    rounds : bool
+        The fault rounds values. Other programs round in another order, so that not every value of the error
+        can be predicted, only its size and roughly its direction.
+    redraws : sequence of Fault
+        Of a fault that draws other random numbers: the same fault with further draws. The error's values
+        cannot be predicted, only how they are distributed.
     """
 
     name: str
@@ -61,7 +64,8 @@ class Fault:
     patches: tuple[Patch, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     change_utterance: Callable[[Utterance], Utterance] | None = None
-    random: bool = False
+    rounds: bool = False
+    redraws: tuple["Fault", ...] = ()
 
     @property
     def stage(self) -> str:
@@ -153,6 +157,14 @@ _LM, _DIT = "upstream cosyvoice/llm/llm.py", "upstream cosyvoice/flow/DiT/module
 _FLOW, _ODE = "upstream cosyvoice/flow/flow.py", "upstream cosyvoice/flow/flow_matching.py"
 _HIFT, _CASE = "upstream cosyvoice/hifigan/generator.py", "the case this workbench began with"
 
+REDRAWS = 4  # further draws of a fault with random numbers: enough to know how much draws differ
+
+
+def _with_redraws(make: Callable[[int], Fault]) -> Fault:
+    """Return a fault that draws random numbers; `make` returns it for a seed."""
+    return replace(make(0), redraws=tuple(make(seed) for seed in range(1, REDRAWS + 1)))
+
+
 CATALOGUE: tuple[Fault, ...] = (
     # ---- front end
     Fault(
@@ -225,7 +237,7 @@ CATALOGUE: tuple[Fault, ...] = (
         "the LM runs in float16",
         _CASE,
         options={"lm_dtype": "float16"},
-        random=True,
+        rounds=True,
     ),
     Fault(
         "sampling-greedy",
@@ -322,13 +334,14 @@ CATALOGUE: tuple[Fault, ...] = (
         patches=(Patch(flow, "F", patches.functional(normalize=lambda x, dim: x)),),
     ),
     # ---- noise and grid
-    Fault(
-        "noise-other",
-        ("flow/noise", "flow/x"),
-        "the ODE starts from other noise; upstream's is one tensor, of torch's seed 0",
-        _ODE + ": rand_noise; the case",
-        options={"noise_seed": 20_240_601},
-        random=True,
+    _with_redraws(
+        lambda seed: Fault(
+            "noise-other",
+            ("flow/noise", "flow/x"),
+            "the ODE starts from other noise; upstream's is one tensor, of torch's seed 0",
+            _ODE + ": rand_noise; the case",
+            options={"noise_seed": 20_240_601 + seed},
+        )
     ),
     Fault(
         "noise-transposed",
@@ -545,7 +558,7 @@ CATALOGUE: tuple[Fault, ...] = (
         "the flow runs in float16",
         _CASE + "; FunAudioLLM/CosyVoice#1930",
         options={"flow_dtype": "float16"},
-        random=True,
+        rounds=True,
     ),
     Fault(
         "flow-bfloat16",
@@ -553,7 +566,7 @@ CATALOGUE: tuple[Fault, ...] = (
         "the flow runs in bfloat16",
         "sgl-project/sglang-omni#1715",
         options={"flow_dtype": "bfloat16"},
-        random=True,
+        rounds=True,
     ),
     # ---- between flow and vocoder
     Fault(
@@ -584,7 +597,7 @@ CATALOGUE: tuple[Fault, ...] = (
         "the f0 predictor runs in float32; upstream's runs in float64",
         _HIFT + ": f0_predictor.to(torch.float64)",
         options={"f0_dtype": "float32"},
-        random=True,
+        rounds=True,
     ),
     Fault(
         "f0-float16",
@@ -592,7 +605,7 @@ CATALOGUE: tuple[Fault, ...] = (
         "the f0 predictor runs in float16; upstream's runs in float64",
         _CASE,
         options={"f0_dtype": "float16"},
-        random=True,
+        rounds=True,
     ),
     Fault(
         "f0-signed",
@@ -608,13 +621,23 @@ CATALOGUE: tuple[Fault, ...] = (
         "upstream cosyvoice/transformer/convolution.py: causal_type right",
         patches=(Patch(hift.CausalConv1d, "forward", patches.pad_left),),
     ),
-    Fault(
-        "source-noise-gaussian",
-        ("hift/source",),
-        "the excitation's noise is Gaussian; upstream's is uniform in 0..1",
-        _HIFT + ": torch.rand in SineGen2",
-        patches=(Patch(hift.Source, "forward", patches.gaussian_noise),),
-        random=True,
+    _with_redraws(
+        lambda seed: Fault(
+            "source-noise-other",
+            ("hift/source",),
+            "the excitation's noise is another draw than upstream's, of the same kind; that is not audible",
+            _HIFT + ": torch.rand in SineGen2; every port draws its own",
+            patches=(patches.redrawn_noise(torch.rand, seed),),
+        )
+    ),
+    _with_redraws(
+        lambda seed: Fault(
+            "source-noise-gaussian",
+            ("hift/source",),
+            "the excitation's noise is Gaussian; upstream's is uniform in 0..1",
+            _HIFT + ": torch.rand in SineGen2",
+            patches=(patches.redrawn_noise(torch.randn, seed),),
+        )
     ),
     Fault(
         "source-noise-centred",
@@ -727,7 +750,7 @@ CATALOGUE: tuple[Fault, ...] = (
         "the vocoder runs in float16",
         _CASE,
         options={"hift_dtype": "float16"},
-        random=True,
+        rounds=True,
     ),
     Fault(
         "vocoder-bfloat16",
@@ -735,7 +758,7 @@ CATALOGUE: tuple[Fault, ...] = (
         "the vocoder runs in bfloat16",
         _CASE,
         options={"hift_dtype": "bfloat16"},
-        random=True,
+        rounds=True,
     ),
     Fault(
         "head-float16",
@@ -743,6 +766,6 @@ CATALOGUE: tuple[Fault, ...] = (
         "exponential, sine and inverse STFT run in float16",
         _CASE,
         options={"head_dtype": "float16"},
-        random=True,
+        rounds=True,
     ),
 )

@@ -2,16 +2,18 @@
 
 There are two kinds of predictions. A *local* one calls our model once, on the inputs that the candidate
 recorded, so that only faults of this one result matter. All others need a simulated run (`simulate.py`).
+What cannot be predicted at all is no observation; `Observed.unchecked` says why.
 """
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from workbench.diagnose.compare.distance import ALLOWANCE, EPS, relative
+from workbench.diagnose.compare.distance import ALLOWANCE, place_name, relative
+from workbench.diagnose.compare.rounding import STORAGE_ALLOWANCE, Recomputed, StoredRun, recompute
 from workbench.diagnose.compare.transitions import (
     FLOAT64_PRECISION,
     UPSTREAM_PRECISION,
@@ -21,121 +23,254 @@ from workbench.diagnose.compare.transitions import (
     transitions,
 )
 from workbench.diagnose.suspects.faults import HEALTHY, Fault, Faults, applied, faulty_options
-from workbench.diagnose.suspects.simulate import Predictor
+from workbench.diagnose.suspects.simulate import AUDIO_FIELDS, Predictor
 from workbench.errors import WorkbenchError
-from workbench.speech.config import Options
-from workbench.speech.pipeline import Pipeline
-from workbench.trace.schema import BRANCH_VELOCITIES, SUFFIX
+from workbench.trace.schema import LM_INPUTS, SUFFIX
+from workbench.trace.storage import Storage, beyond_storage
 from workbench.trace.trace import Trace
 
 # Distances are relative L2.
-MAX_DISTANCE = 10.0  # also where no distance can be measured: other shapes, NaN on one side only
+MAX_DISTANCE = 10.0  # also where results have other shapes, or NaN on one side only
 RUN_TOLERANCE = 1e-4  # what other kernels may add up to over a whole run, and the few digits of a log
+# Nats by which the tokens may be less likely than the LM's own draws are: at so many standard deviations of
+# their mean, and somewhat more, because the recorded tokens lack the silences that were dropped.
+TOKEN_DEVIATIONS = 5.0
+TOKEN_SLACK = 0.1
 
-# Steps of the ODE at which the estimator is recomputed: first, middle and last. It costs most of the time,
-# and its faults show at every step.
-RECOMPUTED_STEPS = 3
 
-
-class Observation(NamedTuple):
+@dataclass(frozen=True)
+class Observation:
     """One result that the candidate recorded, and what a model with faults would have recorded there."""
 
     field: str
     index: int | None  # draw, knot or step; None for a whole field
-    found: Tensor  # what the candidate recorded
+    found: Tensor  # what the candidate recorded, in the form in which it is compared
     predict: Callable[[Faults], Tensor | None]  # returns None where the model with these faults fails
     affects: Callable[[Fault], bool]  # whether a fault can change this result
-    allowed: float  # relative distance that rounding explains
+    allowed: float  # distance that rounding and storage explain
+    distance: Callable[[Tensor, Tensor | None], float]  # of `found` and a prediction
     is_statistics: bool = False  # `found` holds statistics (..., 6), not values
     is_local: bool = False  # predicted from the candidate's own inputs, without a simulated run
+    follows: tuple[str, ...] = ()  # stages that the simulated run goes through
+
+    @property
+    def name(self) -> str:
+        """The place, such as "flow/x[3]"."""
+        return place_name(self.field, self.index)
 
 
-def observations(candidate: Trace, predictor: Predictor) -> Iterator[Observation]:
-    """Yield every result of the candidate that can be predicted.
+@dataclass
+class Observed:
+    """What a candidate recorded, sorted by what can be said of it."""
+
+    observations: list[Observation] = field(default_factory=list)
+    unchecked: dict[str, str] = field(default_factory=dict)  # place -> why nothing can be said of it
+
+
+def observe(candidate: Trace, predictor: Predictor) -> Observed:
+    """Collect every result of the candidate that can be predicted, and why the others cannot.
 
     A result whose inputs the candidate recorded is predicted from these. Everything else is predicted by
     simulated runs, as far as the predictor can.
     """
-    options = predictor.simulator.options
+    observed = Observed()
+    run = StoredRun(candidate)
+    local_places: set[tuple[str, int | None]] = set()
+    missing: dict[str, list[str]] = {}  # field -> inputs that a local prediction would need
+
     # Local predictions: one transition of the run at a time.
-    local_fields: set[str] = set()
-    for step in _transitions_to_recompute(candidate):
+    for step in transitions(candidate):
+        recorded = [name for name in step.outputs if _is_recorded(candidate, name, step.index)]
+        if not recorded:
+            continue
         if step.outputs == ("lm/drawn_token",) and predictor.can_predict("lm/drawn_token"):
             continue  # drawing from the candidate's own probabilities does not show how many it should draw
-        has_outputs = any(field in candidate for field in step.outputs)
-        if has_outputs and step.can_recompute(candidate):
-            local_fields.update(step.outputs)
-            yield from _local_observations(step, candidate, predictor.pipe, options)
-    # Simulated runs for all other fields, as values or else as statistics.
+        lacking = step.missing_inputs(candidate)
+        if lacking:
+            for name in recorded:
+                missing.setdefault(name, lacking)
+            continue
+        local_places.update((name, step.index) for name in recorded)
+        try:
+            results = recompute(step, run, predictor.pipe, predictor.simulator.options)
+        except (WorkbenchError, RuntimeError) as error:  # a mel of NaN, or lengths that do not fit
+            for name in recorded:
+                reason = f"our model does not run on its inputs ({_first_line(error)})"
+                observed.unchecked[place_name(name, step.index)] = reason
+            continue
+        local = list(_local_observations(step, recorded, results, run, predictor))
+        observed.observations += local
+        for one in local:
+            healthy_distance = one.distance(one.found, one.predict(HEALTHY))
+            if one.field in run.coarse and healthy_distance > one.allowed:
+                run.take_as_computed(one.field)
+    observed.observations += _token_observation(candidate, predictor)
+
+    # Simulated runs for all other places, as values or else as statistics.
     for name in candidate:
-        field = name.removesuffix(SUFFIX)
-        has_better_form = name != field and field in candidate
-        if field not in local_fields and not has_better_form and predictor.can_predict(field):
-            yield from _run_observations(name, predictor, options)
+        field_name = name.removesuffix(SUFFIX)
+        has_better_form = name != field_name and field_name in candidate
+        is_input = field_name.startswith("in/") and not predictor.can_predict(field_name)
+        if has_better_form or is_input or (field_name, None) in local_places:
+            continue
+        covered = {index for local_name, index in local_places if local_name == field_name}
+        entries = len(candidate[name]) if loop_dimension(field_name) else None
+        if entries is not None and covered.issuperset(range(entries)):
+            continue
+        from_runs: list[Observation] = []
+        if predictor.can_predict(field_name):
+            from_runs = list(_run_observations(name, predictor, run, covered))
+            reason = "our model does not run on the inputs of this run"
+        elif field_name in missing:
+            reason = f"{', '.join(missing[field_name])} not recorded"
+        else:
+            reason = "it follows from nothing that was recorded"
+        observed.observations += from_runs
+        if not from_runs:
+            observed.unchecked[field_name] = reason
+    return observed
 
 
-def _transitions_to_recompute(candidate: Trace) -> Iterator[Transition]:
-    """Yield the candidate's transitions; those of the estimator only at `RECOMPUTED_STEPS` steps."""
-    steps = list(transitions(candidate))
-    last_step = sum(step.outputs == BRANCH_VELOCITIES for step in steps) - 1
-    # Spread evenly, the first and the last step included.
-    chosen = {round(k * last_step / (RECOMPUTED_STEPS - 1)) for k in range(RECOMPUTED_STEPS)}
-    for step in steps:
-        if step.outputs != BRANCH_VELOCITIES or step.index in chosen:
-            yield step
+def _is_recorded(candidate: Trace, field_name: str, index: int | None) -> bool:
+    return field_name in candidate and (index is None or index < len(candidate[field_name]))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+# ---- local predictions
 
 
 def _local_observations(
-    step: Transition, candidate: Trace, pipe: Pipeline, options: Options
+    step: Transition, recorded: list[str], results: list[Recomputed], run: StoredRun, predictor: Predictor
 ) -> Iterator[Observation]:
-    """Yield the results of one transition, predicted from the candidate's own inputs."""
-    upstream_precision = options.but(**UPSTREAM_PRECISION)
-    float64 = options.but(**FLOAT64_PRECISION)
+    """Yield the recorded results of one transition, predicted from the candidate's own inputs."""
+    pipe, options = predictor.pipe, predictor.simulator.options.but(**UPSTREAM_PRECISION)
 
     # One call of our model returns all outputs of the transition, so it is cached for all observations.
     @functools.cache
-    def recompute(faults: Faults, healthy_options: Options) -> tuple[Tensor, ...] | None:
+    def recompute_with(faults: Faults) -> tuple[Tensor, ...] | None:
+        if not faults:
+            return tuple(result.value for result in results)
         try:
             with applied(faults):
-                results = step.recompute(pipe, candidate, faulty_options(faults, healthy_options))
-                return tuple(result.cpu() for result in results)
+                values = step.recompute(pipe, run.trace, faulty_options(faults, options))
+                return tuple(value.cpu() for value in values)
         except (WorkbenchError, RuntimeError):  # the model failed: a mel of NaN, or lengths that do not fit
             return None
 
-    def local_observation(position: int, field: str) -> Observation:
+    def local_observation(position: int, name: str) -> Observation:
         """Return the observation of one output of the transition."""
 
         def predict(faults: Faults) -> Tensor | None:
-            results = recompute(faults, upstream_precision)
-            return None if results is None else results[position]
+            values = recompute_with(faults)
+            return None if values is None else values[position]
 
         def affects(fault: Fault) -> bool:
             # The inputs are fixed, so only faults that show in this very field can change it.
-            return field in fault.fields
+            return name in fault.fields
 
-        # Rounding: the distance between a healthy model in float32 and in float64.
-        rounding = 0.0
-        healthy, exact = recompute(HEALTHY, upstream_precision), recompute(HEALTHY, float64)
-        if healthy is not None and exact is not None:
-            rounding = relative(exact[position], healthy[position])
-        allowed = ALLOWANCE * max(rounding, EPS)
-        found = entry(candidate, field, step.index)
-        return Observation(field, step.index, found, predict, affects, allowed, is_local=True)
+        allowed = results[position].allowed
+        found = entry(run.trace, name, step.index)
+        measure = functools.partial(value_distance, storage=run.coarse.get(name))
+        return Observation(name, step.index, found, predict, affects, allowed, measure, is_local=True)
 
-    for position, field in enumerate(step.outputs):
-        if field in candidate:
-            yield local_observation(position, field)
+    for position, name in enumerate(step.outputs):
+        if name in recorded:
+            yield local_observation(position, name)
 
 
-def _run_observations(name: str, predictor: Predictor, options: Options) -> Iterator[Observation]:
-    """Yield one field of the candidate, or the statistics of one, predicted by simulated runs."""
-    field = name.removesuffix(SUFFIX)
-    is_statistics = name != field
+# ---- the recorded tokens, where the LM's probabilities are missing
+
+
+def _token_observation(candidate: Trace, predictor: Predictor) -> list[Observation]:
+    """Ask how likely our LM finds the recorded tokens, where the candidate has no log-probabilities.
+
+    A right LM draws tokens that are about as likely as its own entropy says. The tokens of a damaged LM are
+    much less likely under ours.
+    """
+    reference = predictor.simulator.reference
+    tokens = candidate.get("lm/drawn_token", candidate.get("lm/speech_token"))
+    inputs = [candidate.get(name, reference.get(name)) for name in LM_INPUTS]
+    is_conversion = "in/source_token" in candidate or "in/source_token" in reference
+    nothing_known = tokens is None or not len(tokens) or any(value is None for value in inputs)
+    if "lm/logp" in candidate or is_conversion or nothing_known:
+        return []
+    pipe, options = predictor.pipe, predictor.simulator.options.but(**UPSTREAM_PRECISION)
+    if not predictor.has_reference or all(name in candidate for name in LM_INPUTS):
+        given = candidate
+    else:
+        given = reference
+    spoken = Trace({name: given[name] for name in LM_INPUTS} | {"lm/drawn_token": tokens}, {})
+    [step] = [one for one in transitions(spoken) if one.outputs == ("lm/logp",)]
+
+    @functools.cache
+    def predict(faults: Faults) -> Tensor | None:
+        """Return for each token (L, 3): its log-probability, and what draws have: mean and variance."""
+        try:
+            with applied(faults):
+                logp = step.recompute(pipe, spoken, faulty_options(faults, options))[0].cpu().double()
+        except (WorkbenchError, RuntimeError):
+            return None
+        p = logp.exp()
+        surprise = logp.clamp(min=-1e4)  # p log p is 0 where p is 0
+        mean = (p * surprise).sum(-1)
+        variance = (p * surprise.square()).sum(-1) - mean.square()
+        return torch.stack((logp.gather(-1, tokens.long()[:, None])[:, 0], mean, variance), dim=-1)
+
+    healthy = predict(HEALTHY)
+    if healthy is None:
+        return []
+    deviation = float(healthy[:, 2].mean().clamp(min=0) / len(healthy)) ** 0.5
+    allowed = TOKEN_DEVIATIONS * deviation + TOKEN_SLACK
+
+    def affects(fault: Fault) -> bool:
+        return "lm/logp" in fault.fields
+
+    return [Observation("lm/logp", None, tokens, predict, affects, allowed, _shortfall, is_local=True)]
+
+
+def _shortfall(tokens: Tensor, predicted: Tensor | None) -> float:
+    """Return by how many nats a token the tokens are less likely than the LM's own draws."""
+    if predicted is None:
+        return MAX_DISTANCE
+    return min(MAX_DISTANCE, max(0.0, float((predicted[:, 1] - predicted[:, 0]).mean())))
+
+
+# ---- predictions by simulated runs
+
+
+def _run_observations(
+    name: str, predictor: Predictor, run: StoredRun, covered: set[int | None]
+) -> Iterator[Observation]:
+    """Yield one field of the candidate, or the statistics of one, predicted by simulated runs.
+
+    Parameters
+    ----------
+    name : str
+    predictor : Predictor
+    run : StoredRun
+        The candidate.
+    covered : set of int or None
+        Entries that have a local prediction.
+    """
+    field_name = name.removesuffix(SUFFIX)
+    is_statistics = name != field_name
+    options = predictor.simulator.options
     upstream_precision = options.but(**UPSTREAM_PRECISION)
-    float64 = options.but(**FLOAT64_PRECISION)
     found = predictor.comparable(name, predictor.candidate)
     healthy = predictor.predict(name, HEALTHY, upstream_precision)
-    exact = predictor.predict(name, HEALTHY, float64)
+    exact = predictor.predict(name, HEALTHY, options.but(**FLOAT64_PRECISION))
+    if healthy is None:
+        return  # our model fails on the candidate's inputs, so that nothing can be said
+    measure = statistics_distance if is_statistics else value_distance
+    is_audio = field_name in AUDIO_FIELDS
+    if not is_statistics and not is_audio:
+        measure = functools.partial(value_distance, storage=run.coarse.get(field_name))
+    # Predictions with other lost digits: in the result, where it is compared as a log-mel, and in the inputs.
+    result_stored_alike = predictor.stored_audio(name, run, upstream_precision) if is_audio else []
+    inputs_stored_alike = predictor.stored_alike(name, run, upstream_precision)
 
     def run_observation(index: int | None) -> Observation:
         """Return the observation of one entry of the field, or of the whole field for None."""
@@ -148,25 +283,33 @@ def _run_observations(name: str, predictor: Predictor, options: Options) -> Iter
             return result[index] if len(result) == len(found) else None
 
         def affects(fault: Fault) -> bool:
-            return predictor.affects(fault, field, index)
+            return predictor.affects(fault, field_name, index)
 
-        # Rounding: the distance between a healthy run in float32 and in float64. It is limited from above,
-        # because over a whole run rounding can flip decisions, and from below by what other kernels do.
         found_here = _at(index, found)
         healthy_here = _at(index, healthy)
         exact_here = _at(index, exact)
-        both_ran = healthy_here is not None and exact_here is not None
+        # Rounding: the distance between a healthy run in float32 and in float64. It is limited from above,
+        # because over a whole run rounding can flip decisions, and from below by what other kernels do.
         rounding = 0.0
-        if both_ran and found_here.shape == healthy_here.shape == exact_here.shape:
-            rounding = distance_of(healthy_here, exact_here, is_statistics)
-        allowed = max(RUN_TOLERANCE, ALLOWANCE * min(rounding, RUN_TOLERANCE))
-        return Observation(field, index, found_here, predict, affects, allowed, is_statistics)
+        if exact_here is not None and found_here.shape == healthy_here.shape == exact_here.shape:
+            rounding = measure(healthy_here, exact_here)
+        # Storage: what the lost digits of the result, and of the inputs of the simulation, may change.
+        of_result = [measure(healthy_here, _at(index, other)) for other in result_stored_alike]
+        of_inputs = [measure(healthy_here, _at(index, other)) for other in inputs_stored_alike]
+        storage = max(of_result, default=0.0) + max(of_inputs, default=0.0)
+        allowed = max(RUN_TOLERANCE, ALLOWANCE * min(rounding, RUN_TOLERANCE)) + STORAGE_ALLOWANCE * storage
+        follows = predictor.simulated_stages(field_name)
+        return Observation(
+            field_name, index, found_here, predict, affects, allowed, measure, is_statistics, follows=follows
+        )
 
     # A field that grows in a loop is observed entry by entry, so that the first wrong step can be found. If a
     # healthy run has another number of entries, they do not correspond, and the field is one observation.
-    has_same_entries = healthy is not None and exact is not None and found.shape == healthy.shape
-    indices = range(len(found)) if has_same_entries and loop_dimension(field) else (None,)
+    has_same_entries = exact is not None and found.shape == healthy.shape
+    indices = range(len(found)) if has_same_entries and loop_dimension(field_name) else (None,)
     for index in indices:
+        if index in covered:
+            continue
         if is_statistics and _at(index, found).isnan().all():
             continue  # nothing is known of it, such as the state before the first step in a log
         yield run_observation(index)
@@ -177,34 +320,43 @@ def _at(index: int | None, result: Tensor | None) -> Tensor | None:
     return result if result is None or index is None else result[index]
 
 
-# ---- distance
+# ---- distances
 
 
-def distance_of(found: Tensor, predicted: Tensor | None, is_statistics: bool = False) -> float:
-    """Return the relative distance of two results, at most `MAX_DISTANCE`.
+def value_distance(found: Tensor, predicted: Tensor | None, storage: Storage | None = None) -> float:
+    """Return the relative L2 distance of two results, at most `MAX_DISTANCE`; ids: the share that differs.
 
     Parameters
     ----------
-    found, predicted : Tensor
-        None for a prediction that could not be computed: as far as can be.
-    is_statistics : bool
-        Both hold statistics (..., 6). The distance is then the root mean square over the statistics that
-        `found` has (a log leaves some NaN), each relative to the largest statistic of its row.
+    found : Tensor
+    predicted : Tensor or None
+        None where a model with faults left no result: as far as can be.
+    storage : Storage, optional
+        The form in which `found` was stored; an error below its spacing does not count.
     """
     if predicted is None or found.shape != predicted.shape:
         return MAX_DISTANCE
-    if is_statistics:
-        values = found[..., :-1]  # without the last statistic, a count of NaN and Inf
-        # 1e-6: no division by zero where all of a row is zero.
-        largest = values.abs().nan_to_num(0.0).amax(-1, keepdim=True).clamp(min=1e-6)  # (..., 1)
-        errors = ((found - predicted) / largest)[~found.isnan()]
-        if not errors.isfinite().all():
-            return MAX_DISTANCE
-        return min(MAX_DISTANCE, float(errors.square().mean().sqrt()))
-    if not found.is_floating_point():  # token ids: the share that differs
+    if not found.is_floating_point():
         return relative(found, predicted)
     # NaN and Inf must be in the same places; the distance is measured over the other values.
     finite = found.isfinite()
     if not torch.equal(finite, predicted.isfinite()):
         return MAX_DISTANCE
-    return min(MAX_DISTANCE, relative(predicted[finite], found[finite]))
+    expected = predicted[finite]
+    return min(MAX_DISTANCE, relative(expected, beyond_storage(found[finite], expected, storage)))
+
+
+def statistics_distance(found: Tensor, predicted: Tensor | None) -> float:
+    """Return the distance of statistics (..., 6): root mean square, each relative to the largest of its row.
+
+    Only the statistics that `found` has count: a log leaves some NaN.
+    """
+    if predicted is None or found.shape != predicted.shape:
+        return MAX_DISTANCE
+    values = found[..., :-1]  # without the last statistic, a count of NaN and Inf
+    # 1e-6: no division by zero where all of a row is zero.
+    largest = values.abs().nan_to_num(0.0).amax(-1, keepdim=True).clamp(min=1e-6)  # (..., 1)
+    errors = ((found - predicted) / largest)[~found.isnan()]
+    if not errors.isfinite().all():
+        return MAX_DISTANCE
+    return min(MAX_DISTANCE, float(errors.square().mean().sqrt()))

@@ -198,8 +198,14 @@ def cut_late(late: int | None) -> Patch:
     return Patch(Pipeline, "target", target)
 
 
-def gaussian_noise(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:
-    return original(self, f0, math.sqrt(2) * torch.erfinv((2 * noise - 1).clamp(-1 + 1e-6, 1 - 1e-6)))
+def redrawn_noise(draw: Callable[..., Tensor], seed: int) -> Patch:
+    """Draw the excitation's noise anew, with torch.rand or torch.randn, instead of taking upstream's."""
+
+    def forward(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:
+        drawn = draw(noise.shape, generator=torch.Generator().manual_seed(seed))
+        return original(self, f0, drawn.to(noise))
+
+    return Patch(hift.Source, "forward", forward)
 
 
 def centred_noise(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:

@@ -7,28 +7,32 @@ from collections.abc import Iterable
 import pandas as pd
 from torch import Tensor
 
-from workbench.diagnose.compare.distance import place_name
 from workbench.diagnose.compare.transitions import loop_dimension
 from workbench.diagnose.suspects.faults import HEALTHY, Fault, Faults
-from workbench.diagnose.suspects.observations import MAX_DISTANCE, Observation, distance_of
+from workbench.diagnose.suspects.observations import Observation
+from workbench.diagnose.suspects.random_errors import (
+    MIN_COSINE,
+    MIN_COSINE_OF_STATISTICS,
+    are_statistics_of_draw,
+    is_draw,
+    is_rounding,
+)
 from workbench.diagnose.suspects.simulate import RANK
 
-# Scores are in decades (powers of ten) above rounding.
-MIN_TOTAL_SCORE = 0.3  # a smaller total needs no explanation; 0.3 decades is a factor of 2
-MIN_WRONG_SCORE = MIN_TOTAL_SCORE / 2  # above it a single observation is wrong
-# A random fault predicts only the size of an error. If the size matches, the observation gets this score
-# instead of 0, so that faults that predict every value rank before random faults.
-SIZE_MATCH_SCORE = 0.15
-SIZE_TOLERANCE = 0.3  # decades by which the size may be off and still match: it varies from draw to draw
-MAX_FIT_SCORE = 0.3  # up to this score a fault fits an observation; above SIZE_MATCH_SCORE
+# Scores are in decades (powers of ten) above what rounding and storage explain.
+MIN_WRONG_SCORE = 0.15  # above it a single observation is wrong
+MAX_FIT_SCORE = 0.3  # up to this score a fault fits an observation; 0.3 decades is a factor of 2
+# A fault whose error cannot be predicted value by value gets this score where the error is of its kind, so
+# that faults that predict every value rank before it.
+SAME_KIND_SCORE = 0.15
 
 
 class Scorer:
     """Score sets of faults by how far the candidate is from a model that has them; lower is better.
 
-    The score of one observation is 0 if its distance is within rounding, 1 if it is ten times as large as
-    rounding allows, 2 if a hundred times. The total is the sum over fields; of a field with several entries
-    the average counts, so that a loop of many steps does not outweigh other fields.
+    The score of one observation is 0 if its distance is within what rounding allows, 1 if it is ten times as
+    large, 2 if a hundred times. The total is the sum over fields; of a field with several entries the average
+    counts, so that a loop of many steps does not outweigh other fields.
 
     Predictions and scores are cached, because the search needs the same ones many times.
 
@@ -40,17 +44,19 @@ class Scorer:
 
     def __init__(self, observations: list[Observation]) -> None:
         self.observations = observations
-        self.has_local = any(observation.is_local for observation in observations)
         self.predict = functools.cache(self._predict)
         self.score = functools.cache(self._score)
+        numbers = range(len(observations))
+        self.in_causal_order = sorted(numbers, key=lambda number: causal_key(observations[number]))
 
     # ---- scores
 
-    def total(self, faults: Faults) -> float:
-        """Return the score of a model with these faults over all observations; lower is better."""
+    def total(self, faults: Faults, numbers: Iterable[int] | None = None) -> float:
+        """Return the score of a model with these faults over observations, all by default; lower is better."""
         scores_by_field: dict[str, list[float]] = {}
-        for number, observation in enumerate(self.observations):
-            scores_by_field.setdefault(observation.field, []).append(self.score(number, faults))
+        for number in range(len(self.observations)) if numbers is None else numbers:
+            field = self.observations[number].field
+            scores_by_field.setdefault(field, []).append(self.score(number, faults))
         return sum(sum(scores) / len(scores) for scores in scores_by_field.values())
 
     def _score(self, number: int, faults: Faults) -> float:
@@ -61,102 +67,92 @@ class Scorer:
         if effective != faults:
             return self.score(number, effective)
 
-        allowed = observation.allowed
-        if any(fault.random for fault in effective):
-            # The size of error that these faults cause in our model. Within rounding it cannot be recognised.
-            expected_error = self._distance_between(number, HEALTHY, effective)
-            if expected_error > allowed:
-                return self._score_by_size(number, expected_error)
-        return _decades_above(allowed, self.distance(number, effective))
+        score = _decades_above(observation.allowed, self.distance(number, effective))
+        for fault in effective:
+            if score > MIN_WRONG_SCORE and (fault.rounds or fault.redraws):
+                others = tuple(other for other in effective if other is not fault)
+                score = min(score, self._score_of_kind(number, fault, others))
+        return score
 
-    def _score_by_size(self, number: int, expected_error: float) -> float:
-        """Return the score of a random fault: is the candidate's error as large as the fault would cause?"""
-        found_error = self.distance(number, HEALTHY)
-        healthy_score = _decades_above(self.observations[number].allowed, found_error)
-        # max: the logarithm of an error of exactly zero is not finite.
-        decades_off = abs(math.log10(max(found_error, 1e-12) / expected_error))
-        if decades_off <= SIZE_TOLERANCE:
-            return min(healthy_score, SIZE_MATCH_SCORE)
-        return healthy_score  # the size does not match: the fault explains nothing here
+    def _score_of_kind(self, number: int, fault: Fault, others: Faults) -> float:
+        """Return the score of a fault that rounds or draws: is the candidate's error of the same kind?
+
+        The error is measured against a model with all other faults of the set, so that what those explain is
+        not counted for this one.
+        """
+        observation = self.observations[number]
+        without, with_fault = self.predict(number, others), self.predict(number, (*others, fault))
+        score_without = self.score(number, others)
+        if without is None or with_fault is None or with_fault.shape != observation.found.shape:
+            return score_without
+        expected_error = observation.distance(with_fault, without)
+        if expected_error <= observation.allowed:
+            return score_without  # the fault changes nothing that could be seen here
+
+        # An error that the fault would make and the candidate does not have speaks against the fault.
+        found_error = observation.distance(observation.found, without)
+        missing_error = _decades_above(max(found_error, observation.allowed), expected_error)
+        if missing_error > MAX_FIT_SCORE:
+            return max(score_without, missing_error)
+        if fault.redraws:
+            draws = [self.predict(number, (*others, redraw)) for redraw in fault.redraws]
+            drawn = [draw for draw in draws if draw is not None]
+            is_one_of = are_statistics_of_draw if observation.is_statistics else is_draw
+            fits = len(drawn) > 1 and is_one_of(observation.found, drawn, observation.allowed)
+        else:
+            min_cosine = MIN_COSINE_OF_STATISTICS if observation.is_statistics else MIN_COSINE
+            fits = is_rounding(observation.found - without, with_fault - without, min_cosine)
+        return min(score_without, SAME_KIND_SCORE) if fits else score_without
 
     def distance(self, number: int, faults: Faults) -> float:
         """Return the distance of the candidate's result to that of a model with these faults."""
         observation = self.observations[number]
-        return distance_of(observation.found, self.predict(number, faults), observation.is_statistics)
-
-    def _distance_between(self, number: int, faults: Faults, other_faults: Faults) -> float:
-        """Return the distance between two predictions of one observation."""
-        a, b = self.predict(number, faults), self.predict(number, other_faults)
-        if a is None or b is None:
-            return MAX_DISTANCE
-        return distance_of(b, a, self.observations[number].is_statistics)
+        return observation.distance(observation.found, self.predict(number, faults))
 
     def _predict(self, number: int, faults: Faults) -> Tensor | None:
         return self.observations[number].predict(faults)
 
-    def _is_wrong(self, number: int) -> bool:
-        """Whether the candidate differs from a healthy model at this observation."""
-        return self.score(number, HEALTHY) > MIN_WRONG_SCORE
+    def is_wrong(self, number: int, faults: Faults = HEALTHY) -> bool:
+        """Whether the candidate differs from a model with these faults at this observation."""
+        return self.score(number, faults) > MIN_WRONG_SCORE
+
+    # ---- groups of observations that are explained together
+
+    def groups(self) -> list[list[int]]:
+        """Return the observations in causal order, those that one fault makes wrong at once in one group.
+
+        A locally predicted field is a group of its own. Fields that were predicted by simulated runs inherit
+        errors from each other; all fields of the ODE's loop are then one group.
+        """
+        found: dict[tuple, list[int]] = {}
+        for number in self.in_causal_order:
+            observation = self.observations[number]
+            if observation.is_local:
+                key = (observation.field, True)
+            else:
+                key = (causal_key(observation)[0], False)
+            found.setdefault(key, []).append(number)
+        return list(found.values())
 
     # ---- which faults are worth scoring
 
-    def faults_to_try(self, catalogue: Iterable[Fault]) -> list[Fault]:
-        """Return the faults that can change a wrong observation and are not ruled out by right ones."""
-        wrong = [one for number, one in enumerate(self.observations) if self._is_wrong(number)]
-        wrong_fields = {observation.field for observation in wrong}
-        # Statistics may hide an error, such as a shift by one frame, so they rule nothing out.
-        fields_with_values = {one.field for one in self.observations if not one.is_statistics}
-        found = []
-        for fault in catalogue:
-            affects_error = any(observation.affects(fault) for observation in wrong)
-            # A fault shows in its own fields. If all of them were recorded and are right, it is not there.
-            all_recorded = fields_with_values.issuperset(fault.fields)
-            all_right = wrong_fields.isdisjoint(fault.fields)
-            if affects_error and not (all_recorded and all_right):
-                found.append(fault)
-        return found
-
-    def faults_of_first_error(self, faults: Iterable[Fault]) -> list[Fault]:
-        """Return the faults that can explain the first wrong observation in causal order.
-
-        There are two kinds. Either the first wrong field is one of the fault's own fields. Or one of the
-        fault's own fields was not observed, so that the error may have begun there; but then nothing
-        observed before the first error may deny the fault.
-        """
-        order = sorted(range(len(self.observations)), key=lambda k: _causal_key(self.observations[k]))
-        before_error = []
-        first_wrong_field = ""
-        for number in order:
-            if self._is_wrong(number):
-                first_wrong_field = self.observations[number].field
-                break
-            before_error.append(self.observations[number])
-        observed = {observation.field for observation in self.observations}
-        found = []
-        for fault in faults:
-            is_own_field = first_wrong_field in fault.fields
-            may_begin_unobserved = not observed.issuperset(fault.fields)
-            is_denied = any(_denies(observation, fault) for observation in before_error)
-            if is_own_field or (may_begin_unobserved and not is_denied):
-                found.append(fault)
-        return found
-
-    def alignment(self, fault: Fault) -> float:
+    def alignment(self, fault: Fault, numbers: Iterable[int], chosen: Faults) -> float:
         """Return how much a fault changes results in the direction of the candidate's error, from 0 to 1.
 
-        It is the largest cosine between (faulty - healthy) and (candidate - healthy) over all wrong
-        observations. Unlike the score it is high also where a second fault adds to the error, so it finds the
-        faults to try in pairs.
+        It is the largest cosine between (faulty - chosen) and (candidate - chosen) over the observations.
+        Unlike the score it is high also where a second fault adds to the error, so it finds the faults to try
+        in pairs.
         """
         best = 0.0
-        for number, observation in enumerate(self.observations):
-            if not observation.affects(fault) or not self._is_wrong(number):
+        for number in numbers:
+            observation = self.observations[number]
+            if not observation.affects(fault):
                 continue
-            healthy, faulty = self.predict(number, HEALTHY), self.predict(number, (fault,))
-            if healthy is None or faulty is None:
+            before, after = self.predict(number, chosen), self.predict(number, (*chosen, fault))
+            if before is None or after is None:
                 continue
-            if healthy.shape == faulty.shape == observation.found.shape:
-                best = max(best, _cosine(faulty - healthy, observation.found - healthy))
+            if before.shape == after.shape == observation.found.shape:
+                best = max(best, _cosine(after - before, observation.found - before))
         return best
 
     # ---- explanation
@@ -175,7 +171,7 @@ class Scorer:
             if observation.affects(fault):
                 rows.append(
                     {
-                        "place": place_name(observation.field, observation.index),
+                        "place": observation.name,
                         "healthy": self.distance(number, HEALTHY),
                         "faulty": self.distance(number, (fault,)),
                         "allowed": observation.allowed,
@@ -185,17 +181,7 @@ class Scorer:
         return pd.DataFrame(rows, columns=["place", "healthy", "faulty", "allowed", "fits"])
 
 
-def _denies(right: Observation, fault: Fault) -> bool:
-    """Whether a right observation shows that a fault is not there.
-
-    It does if the fault would have changed it. Statistics of flow and vocoder show nothing: they may stay the
-    same, such as when all frames are shifted by one.
-    """
-    is_certain = not right.is_statistics or right.field.startswith("lm/")
-    return is_certain and right.affects(fault)
-
-
-def _causal_key(observation: Observation) -> tuple[int, int, int]:
+def causal_key(observation: Observation) -> tuple[int, int, int]:
     """Return a sorting key for causal order.
 
     Fields of the ODE loop are sorted by step first, all at the rank of the loop; within a step by their order

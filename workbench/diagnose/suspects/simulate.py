@@ -11,7 +11,15 @@ import functools
 import torch
 from torch import Tensor
 
-from workbench.diagnose.suspects.faults import Fault, Faults, applied, faulty_options, faulty_utterance
+from workbench.diagnose.compare.rounding import PERTURBED_TRACES, StoredRun
+from workbench.diagnose.suspects.faults import (
+    HEALTHY,
+    Fault,
+    Faults,
+    applied,
+    faulty_options,
+    faulty_utterance,
+)
 from workbench.errors import WorkbenchError
 from workbench.speech.config import FLOW, HIFT, LM, NAMES, Options
 from workbench.speech.frontend.audio import log_mel
@@ -20,13 +28,15 @@ from workbench.speech.pipeline import Pipeline
 from workbench.speech.recording import utterance_of
 from workbench.speech.run import run_part
 from workbench.trace.record import EVERYTHING
-from workbench.trace.schema import FIELDS, LM_INPUTS, SUFFIX
+from workbench.trace.schema import FIELDS, FLOW_INPUTS, LM_INPUTS, ODE_FIELDS, SUFFIX
+from workbench.trace.storage import perturbed_trace, storage_of
 from workbench.trace.trace import Trace
 
 RANK = {name: place for place, name in enumerate(FIELDS)}  # place of a field in causal order
 PREFIXES = ("in", *NAMES)  # first part of field names, in causal order: in, lm, flow, hift
 # Compared as log-mels: their phase depends on every earlier f0, so that samples of equal sounds may differ.
 AUDIO_FIELDS = ("hift/source", "hift/wav")
+FLOOR_SPACINGS = 4.0  # level of the floor, in spacings of the stored samples: well above what rounding leaves
 
 
 class FaultSimulator:
@@ -52,6 +62,7 @@ class FaultSimulator:
         self.reference = reference
         self.pipe = pipe
         self.options = pipe.checkpoint.options.but(**reference.attrs.get("options", {}))
+        self.stored_reference = StoredRun(reference)
         # One cache per simulator and stage: (faults, options) -> trace.
         self._stage_runs = {
             LM: functools.cache(self._run_lm),
@@ -87,10 +98,17 @@ class FaultSimulator:
         given = self.reference
         if any(fault.stage == "lm" for fault in faults):
             given = self.stage_trace("lm", faults, options)
-        return run_flow(self.pipe, utterance_of(self.reference), given, faults, options)
+        return run_flow(self.pipe, flow_utterance(self.reference), given, faults, options)
 
     def _run_hift(self, faults: Faults, options: Options) -> Trace:
         return run_hift(self.pipe, self.stage_trace("flow", faults, options), faults, options)
+
+
+def flow_utterance(trace: Trace) -> Utterance:
+    """Return the utterance of a run for the flow; what only the LM is given may be missing in the trace."""
+    nothing = torch.empty(0, dtype=torch.long)
+    lm_inputs = {name: trace.get(name, nothing) for name in LM_INPUTS}
+    return utterance_of(Trace(dict(trace.data) | lm_inputs, trace.attrs))
 
 
 def run_flow(pipe: Pipeline, utt: Utterance, given: Trace, faults: Faults, options: Options) -> Trace:
@@ -127,13 +145,13 @@ class Predictor:
         seed = reference.attrs.get("options", {}).get("seed")
         candidate_seed = candidate.attrs.get("options", {}).get("seed")
         self.same_seed = self.has_reference and seed is not None and seed == candidate_seed
-        self.inputs_known = all(
-            name in reference for name in (*LM_INPUTS, "in/prompt_mel", "in/spk_embedding")
-        )
+        self.lm_inputs_known = all(name in reference for name in LM_INPUTS)
+        self.flow_inputs_known = all(name in reference for name in FLOW_INPUTS)
         # The latest points from which a run of the candidate can be continued.
         self.candidate_tokens = candidate.get("lm/speech_token")  # (token,) or None
         self.candidate_has_mel = "flow/mel" in candidate
         self.stage_trace = functools.cache(self._stage_trace)
+        self._floors: dict[str, Tensor | float] = {}  # audio field -> see `_storage_floor`
 
     # ---- what can be predicted
 
@@ -150,30 +168,31 @@ class Predictor:
             on_both_sides = field in self.candidate and field in reference
             return field == "in/prompt_mel" and self.has_reference and on_both_sides
         if prefix == "lm":
-            return self.inputs_known and self.same_seed
+            return self.lm_inputs_known and self.flow_inputs_known and self.same_seed
         if prefix == "hift" and self.candidate_has_mel:
             return True  # the vocoder needs nothing else
         tokens_known = self.candidate_tokens is not None or "lm/speech_token" in reference
-        return self.inputs_known and tokens_known
+        return self.flow_inputs_known and tokens_known
 
     def affects(self, fault: Fault, field: str, index: int | None) -> bool:
         """Whether a fault can change a field, or one entry of it, in the run that predicts this field."""
         # The fault must belong to a stage that this run goes through ...
         prefix = field.partition("/")[0]
-        if fault.stage not in self._simulated_prefixes(prefix):
+        if fault.stage not in self.simulated_stages(field):
             return False
         # ... and show no later than the field. In a loop the order of the schema does not tell that: after
         # the first entry, states depend on velocities, and everything in the LM on the tokens drawn before.
         depends_on = field
-        if field == "flow/x" and index != 0:
-            depends_on = "flow/velocity"
+        if field in ODE_FIELDS and index != 0:
+            depends_on = ODE_FIELDS[-1]
         elif prefix == "lm" and field != "lm/speech_token":
             depends_on = "lm/drawn_token"
         first_wrong_field = fault.fields[0]
         return RANK[first_wrong_field] <= RANK[depends_on]
 
-    def _simulated_prefixes(self, prefix: str) -> tuple[str, ...]:
-        """Return the prefixes of the fields that the run recomputes in order to predict one prefix."""
+    def simulated_stages(self, field: str) -> tuple[str, ...]:
+        """Return the prefixes of the fields that the run recomputes in order to predict a field."""
+        prefix = field.partition("/")[0]
         if prefix in ("in", "lm"):
             return (prefix,)
         if prefix == "hift" and self.candidate_has_mel:
@@ -198,12 +217,41 @@ class Predictor:
         """
         field = name.removesuffix(SUFFIX)
         if field == "in/prompt_mel":  # no model computes it: faults change it directly
-            return faulty_utterance(faults, utterance_of(self.simulator.reference)).prompt_mel[0]
+            return faulty_utterance(faults, flow_utterance(self.simulator.reference)).prompt_mel[0]
         try:
             trace = self.stage_trace(field.partition("/")[0], faults, options)
         except (WorkbenchError, RuntimeError):  # the run failed: a mel of NaN, or lengths that do not fit
             return None
         return self.comparable(name, trace) if field in trace else None
+
+    def stored_alike(self, name: str, candidate: StoredRun, options: Options) -> list[Tensor]:
+        """Predict a field by healthy runs from inputs that would have been stored the same.
+
+        Empty where the inputs of the simulation were stored in full float32.
+        """
+        stage = name.partition("/")[0]
+        made = []
+        if stage == "hift" and self.candidate_has_mel:
+            if "flow/mel" in candidate.coarse:
+                made = [run_hift(self.pipe, trace, HEALTHY, options) for trace in candidate.perturbed]
+        elif stage in ("flow", "hift"):
+            source = self.simulator.stored_reference if self.has_reference else candidate
+            given = self.simulator.reference if self.candidate_tokens is None else self.candidate
+            if not source.coarse.keys().isdisjoint(FLOW_INPUTS):
+                for trace in source.perturbed:
+                    flow = run_flow(self.pipe, flow_utterance(trace), given, HEALTHY, options)
+                    made.append(flow if stage == "flow" else run_hift(self.pipe, flow, HEALTHY, options))
+        return [self.comparable(name, trace) for trace in made]
+
+    def stored_audio(self, name: str, candidate: StoredRun, options: Options) -> list[Tensor]:
+        """Predict audio by a healthy run and store it as the candidate's, with lost digits drawn at random."""
+        field = name.removesuffix(SUFFIX)
+        storage = candidate.coarse.get(field)
+        trace = self.stage_trace(field.partition("/")[0], HEALTHY, options)
+        if storage is None or field not in trace:
+            return []
+        stored = [perturbed_trace(trace, {field: storage}, seed) for seed in range(PERTURBED_TRACES)]
+        return [self.comparable(name, one) for one in stored]
 
     def comparable(self, name: str, trace: Trace) -> Tensor:
         """Return a field in the form in which it is compared: values, statistics, or audio as a log-mel."""
@@ -211,8 +259,27 @@ class Predictor:
         if name != field:
             return trace.statistics(field)
         if field in AUDIO_FIELDS:
-            return log_mel(trace[field].float(), self.pipe.config.mel)[0]  # (mel, frame)
+            mel = log_mel(trace[field].float(), self.pipe.config.mel)[0]  # (mel, frame)
+            return (mel.exp() + self._storage_floor(field)).log()
         return trace[field]
+
+    def _storage_floor(self, field: str) -> Tensor | float:
+        """Return the mel (mel, 1) of the noise that the storage of the candidate's audio leaves; often 0.
+
+        Below it the samples hold nothing but the noise of storing them.
+        """
+        if field not in self._floors:
+            found = self.candidate.get(field)
+            storage = None if found is None else storage_of(found)
+            floor: Tensor | float = 0.0
+            if storage is not None:
+                spacing = float(storage.spacing_at(found).square().mean().sqrt())
+                generator = torch.Generator().manual_seed(0)
+                noise = torch.randn(self.pipe.config.mel.sample_rate, generator=generator)  # one second
+                mel = log_mel(FLOOR_SPACINGS * spacing * noise, self.pipe.config.mel)[0].exp()
+                floor = mel.mean(-1, keepdim=True)
+            self._floors[field] = floor
+        return self._floors[field]
 
     def _stage_trace(self, stage: str, faults: Faults, options: Options) -> Trace:
         """Return the fields of one stage, simulated from the latest point that the candidate recorded."""
@@ -230,5 +297,5 @@ class Predictor:
             return self.simulator.stage_trace(stage, faults, options)
         # 3. From the candidate's own tokens.
         if stage == "flow":
-            return run_flow(self.pipe, utterance_of(reference), self.candidate, faults, options)
+            return run_flow(self.pipe, flow_utterance(reference), self.candidate, faults, options)
         return run_hift(self.pipe, self.stage_trace("flow", faults, options), faults, options)

@@ -2,130 +2,33 @@
 
 `find_suspects(reference, candidate, pipe)` gives our own model every fault of the catalogue (`faults.py`) and
 asks with which one it computes what the candidate recorded. Each result is predicted from the inputs that the
-candidate recorded, or else by a simulated run (`observations.py`, `simulate.py`). The fault whose predictions
-are nearest is the first suspect (`scoring.py`). Statistics serve where the candidate recorded no values.
+candidate recorded, or else by a simulated run (`observations.py`, `simulate.py`). A fault is named where its
+predictions agree with the record (`scoring.py`, `search.py`). Statistics serve where the candidate recorded no
+values. `Diagnosis` also says what was checked and what was not.
 """
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
 
-import pandas as pd
-
-from workbench.diagnose.suspects.faults import CATALOGUE, HEALTHY, Fault, Faults
-from workbench.diagnose.suspects.observations import RUN_TOLERANCE, distance_of, observations
-from workbench.diagnose.suspects.scoring import MIN_TOTAL_SCORE, Scorer
+from workbench.diagnose.compare.rounding import StoredRun, recompute
+from workbench.diagnose.compare.transitions import transitions
+from workbench.diagnose.suspects.diagnosis import MAX_SUSPECTS, Diagnosis, Suspect
+from workbench.diagnose.suspects.faults import CATALOGUE, HEALTHY, Fault
+from workbench.diagnose.suspects.observations import RUN_TOLERANCE, Observed, observe, value_distance
+from workbench.diagnose.suspects.scoring import Scorer
+from workbench.diagnose.suspects.search import Search, Verdict, thinned
 from workbench.diagnose.suspects.simulate import FaultSimulator, Predictor
 from workbench.errors import WorkbenchError
+from workbench.speech.config import NAMES
 from workbench.speech.pipeline import Pipeline
+from workbench.trace.schema import BRANCH_VELOCITIES
 from workbench.trace.trace import Trace
 
-# Shares of the error.
-MIN_EXPLAINED = 0.5  # a suspect that explains less is not named as the answer
-MOSTLY_EXPLAINED = 0.95  # from here on no second fault is looked for
-MIN_PAIR_GAIN = 0.1  # a pair must explain so much more than its best member
-
-MAX_SUSPECTS = 10  # in the answer
-MAX_PAIRED = 6  # faults that are tried in all pairs: 15 pairs
-MAX_ROWS = 10  # of the table in a notebook
 # Relative distance from which recording a field would tell two faults apart, well above other kernels.
 MIN_SEPARATION = 10 * RUN_TOLERANCE
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """A fault of the catalogue and how well it fits.
-
-    Attributes
-    ----------
-    fault : Fault
-    explained : float
-        Share of the error that is gone when our model has this fault too: 1 is all of it, 0 none, below 0 it
-        makes things worse. The error is counted in decades above rounding.
-    evidence : DataFrame
-        One row for each result that the fault affects: `place`; `healthy` and `faulty`, the candidate's
-        relative distances to a healthy model and to one with this fault; `allowed`, the distance that
-        rounding explains; `fits`, whether the fault explains this result.
-    """
-
-    fault: Fault
-    explained: float
-    evidence: pd.DataFrame
-
-    def __str__(self) -> str:
-        return f"{self.fault.name} ({100 * max(self.explained, 0):.0f} %): {self.fault.cause}"
-
-
-class Diagnosis:
-    """The result of `find_suspects`: the fault or the two that explain a run, and all that come near.
-
-    Attributes
-    ----------
-    suspects : list of Suspect
-        The best first; those in `explained_by` come before all others.
-    explained_by : tuple of str
-        Names of the faults that explain the run best, one or two; empty where none explains half of it.
-    explained : float
-        Share of the error that these faults explain together.
-    healthy : bool
-        Whether every result is within rounding, so that there is nothing to explain.
-    next_experiment : str
-        What to record to tell the first two suspects apart; empty where that is not needed.
-
-    Examples
-    --------
-    >>> found = wb.find_suspects(trace, trace, pipe)
-    >>> found
-    nothing to explain: every result is what the model gives, within rounding
-    >>> found.healthy, found.explained_by, found.suspects
-    (True, (), [])
-    """
-
-    def __init__(
-        self,
-        suspects: list[Suspect],
-        explained_by: tuple[str, ...],
-        explained: float,
-        healthy: bool,
-        next_experiment: str,
-    ) -> None:
-        self.suspects = suspects
-        self.explained_by = explained_by
-        self.explained = explained
-        self.healthy = healthy
-        self.next_experiment = next_experiment
-
-    @property
-    def line(self) -> str:
-        """The answer in one line."""
-        if self.healthy:
-            return "nothing to explain: every result is what the model gives, within rounding"
-        if not self.explained_by:
-            best = f"; the nearest, {self.suspects[0]}" if self.suspects else ""
-            return f"none of these: no known fault explains half of the error{best}"
-        named = self.suspects[: len(self.explained_by)]
-        return f"{' and '.join(map(str, named))}. Explained: {100 * self.explained:.0f} % of the error"
-
-    def to_frame(self) -> pd.DataFrame:
-        """Return one row for each suspect: name, stage, explained, cause, source."""
-        rows = []
-        for suspect in self.suspects:
-            fault = suspect.fault
-            rows.append((fault.name, fault.stage, suspect.explained, fault.cause, fault.source))
-        return pd.DataFrame(rows, columns=["suspect", "stage", "explained", "cause", "source"])
-
-    def __repr__(self) -> str:
-        return self.line
-
-    def _repr_html_(self) -> str:
-        table = self.to_frame().head(MAX_ROWS).to_html(float_format="{:.2f}".format, border=0, index=False)
-        evidence = ""
-        if self.explained_by:
-            best = self.suspects[0]
-            evidence = best.evidence.to_html(float_format="{:.2g}".format, border=0, index=False)
-        advice = f"<p>{escape(self.next_experiment)}</p>" if self.next_experiment else ""
-        return f"<div><b>{escape(self.line)}</b>{advice}{table}{evidence}</div>"
+# A result that depends on the weights and is farther off than this, in every stage, is of other weights.
+OTHER_WEIGHTS = 0.1  # relative L2
+# Results that depend on the weights, each of another part of the model.
+WEIGHED = ("flow/mu", "flow/spks", "flow/velocity_cond", "hift/f0")
 
 
 def find_suspects(
@@ -154,6 +57,7 @@ def find_suspects(
     Returns
     -------
     Diagnosis
+        A fault is named only where our model with this fault gives what the candidate recorded.
 
     Raises
     ------
@@ -167,89 +71,139 @@ def find_suspects(
     >>> wrong = wb.Trace(dict(trace) | {"flow/velocity": trace["flow/velocity_cond"]}, trace.attrs)
     >>> names = ("cfg-off", "cfg-sign", "time-unscaled")
     >>> few = [fault for fault in wb.faults.CATALOGUE if fault.name in names]
-    >>> wb.find_suspects(trace, wrong, pipe, few).suspects[0].fault.name
-    'cfg-off'
+    >>> wb.find_suspects(trace, wrong, pipe, few).explained_by
+    ('cfg-off',)
     """
     if simulator is None:
         simulator = FaultSimulator(candidate if reference is None else reference, pipe)
+    if reference is not None and (objection := _reference_objection(simulator)):
+        return Diagnosis(objection=objection)
     predictor = Predictor(candidate, simulator)
-    observed = list(observations(candidate, predictor))
-    if not observed:
+    observed = observe(candidate, predictor)
+    if not observed.observations:
         raise WorkbenchError("the candidate has no field that follows from another; record a mel at least")
+    _note_silent_stages(observed)
+    checked = [observation.name for observation in observed.observations]
+    notes = StoredRun(candidate).describe()
 
-    # 1. How much is there to explain?
-    scorer = Scorer(observed)
+    # 1. What is wrong? Other weights make everything wrong, and no fault can be told then.
+    all_results = Scorer(observed.observations)
+    if objection := _weights_objection(all_results):
+        return Diagnosis(checked=checked, unchecked=observed.unchecked, notes=notes, objection=objection)
+
+    # 2. Search the faults that explain what is wrong, in causal order.
+    scorer = Scorer(thinned(observed.observations, all_results))
+    search = Search(scorer, catalogue)
     healthy_score = scorer.total(HEALTHY)
-    if healthy_score <= MIN_TOTAL_SCORE:
-        return Diagnosis([], (), 1.0, True, "")
+    explained = 1 - scorer.total(search.chosen) / healthy_score if search.verdicts else 1.0
 
-    # 2. Score single faults. Those that can explain the first error come first; the others cost more runs and
-    #    are scored only if none of the first explains nearly everything: there may be two faults at once.
-    tried = scorer.faults_to_try(catalogue)
-    single_scores = {fault: scorer.total((fault,)) for fault in scorer.faults_of_first_error(tried)}
-    best_single = min(single_scores.values(), default=healthy_score)
-    if best_single > (1 - MOSTLY_EXPLAINED) * healthy_score:
-        for fault in tried:
-            if fault not in single_scores:
-                single_scores[fault] = scorer.total((fault,))
-    ranking = sorted(single_scores, key=single_scores.__getitem__)
-
-    # 3. Choose the fault, or the pair, that explains most.
-    best = _best_explanation(scorer, ranking, tried, healthy_score)
-    explained = 1 - scorer.total(best) / healthy_score
-    for fault in best:
-        single_scores[fault] = scorer.total((fault,))
-    ranking = [*best, *(fault for fault in ranking if fault not in best)]
-
-    # 4. Report.
+    # 3. Report.
+    ties = [fault for verdict in search.verdicts for fault in verdict.ties]
+    others = sorted(search.shares, key=search.shares.__getitem__, reverse=True)
+    ranking = list(dict.fromkeys((*search.chosen, *ties, *others)))
     suspects = []
     for fault in ranking[:MAX_SUSPECTS]:
-        share = 1 - single_scores[fault] / healthy_score
-        suspects.append(Suspect(fault, share, scorer.evidence(fault)))
-    explained_by = tuple(fault.name for fault in best) if explained >= MIN_EXPLAINED else ()
-    rivals = [s for s in suspects if s.explained >= MIN_EXPLAINED or s.fault in best][:2]
-    next_experiment = ""
-    if len(rivals) == 2 and len(best) < 2:
-        next_experiment = _next_experiment(rivals[0].fault, rivals[1].fault, candidate, predictor)
-    return Diagnosis(suspects, explained_by, explained, False, next_experiment)
+        suspects.append(Suspect(fault, search.shares.get(fault, 0.0), scorer.evidence(fault)))
+    return Diagnosis(
+        search.verdicts,
+        suspects,
+        explained,
+        checked,
+        observed.unchecked,
+        notes,
+        next_experiment=_next_experiment(search.verdicts, candidate, predictor),
+    )
 
 
-def _best_explanation(
-    scorer: Scorer, ranking: list[Fault], tried: list[Fault], healthy_score: float
-) -> Faults:
-    """Return the fault, or the pair of faults, with the lowest score.
-
-    Parameters
-    ----------
-    ranking : list of Fault
-        Faults whose single score is known, the best first.
-    tried : list of Fault
-        All faults that can explain an error.
-    healthy_score : float
-    """
-    if not ranking:
-        return ()
-    best: Faults = (ranking[0],)
-    # Pairs are tried only where part of the error is left, and where predictions are local: without these
-    # every pair would cost a simulated run.
-    if scorer.total(best) <= (1 - MOSTLY_EXPLAINED) * healthy_score or not scorer.has_local:
-        return best
-    # Pairs of the faults that point in the direction of the error, and the best fault with any other. A pair
-    # counts once, whichever comes first.
-    aligned = sorted(ranking, key=scorer.alignment, reverse=True)[:MAX_PAIRED]
-    pairs: dict[frozenset[Fault], Faults] = {}
-    for pair in itertools.combinations(aligned, 2):
-        pairs[frozenset(pair)] = pair
-    for fault in tried:
-        if fault is not ranking[0]:
-            pairs[frozenset((ranking[0], fault))] = (ranking[0], fault)
-    best_pair = min(pairs.values(), key=scorer.total, default=best)
-    gain = scorer.total(best) - scorer.total(best_pair)
-    min_gain = max(MIN_TOTAL_SCORE, MIN_PAIR_GAIN * healthy_score)
-    return best_pair if gain > min_gain else best
+def _note_silent_stages(observed: Observed) -> None:
+    """Note as unchecked every stage of which no result was checked."""
+    fields = [observation.field for observation in observed.observations]
+    for stage in NAMES:
+        if not any(field.startswith(stage) for field in fields):
+            named = [place for place in observed.unchecked if place.startswith(stage)]
+            if not named:
+                observed.unchecked[stage] = "no result of it was recorded"
 
 
-def _next_experiment(first: Fault, second: Fault, candidate: Trace, predictor: Predictor) -> str:
+# ---- other weights
+
+
+def _reference_objection(simulator: FaultSimulator) -> str:
+    """Say that the reference is not what this checkpoint gives; empty where it is, or where nothing tells."""
+    run, pipe = simulator.stored_reference, simulator.pipe
+    wrong = {}
+    for step in transitions(run.trace):
+        is_later_step = step.outputs == BRANCH_VELOCITIES and step.index != 0
+        recorded = [name for name in step.outputs if name in WEIGHED and name in run.trace]
+        if is_later_step or not recorded or not step.can_recompute(run.trace):
+            continue
+        try:
+            results = recompute(step, run, pipe, simulator.options)
+        except (WorkbenchError, RuntimeError) as error:
+            return f"the reference cannot be computed again with this checkpoint: {error}"
+        for result in results:
+            if result.field in recorded:
+                found = run.trace[result.field] if step.index is None else run.trace[result.field][step.index]
+                distance = value_distance(found, result.value)
+                if distance > max(OTHER_WEIGHTS, result.allowed):
+                    wrong[result.field] = distance
+    if not wrong:
+        return ""
+    places = ", ".join(f"{field} (relative L2 {distance:.2g})" for field, distance in wrong.items())
+    return (
+        f"the reference is not what this checkpoint gives: {places}. Open the checkpoint that made it, or make "
+        "the reference again; until then nothing is said of the candidate"
+    )
+
+
+def _weights_objection(scorer: Scorer) -> str:
+    """Say that the candidate's weights are others: every part of the model is far off on its own inputs."""
+    far, near = [], []
+    for number, observation in enumerate(scorer.observations):
+        if observation.is_local and observation.field in WEIGHED and not observation.index:
+            distance = scorer.distance(number, HEALTHY)
+            (far if distance > OTHER_WEIGHTS else near).append(observation.field)
+    if len(far) < 3 or near:
+        return ""
+    return (
+        f"every part of the model differs on its own inputs ({', '.join(far)}): this is another checkpoint or "
+        "another pipeline than the candidate's, so no fault is named. Compare the files' hashes first"
+    )
+
+
+# ---- what to do next
+
+
+def _next_experiment(verdicts: Sequence[Verdict], candidate: Trace, predictor: Predictor) -> str:
+    """Say what to record or to run next."""
+    for verdict in verdicts:
+        if verdict.ties:
+            return _separating_field(verdict.faults[0], verdict.ties[0], candidate, predictor)
+    for verdict in verdicts:
+        if verdict.reason:
+            return _next_for(verdict, candidate)
+    return ""
+
+
+def _next_for(verdict: Verdict, candidate: Trace) -> str:
+    """Say how to narrow down a place that no known fault explains."""
+    field = verdict.fields[0]
+    if field in BRANCH_VELOCITIES:
+        return (
+            f"{field} is wrong on its own inputs: wb.bisect(reference, candidate, pipe) says which blocks of the "
+            "estimator to dump, and names the first that adds an error."
+        )
+    inputs = [name for step in transitions(candidate) if field in step.outputs for name in step.inputs]
+    missing = [name for name in dict.fromkeys(inputs) if name not in candidate]
+    if missing:
+        return f"Record {', '.join(missing)}: {field} can then be computed from the candidate's own inputs."
+    return (
+        f"{field} is wrong on its own inputs, so the error is in this one computation: dump what lies inside it "
+        "and compare with wb.taps on ours."
+    )
+
+
+def _separating_field(first: Fault, second: Fault, candidate: Trace, predictor: Predictor) -> str:
     """Name the field, not recorded yet, in which two faults differ most; empty where runs cannot tell."""
     if not predictor.can_predict("flow/x") or "lm" in (first.stage, second.stage):
         return ""
@@ -265,7 +219,7 @@ def _next_experiment(first: Fault, second: Fault, candidate: Trace, predictor: P
     for field in first_run:
         is_new = field not in candidate and not field.startswith("in/")
         if is_new and field in second_run:
-            distances[field] = distance_of(first_run[field], second_run[field])
+            distances[field] = value_distance(first_run[field], second_run[field])
     names = f"{first.name} from {second.name}"
     if not distances or max(distances.values()) < MIN_SEPARATION:
         return f"Nothing that a run records would tell {names}: on this utterance they come to the same."

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from workbench.diagnose.compare.comparison import NO_ERROR, VERDICTS, Comparison
 from workbench.diagnose.compare.distance import place_name
-from workbench.diagnose.suspects.suspects import MAX_SUSPECTS, MIN_EXPLAINED, Diagnosis
+from workbench.diagnose.suspects.diagnosis import EXPLAINED_WORDS, MAX_SUSPECTS, Diagnosis
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
     BLUE,
@@ -278,7 +278,7 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
     best = diagnosis.suspects[:MAX_SUSPECTS]
     shares = [suspect.explained for suspect in best]
     ax = single_axes(ax, (8, 1.4 + 0.3 * max(len(best), 3)))
-    answer = f"together {100 * diagnosis.explained:.0f} %"
+    answer = ", ".join(diagnosis.explained_by) or "none of these"
     set_title(ax, "nothing to explain" if diagnosis.healthy else answer)
     ax.set(xlabel="share of the error that is explained", xlim=(min([0.0, *shares]), 1.05))
     if not best:
@@ -290,7 +290,8 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
         if bars:
             widths = [shares[k] for k in bars]
             ax.barh(bars, widths, color=color, hatch=hatch, edgecolor="white", label=label)
-    ax.axvline(MIN_EXPLAINED, color=VERMILLION, linestyle="--", label=f"enough: {MIN_EXPLAINED:g}")
+    all_of_it = EXPLAINED_WORDS[0][0]
+    ax.axvline(all_of_it, color=VERMILLION, linestyle="--", label=f"all of it: {all_of_it:g}")
     ax.set_yticks(range(len(best)), [suspect.fault.name for suspect in best], fontsize=8)
     ax.invert_yaxis()
     legend(ax)

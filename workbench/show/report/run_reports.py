@@ -10,8 +10,9 @@ from workbench.diagnose.compare.compare import compare
 from workbench.diagnose.compare.comparison import Comparison
 from workbench.diagnose.compare.plausibility import implausible
 from workbench.diagnose.glitches.glitches import Findings, find_glitches
+from workbench.diagnose.suspects.diagnosis import Diagnosis
 from workbench.diagnose.suspects.faults import CATALOGUE, Fault
-from workbench.diagnose.suspects.suspects import Diagnosis, find_suspects
+from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 from workbench.show import plots
 from workbench.show.player.player import player

@@ -1,0 +1,256 @@
+"""Search the faults that explain a candidate's wrong results, one group of results after another.
+
+Results are explained in causal order. A fault is named for a group only if our model with this fault gives
+what the candidate recorded there, and nothing that the candidate recorded elsewhere speaks against it. So two
+faults are both named where they show, and beside a fault that nobody knows a known one is still named.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from workbench.diagnose.suspects.faults import HEALTHY, Fault, Faults
+from workbench.diagnose.suspects.observations import Observation
+from workbench.diagnose.suspects.scoring import MAX_FIT_SCORE, Scorer
+from workbench.trace.schema import BRANCH_VELOCITIES
+
+# An error below this score, twice what rounding and storage explain, is too small to tell faults apart.
+MIN_NAMED_SCORE = 0.3
+# So many of the wrong results in a group must fit: one in ten may be off where a loop amplifies rounding.
+MIN_FITTING = 0.9
+MAX_TIE = 0.1  # decades; faults whose totals differ by less explain a run equally well
+MAX_PAIRED = 6  # faults of a group that are tried in all pairs: 15 pairs
+# A member of a pair must point in the direction of the error, and lower the score of the group alone.
+MIN_ALIGNMENT = 0.1
+MIN_GAIN_OF_MEMBER = 0.02
+# Steps of the ODE at which faults are tried in the estimator: first, middle and last. It costs most of the
+# time. Whether a step is right is asked of every step.
+FAULTY_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What explains the wrong results of one group.
+
+    Attributes
+    ----------
+    fields : tuple of str
+    places : tuple of str
+        The wrong results, such as "flow/x[3]".
+    faults : tuple of Fault
+        They explain all of these results; empty where no known fault does.
+    ties : tuple of Fault
+        Faults that explain them as well as the first of `faults` does.
+    reason : str
+        Why no fault is named; empty where one is.
+    """
+
+    fields: tuple[str, ...]
+    places: tuple[str, ...]
+    faults: Faults = HEALTHY
+    ties: Faults = ()
+    reason: str = ""
+
+
+class Search:
+    """The search for the faults behind one candidate.
+
+    Parameters
+    ----------
+    scorer : Scorer
+    catalogue : sequence of Fault
+
+    Attributes
+    ----------
+    verdicts : list of Verdict
+        One for each group with wrong results, in causal order.
+    chosen : tuple of Fault
+        All faults that are named.
+    shares : dict of Fault to float
+        For every fault that was tried: the share of the error that it explains where it was tried.
+    """
+
+    def __init__(self, scorer: Scorer, catalogue: Sequence[Fault]) -> None:
+        self.scorer = scorer
+        self.catalogue = catalogue
+        self.verdicts: list[Verdict] = []
+        self.chosen: Faults = HEALTHY
+        self.shares: dict[Fault, float] = {}
+        for group in scorer.groups():
+            wrong = [number for number in group if scorer.is_wrong(number)]
+            if wrong:
+                self.verdicts.append(self._explain(group, wrong))
+
+    # ---- one group
+
+    def _explain(self, group: list[int], was_wrong: list[int]) -> Verdict:
+        """Return what explains a group, and remember the faults that do."""
+        scorer, chosen = self.scorer, self.chosen
+        observations = [scorer.observations[number] for number in was_wrong]
+        fields = tuple(dict.fromkeys(observation.field for observation in observations))
+        places = tuple(observation.name for observation in observations)
+
+        wrong = [number for number in was_wrong if scorer.is_wrong(number, chosen)]
+        if not self._fitting(wrong, len(was_wrong)):
+            before = tuple(f for f in chosen if any(o.affects(f) for o in observations))
+            return Verdict(fields, places, before)  # explained by what was named before
+        if blocked := self._unexplained_before(observations[0]):
+            return Verdict(fields, places, reason=f"it may follow from {blocked}, which nothing explains")
+        average = sum(scorer.score(number, chosen) for number in wrong) / len(wrong)
+        if average < MIN_NAMED_SCORE:
+            return Verdict(fields, places, reason="the error is too small to tell faults apart")
+
+        candidates = self._candidates(group, wrong)
+        fitting = [(fault,) for fault in candidates if self._explains((fault,), wrong)]
+        if not fitting and observations[0].is_local:
+            fitting = [pair for pair in self._pairs(candidates, wrong) if self._explains(pair, wrong)]
+        if not fitting:
+            return Verdict(fields, places, reason="no known fault gives what was recorded")
+        totals = {faults: scorer.total((*chosen, *faults)) for faults in fitting}
+        best = min(fitting, key=totals.__getitem__)
+        ties = [one for one in fitting if one != best and totals[one] - totals[best] <= MAX_TIE]
+        self.chosen = (*chosen, *best)
+        return Verdict(fields, places, best, tuple(fault for one in ties for fault in one if len(one) == 1))
+
+    def _fitting(self, wrong: list[int], count: int) -> bool:
+        """Whether so many results are wrong that they need an explanation."""
+        return len(wrong) > (1 - MIN_FITTING) * count
+
+    def _unexplained_before(self, observation: Observation) -> str:
+        """Name an earlier group that nothing explains and from which a simulated result follows."""
+        for verdict in self.verdicts:
+            stages = {field.partition("/")[0] for field in verdict.fields}
+            if verdict.reason and not stages.isdisjoint(observation.follows):
+                return verdict.places[0]
+        return ""
+
+    # ---- which faults to try
+
+    def _candidates(self, group: list[int], wrong: list[int]) -> list[Fault]:
+        """Return the faults that can change a wrong result of a group and are not ruled out by right ones."""
+        scorer, chosen = self.scorer, self.chosen
+        observed, with_values, wrong_fields = set(), set(), set()
+        for number, observation in enumerate(scorer.observations):
+            observed.add(observation.field)
+            # Statistics may hide an error, such as a shift by one frame, so they rule nothing out.
+            if not observation.is_statistics:
+                with_values.add(observation.field)
+            if scorer.is_wrong(number):
+                wrong_fields.add(observation.field)
+        group_fields = {scorer.observations[number].field for number in group}
+        is_local = scorer.observations[wrong[0]].is_local
+        before = self._right_before(wrong[0])
+
+        found = []
+        for fault in self.catalogue:
+            if fault in chosen or not any(scorer.observations[number].affects(fault) for number in wrong):
+                continue
+            # A fault shows in its own fields. If all of them were recorded and are right, it is not there.
+            if with_values.issuperset(fault.fields) and wrong_fields.isdisjoint(fault.fields):
+                continue
+            # In simulated runs the error may have begun in a field that was not observed, but then nothing
+            # observed before may deny the fault.
+            is_own_field = not group_fields.isdisjoint(fault.fields)
+            may_begin_unobserved = not observed.issuperset(fault.fields)
+            is_denied = any(_denies(observation, fault) for observation in before)
+            if is_local or is_own_field or (may_begin_unobserved and not is_denied):
+                found.append(fault)
+        return found
+
+    def _right_before(self, number: int) -> list[Observation]:
+        """Return the right results before one in causal order."""
+        right = []
+        for other in self.scorer.in_causal_order:
+            if other == number:
+                break
+            if not self.scorer.is_wrong(other, self.chosen):
+                right.append(self.scorer.observations[other])
+        return right
+
+    def _pairs(self, candidates: list[Fault], wrong: list[int]) -> Iterable[Faults]:
+        """Yield pairs of faults that may explain a group together: each of them explains a part alone."""
+        first = wrong[0]
+        score_before = self.scorer.score(first, self.chosen)
+        alignments = {}
+        for fault in candidates:
+            gain = score_before - self.scorer.score(first, (*self.chosen, fault))
+            alignment = self.scorer.alignment(fault, [first], self.chosen)
+            if gain >= MIN_GAIN_OF_MEMBER and alignment >= MIN_ALIGNMENT:
+                alignments[fault] = alignment
+        aligned = sorted(alignments, key=alignments.__getitem__, reverse=True)[:MAX_PAIRED]
+        return itertools.combinations(aligned, 2)
+
+    # ---- whether faults explain a group
+
+    def _explains(self, faults: Faults, wrong: list[int]) -> bool:
+        """Whether faults give what the candidate recorded in a group, and nothing elsewhere denies them."""
+        scorer, chosen = self.scorer, self.chosen
+        together = (*chosen, *faults)
+        # The first wrong result rules most faults out; the others are asked of the few that are left.
+        before, after = scorer.score(wrong[0], chosen), scorer.score(wrong[0], together)
+        for fault in faults if len(faults) == 1 else ():
+            share = 1 - after / before if before else 0.0
+            self.shares[fault] = max(share, self.shares.get(fault, 0.0))
+        if after > MAX_FIT_SCORE and len(wrong) * (1 - MIN_FITTING) < 1:
+            return False
+        scores = [scorer.score(number, together) for number in wrong]
+        misfits = sum(score > MAX_FIT_SCORE for score in scores)
+        if misfits > (1 - MIN_FITTING) * len(wrong):
+            return False
+        gain = sum(scorer.score(number, chosen) - score for number, score in zip(wrong, scores, strict=True))
+        if gain / len(wrong) < MIN_NAMED_SCORE:
+            return False  # the error was hardly more than what counts as fitting
+        return not self._is_contradicted(together)
+
+    def _is_contradicted(self, together: Faults) -> bool:
+        """Whether a result fits worse with these faults than with those that were chosen before."""
+        for number, observation in enumerate(self.scorer.observations):
+            before = self.scorer.score(number, self.chosen)
+            is_right = before <= MAX_FIT_SCORE
+            if is_right or observation.is_local:
+                after = self.scorer.score(number, together)
+                if after > max(MAX_FIT_SCORE, before + MIN_NAMED_SCORE):
+                    return True
+        return False
+
+
+def _denies(right: Observation, fault: Fault) -> bool:
+    """Whether a right result shows that a fault is not there.
+
+    It does if the fault would have changed it. Statistics of flow and vocoder show nothing: they may stay the
+    same, such as when all frames are shifted by one.
+    """
+    is_certain = not right.is_statistics or right.field.startswith("lm/")
+    return is_certain and right.affects(fault)
+
+
+def thinned(observations: list[Observation], scorer: Scorer) -> list[Observation]:
+    """Keep the estimator's results of a few steps, spread evenly: wrong ones, and right ones beside them.
+
+    Most faults of the estimator show at every step, and each step costs one evaluation for each fault.
+    """
+    numbers: dict[bool, list[int]] = {True: [], False: []}  # is wrong -> steps
+    for number, observation in enumerate(observations):
+        if observation.is_local and observation.field == BRANCH_VELOCITIES[0]:
+            step = observation.index
+            wrong = any(
+                scorer.is_wrong(other)
+                for other, one in enumerate(observations)
+                if one.is_local and one.field in BRANCH_VELOCITIES and one.index == step
+            )
+            numbers[wrong].append(step)
+    kept = set(_spread(numbers[True])) | set(_spread(numbers[False]))
+    result = []
+    for observation in observations:
+        is_estimator = observation.is_local and observation.field in BRANCH_VELOCITIES
+        if not is_estimator or observation.index in kept or not (numbers[True] or numbers[False]):
+            result.append(observation)
+    return result
+
+
+def _spread(steps: list[int]) -> list[int]:
+    """Return at most `FAULTY_STEPS` of the steps: the first, the last, and others evenly between."""
+    if len(steps) <= FAULTY_STEPS:
+        return steps
+    last = len(steps) - 1
+    return [steps[round(k * last / (FAULTY_STEPS - 1))] for k in range(FAULTY_STEPS)]
