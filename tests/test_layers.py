@@ -36,6 +36,7 @@ ORDER = (
     "speech.stream",
     "diagnose.compare",
     "diagnose.glitches",
+    "diagnose.sounds",
     "diagnose.precision",
     "diagnose.experiments",
     "diagnose.suspects",

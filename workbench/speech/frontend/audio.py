@@ -8,6 +8,7 @@ import math
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -35,6 +36,42 @@ WHISPER_RANGE = 8.0  # log10 units that are kept below the maximum: 80 dB
 FBANK_BINS = 80  # of Kaldi's features
 
 
+class Samples(NamedTuple):
+    """What an audio file holds."""
+
+    wav: Tensor  # (N,) float32, the mean of the channels
+    rate: int  # Hz
+    channels: int
+    subtype: str  # how samples are stored, as libsndfile calls it: "PCM_16", "FLOAT", "VORBIS"
+
+
+def read_samples(path: str | os.PathLike) -> Samples:
+    """Read an audio file as it is; NaN, infinite and very large samples are allowed."""
+    path = _existing_file(path)
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            rate, channels, subtype = file.samplerate, file.channels, file.subtype
+            blocks = []
+            n_frames = 0
+            while True:
+                block = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)  # (frames, channels)
+                if not len(block):
+                    break
+                blocks.append(block.mean(axis=1))
+                n_frames += len(block)
+                if n_frames > MAX_FILE_SECONDS * max(rate, MIN_HEADER_RATE):
+                    raise WorkbenchError(f"{path} is longer than {MAX_FILE_SECONDS} s; cut it first")
+    except (RuntimeError, TypeError, ValueError, OSError) as error:
+        reason = getattr(error, "error_string", None) or error
+        raise WorkbenchError(
+            f"{path} could not be read as audio ({reason}); expected WAV, FLAC, OGG or MP3. "
+            "It may be damaged, cut off or another kind of file: try converting it to WAV"
+        ) from None
+    if not blocks:
+        raise WorkbenchError(f"{path} holds no samples; expected a recording")
+    return Samples(torch.from_numpy(np.concatenate(blocks)), rate, channels, subtype)
+
+
 def read_wav(path: str | os.PathLike, sample_rate: int | None = None) -> tuple[Tensor, int]:
     """Read an audio file as one channel.
 
@@ -57,29 +94,7 @@ def read_wav(path: str | os.PathLike, sample_rate: int | None = None) -> tuple[T
     WorkbenchError
         If there is no such file, or it is empty, damaged, not audio, too long, or holds NaN or infinity.
     """
-    path = _existing_file(path)
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            rate = file.samplerate
-            blocks = []
-            n_frames = 0
-            while True:
-                block = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)  # (frames, channels)
-                if not len(block):
-                    break
-                blocks.append(block.mean(axis=1))
-                n_frames += len(block)
-                if n_frames > MAX_FILE_SECONDS * max(rate, MIN_HEADER_RATE):
-                    raise WorkbenchError(f"{path} is longer than {MAX_FILE_SECONDS} s; cut it first")
-    except (RuntimeError, TypeError, ValueError, OSError) as error:
-        reason = getattr(error, "error_string", None) or error
-        raise WorkbenchError(
-            f"{path} could not be read as audio ({reason}); expected WAV, FLAC, OGG or MP3. "
-            "It may be damaged, cut off or another kind of file: try converting it to WAV"
-        ) from None
-    if not blocks:
-        raise WorkbenchError(f"{path} holds no samples; expected a recording")
-    wav = torch.from_numpy(np.concatenate(blocks))
+    wav, rate, _, _ = read_samples(path)
     if not torch.isfinite(wav).all():
         raise WorkbenchError(f"{path} holds NaN or infinite samples; expected numbers from -1 to 1")
     level = wav.abs().max().item()
@@ -311,3 +326,26 @@ def speaker_features(wav16: Tensor) -> Tensor:
     """
     features = kaldi_fbank(wav16)
     return (features - features.mean(dim=0, keepdim=True)).unsqueeze(0)
+
+
+def change_speed(wav: np.ndarray, factor: float) -> np.ndarray:
+    """Return samples (N,) played `factor` times as fast, at the same rate; band-limited by soxr."""
+    import librosa
+
+    return librosa.resample(wav, orig_sr=factor, target_sr=1.0, res_type="soxr_vhq")
+
+
+def pitch(wav: np.ndarray, sample_rate: int, low: float, high: float, hop_length: int) -> np.ndarray:
+    """Return F0 of every hop in Hz, by the YIN method, also of hops that have no voice."""
+    import librosa
+
+    periods = 3 * math.ceil(sample_rate / low)  # samples in a frame; YIN needs more than two periods
+    return librosa.yin(wav, fmin=low, fmax=high, sr=sample_rate, frame_length=periods, hop_length=hop_length)
+
+
+def warping_path(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the mean cost and the path (steps, 2) by which features (D, T) of two sounds match best."""
+    import librosa
+
+    costs, path = librosa.sequence.dtw(x, y, metric="euclidean")
+    return float(costs[-1, -1]) / len(path), path[::-1]
