@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.diagnose.glitches.glitches import Finding, Findings, find_glitches
     from workbench.diagnose.glitches.wave_stats import wave_stats
     from workbench.diagnose.precision import bisect_precision, headroom
+    from workbench.diagnose.sounds.compare_sounds import compare_sounds
+    from workbench.diagnose.sounds.sound_comparison import SoundComparison
     from workbench.diagnose.suspects import faults
     from workbench.diagnose.suspects.diagnosis import Diagnosis
     from workbench.diagnose.suspects.simulate import FaultSimulator
@@ -62,12 +64,14 @@ PUBLIC = {
     "Prompt": "workbench.speech.frontend.frontend",
     "Report": "workbench.show.report.report",
     "Save": "workbench.trace.record",
+    "SoundComparison": "workbench.diagnose.sounds.sound_comparison",
     "StreamState": "workbench.speech.stream",
     "Trace": "workbench.trace.trace",
     "Utterance": "workbench.speech.frontend.frontend",
     "WorkbenchError": "workbench.errors",
     "bisect_precision": "workbench.diagnose.precision",
     "compare": "workbench.diagnose.compare.compare",
+    "compare_sounds": "workbench.diagnose.sounds.compare_sounds",
     "comparison_report": "workbench.show.report.run_reports",
     "data_path": "workbench.files",
     "export_onnx": "workbench.speech.onnx_estimator",

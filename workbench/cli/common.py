@@ -112,14 +112,6 @@ def open_prompt(path: str | None) -> Path:
 
 def open_traces(paths: Sequence[str], names: str | None) -> "list[Trace]":
     """Open traces and logs; `server.log#2` is the second run of a log."""
-    for path in paths:
-        suffix = Path(path).suffix.lower()
-        if suffix in (".wav", ".flac", ".ogg", ".opus", ".mp3"):
-            raise WorkbenchError(
-                f"{path}: a {suffix} has sound but no fields of a run; expected a .trace, such as "
-                f"`workbench speak --trace everything` writes, or a .log. `workbench glitches {path}` "
-                "looks at sound alone"
-            )
     from workbench.trace.importers.log_lines import NAMES
     from workbench.trace.importers.logs import open_run
 

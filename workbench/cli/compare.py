@@ -16,11 +16,13 @@ from workbench.cli.common import (
     open_traces,
     table_text,
 )
+from workbench.cli.sounds import any_sound, compare_sound_files, diagnose_sound, sound_file_report
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 
 if TYPE_CHECKING:
     from workbench.diagnose.compare.comparison import Comparison
+    from workbench.show.report.report import Report
 
 app = typer.Typer()
 COLUMNS = ["field", "index", "verdict", "rel_l2", "allowed", "added", "cosine", "norm_ratio", "note"]
@@ -28,7 +30,9 @@ COLUMNS = ["field", "index", "verdict", "rel_l2", "allowed", "added", "cosine", 
 
 @app.command(epilog="Example: workbench compare mine.trace server.log#2 --voice my_checkpoint")
 def compare(
-    reference: Annotated[str, typer.Argument(help="A trace, such as speak --trace writes, or a .log.")],
+    reference: Annotated[
+        str, typer.Argument(help="A trace, such as speak --trace writes, a .log, or a sound.")
+    ],
     candidate: Annotated[str, typer.Argument(help="The run in doubt; server.log#2 is a log's second run.")],
     names: Names = None,
     voice: OtherVoice = None,
@@ -41,7 +45,9 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON, and no text.")] = False,
     out: Annotated[str | None, typer.Option("-o", "--out", help="Also write all rows as JSON.")] = None,
 ) -> int:
-    """Put two runs side by side and name the first cause."""
+    """Put two runs side by side and name the first cause; or align two sounds and say what differs."""
+    if any_sound([reference, candidate]):
+        return compare_sound_files(reference, candidate, names, fail_on, brief, as_json, out)
     from workbench.diagnose.compare.compare import compare as compare_runs
     from workbench.diagnose.compare.comparison import VERDICTS
 
@@ -78,7 +84,7 @@ def _print_comparison(found: "Comparison", brief: bool) -> None:
 
 @app.command(epilog="Example: workbench report right.trace wrong.trace -o output/report.html")
 def report(
-    trace: Annotated[str, typer.Argument(help="A trace, such as speak --trace writes, or a .log.")],
+    trace: Annotated[str, typer.Argument(help="A trace, such as speak --trace writes, a .log, or a sound.")],
     other: Annotated[
         str | None, typer.Argument(help="The run in doubt; the first is then the reference.")
     ] = None,
@@ -87,25 +93,31 @@ def report(
     voice: OtherVoice = None,
     device: Device = "cpu",
 ) -> int:
-    """Write one HTML file about a run, or about two side by side."""
-    from workbench.show.report.run_reports import comparison_report, run_report
-
+    """Write one HTML file about a run or a sound, or about two side by side."""
     paths = [trace] if other is None else [trace, other]
-    traces = open_traces(paths, names)
-    titles = [Path(path).name for path in paths]
-    pipe = open_pipe(voice, device) if voice else None
-    if other is None:
-        page = run_report(traces[0], titles[0], pipe)
-    else:
-        page = comparison_report(*traces, pipe, tuple(titles))
+    page = sound_file_report(paths, names) if any_sound(paths) else _report(paths, names, voice, device)
     path = page.save(out)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     return 0
 
 
+def _report(paths: list[str], names: str | None, voice: str | None, device: str) -> "Report":
+    """Return the report of one run or of two."""
+    from workbench.show.report.run_reports import comparison_report, run_report
+
+    traces = open_traces(paths, names)
+    titles = [Path(path).name for path in paths]
+    pipe = open_pipe(voice, device) if voice else None
+    if len(traces) == 1:
+        return run_report(traces[0], titles[0], pipe)
+    return comparison_report(*traces, pipe, tuple(titles))
+
+
 @app.command(epilog="Example: workbench diagnose theirs.trace --reference mine.trace")
 def diagnose(
-    candidate: Annotated[str, typer.Argument(help="A trace or a log of the implementation in doubt.")],
+    candidate: Annotated[
+        str, typer.Argument(help="A trace, a log or a sound of the implementation in doubt.")
+    ],
     reference: Annotated[
         str | None, typer.Option(help="A right run of the same utterance; a whole trace needs none.")
     ] = None,
@@ -114,7 +126,9 @@ def diagnose(
     device: Device = "cpu",
     top: Annotated[int, typer.Option(help="Suspects to list.")] = 5,
 ) -> int:
-    """Name the known faults that a run looks like."""
+    """Name the known faults that a run looks like; of a sound alone, say what it shows."""
+    if any_sound([candidate, reference]):
+        return diagnose_sound(candidate, reference, names)
     from workbench.diagnose.suspects.suspects import find_suspects
 
     [wrong] = open_traces([candidate], names)

@@ -14,6 +14,8 @@ REGIONS = ("prompt", "target", "whole")  # all frames are "whole"; a text log pr
 LOOPS = ("draw", "knot", "step")  # dimensions that grow by one entry at a time during a run
 SUFFIX = ".stats"
 SAMPLE_RATE = 24_000  # Hz, of a trace that does not state its own
+# Files that hold a sound and no fields.
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 FRAME_RATE, TOKEN_RATE = 50, 25  # mel frames and speech tokens per second
 # Entries per second of each dimension that is the time of the target; `sample` has the trace's own rate.
 RATES = {"frame": FRAME_RATE, "target_frame": FRAME_RATE, "token": TOKEN_RATE, "draw": TOKEN_RATE}

@@ -16,7 +16,17 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 from workbench.trace.record import in_causal_order, summarise, summarise_regions
-from workbench.trace.schema import FIELDS, LOOPS, REGIONS, SAMPLE_RATE, STATS, SUFFIX, VERSION, dims_of
+from workbench.trace.schema import (
+    FIELDS,
+    LOOPS,
+    REGIONS,
+    SAMPLE_RATE,
+    SOUND_SUFFIXES,
+    STATS,
+    SUFFIX,
+    VERSION,
+    dims_of,
+)
 
 KEY = "workbench_trace"  # the one entry of the file's metadata; it holds version and attributes as JSON
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -235,6 +245,11 @@ class Trace(Mapping[str, Tensor]):
             When the file is missing, truncated, no trace, or a trace of another schema version.
         """
         path = Path(path)
+        if path.suffix.lower() in SOUND_SUFFIXES:
+            raise WorkbenchError(
+                f"{path} is a sound and has no fields of a run; expected a file that Trace.save wrote. "
+                "Compare sounds with wb.compare_sounds or `workbench compare`, and play them with wb.player"
+            )
         if not path.is_file():
             raise WorkbenchError(f"{path} does not exist; expected a file that Trace.save wrote")
         try:

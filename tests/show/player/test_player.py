@@ -204,6 +204,16 @@ def test_arguments_that_do_not_fit_raise(arguments, words):
 # ---- the widget and its static twin
 
 
+def test_files_traces_and_samples_play_side_by_side(tmp_path):
+    write_wav(tmp_path / "theirs.wav", tone(rate=16_000).wav, 16_000)
+    made = wb.player(tone(), tmp_path / "theirs.wav", tone().wav.numpy(), sample_rate=24_000)
+    assert [trace["rate"] for trace in made.data["traces"]] == [24_000, 16_000, 24_000]
+    assert made.data["traces"][1]["name"].endswith("theirs.wav")
+    for source, words in ((tmp_path / "none.wav", "does not exist"), (tone().wav, "sample_rate=")):
+        with pytest.raises(wb.WorkbenchError, match=words):
+            wb.player(source)
+
+
 class Tags(HTMLParser):
     def __init__(self, text):
         super().__init__()

@@ -164,4 +164,6 @@ def _unexplained(x: Array, y: Array) -> float:
 
 def _error(found: Alignment) -> float:
     """Return the share of the reference's energy that the aligned candidate does not explain."""
-    return float(np.square(found.reference - found.candidate).sum() / max(np.square(found.reference).sum(), 1e-20))
+    return float(
+        np.square(found.reference - found.candidate).sum() / max(np.square(found.reference).sum(), 1e-20)
+    )

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.diagnose.sounds.alignment import Alignment
+from workbench.diagnose.sounds.alignment import MIN_FRACTION, Alignment
 from workbench.diagnose.sounds.differences import (
     LOST_DB,
+    below,
     by_band,
     change_above,
     noise_floor,
@@ -67,49 +68,65 @@ def placing(found: Alignment, x: SoundInput, y: SoundInput, rate: int, played: i
     played : int
         Hz that the candidate's samples fit; another than `y.rate` means a wrong header.
     """
-    samples = found.delay * rate
-    precision = "to 10 ms" if found.method == "spectrum" else f"{samples:.2f} samples at {rate} Hz"
-    is_later = "later" if found.delay > 0 else "earlier"
-    # A delay that is small beside a drift may come from fitting it.
-    delayed = abs(samples) >= (1.0 if found.drift else 0.01)
-    gain_db = 20 * math.log10(found.gain)
-    if played != y.rate:
-        rates = f"the samples fit {played} Hz, but are labelled {y.rate} Hz: {y.rate / played:.4g} times as fast"
-    else:
+    if played == y.rate:
         rates = f"{x.rate} and {y.rate} Hz"
-    return [
-        Aspect("sample rate", x.rate != y.rate or played != y.rate, rates, True),
-        Aspect("delay", delayed, f"{abs(found.delay) * 1e3:.4g} ms {is_later} ({precision})" if delayed else "none", True),
-        Aspect("drift", abs(found.drift) >= DRIFT_PPM, f"{found.drift:.3g} ppm", True)
-        if found.method == "samples"
-        else Aspect("drift", None, "the waveforms do not correlate"),
-        Aspect("polarity", found.is_inverted, "inverted" if found.is_inverted else "the same", True)
-        if found.method == "samples"
-        else Aspect("polarity", None, "the waveforms do not correlate"),
-        Aspect("level", abs(gain_db) >= LEVEL_DB, f"{gain_db:+.2f} dB", True),
-    ]  # fmt: skip
+    else:
+        times = f"{y.rate / played:.4g} times as fast"
+        rates = f"the candidate's samples fit {played} Hz, but are labelled {y.rate} Hz: {times}"
+    aspects = [Aspect("sample rate", x.rate != y.rate or played != y.rate, rates, is_undone=True)]
+
+    samples = found.delay * rate
+    # Beside a drift, a small delay may come from fitting the drift.
+    is_delayed = abs(samples) >= (1.0 if found.drift else MIN_FRACTION)
+    precision = "to 10 ms" if found.method == "spectrum" else f"{abs(samples):.2f} samples at {rate} Hz"
+    where = "later" if found.delay > 0 else "earlier"
+    delay = f"{abs(found.delay) * 1e3:.4g} ms {where} ({precision})" if is_delayed else "none"
+    aspects.append(Aspect("delay", is_delayed, delay, is_undone=True))
+
+    if found.method == "samples":
+        is_drifting = abs(found.drift) >= DRIFT_PPM
+        aspects.append(Aspect("drift", is_drifting, f"{found.drift:+.3g} ppm", is_undone=True))
+        polarity = "inverted" if found.is_inverted else "the same"
+        aspects.append(Aspect("polarity", found.is_inverted, polarity, is_undone=True))
+    else:
+        aspects.append(Aspect("drift", None, "the waveforms do not correlate"))
+        aspects.append(Aspect("polarity", None, "the waveforms do not correlate"))
+
+    gain_db = 20 * math.log10(found.gain)
+    aspects.append(Aspect("level", abs(gain_db) >= LEVEL_DB, f"{gain_db:+.2f} dB", is_undone=True))
+    return aspects
 
 
-def lengths(found: Alignment, x: SoundInput, y: SoundInput, x_seconds: float, y_seconds: float, rate: int) -> Aspect:
-    """Describe what only one of the sounds has before and after the part in common."""
+def lengths(found: Alignment, x: SoundInput, y: SoundInput, y_seconds: float, rate: int) -> Aspect:
+    """Describe what only one of the sounds has, before and after the part in common.
+
+    Parameters
+    ----------
+    found : Alignment
+    x, y : SoundInput
+        Reference and candidate.
+    y_seconds : float
+        Length of the candidate at the rate that its samples fit.
+    rate : int
+        Hz, at which they were aligned.
+    """
     common = len(found.reference) / rate
-    start_y = found.start + found.delay
+    sides = (
+        ("the reference", x, x.seconds, found.start),
+        ("the candidate", y, y_seconds, found.start + found.delay),
+    )
     texts, has_speech = [], False
-    for who, sound, total, start in (
-        ("the reference", x, x_seconds, found.start),
-        ("the candidate", y, y_seconds, start_y),
-    ):
-        scale = sound.seconds / total  # of a wrongly labelled file
-        for where, first, last in (("before", 0.0, start), ("after", start + common, total)):
+    for who, sound, seconds, start in sides:
+        for where, first, last in (("before", 0.0, start), ("after", start + common, seconds)):
             if last - first < MIN_PART_S:
                 continue
-            part = sound.wav[round(first * scale * sound.rate) : round(last * scale * sound.rate)]
+            n = len(sound.wav)
+            part = sound.wav[round(first / seconds * n) : round(last / seconds * n)]
             is_speech = _is_speech(part, sound)
             has_speech = has_speech or is_speech
             what = "sound" if is_speech else "silence"
             texts.append(f"{who} has {last - first:.3f} s of {what} {where} the part in common")
-    text = "; ".join(texts) or f"{x_seconds:.3f} and {y_seconds:.3f} s"
-    return Aspect("length", has_speech, text)
+    return Aspect("length", has_speech, "; ".join(texts) or f"{x.seconds:.3f} and {y_seconds:.3f} s")
 
 
 def _is_speech(part: Array, sound: SoundInput) -> bool:
@@ -140,6 +157,9 @@ def content(found: Alignment, rate: int, top: float) -> tuple[list[Aspect], floa
         if is_edge or abs(difference) >= LOST_DB:
             bandwidth = Aspect("bandwidth", not is_edge, text + (", as after resampling" if is_edge else ""))
             top = frequency
+    flat = clipped(x), clipped(y)
+    bands = by_band(x, y, rate, top)
+    x, y = below(x, rate, top), below(y, rate, top)
     floors = noise_floor(x, rate), noise_floor(y, rate)
     heard = max(floors) > SILENT_FLOOR_DB
     floor = Aspect(
@@ -147,15 +167,15 @@ def content(found: Alignment, rate: int, top: float) -> tuple[list[Aspect], floa
         heard and abs(floors[1] - floors[0]) >= NOISE_FLOOR_DB,
         f"{floors[0]:.0f} and {floors[1]:.0f} dB of full scale",
     )
-    bands = by_band(x, y, rate, top)
     worst = bands.loc[bands["difference_db"].abs().idxmax()]
     spectrum = Aspect(
         "spectrum",
         bool(abs(worst["difference_db"]) >= BAND_DB),
-        f"at most {worst['difference_db']:+.1f} dB, from {worst['low']:.0f} to {worst['high']:.0f} Hz",
+        f"at most {worst['difference_db']:+.1f} dB, from {worst['low_hz']:.0f} to {worst['high_hz']:.0f} Hz",
     )
-    flat = clipped(x), clipped(y)
-    clipping = Aspect("clipping", (flat[0] > 0) != (flat[1] > 0), f"{flat[0]} and {flat[1]} samples in flat tops")
+    clipping = Aspect(
+        "clipping", (flat[0] > 0) != (flat[1] > 0), f"{flat[0]} and {flat[1]} samples in flat tops"
+    )
     return [bandwidth, floor, clipping, spectrum, *_voice(x, y, rate)], top
 
 
@@ -174,5 +194,6 @@ def _voice(x: Array, y: Array, rate: int) -> list[Aspect]:
     if voice["frames"] < MIN_VOICED:
         return [Aspect("f0", None, "too few frames are voiced in both"), harmonics]
     is_off = voice["f0_cents"] >= F0_CENTS or voice["f0_off"] >= F0_OFF
-    text = f"{voice['f0_cents']:.1f} cents apart (median); {voice['f0_off']:.0%} of the frames half a semitone off"
+    far = f"{voice['f0_off']:.0%} of the frames half a semitone off"
+    text = f"{voice['f0_cents']:.1f} cents apart (median); {far}"
     return [Aspect("f0", is_off, text), harmonics]

@@ -22,14 +22,15 @@ from workbench.diagnose.sounds.aspects import (
 from workbench.diagnose.sounds.differences import by_band, by_time, signal_to_error
 from workbench.diagnose.sounds.lags import FRAME_S, spectral_lag, spectrogram
 from workbench.diagnose.sounds.sound_comparison import SoundComparison
-from workbench.diagnose.sounds.sound_input import SoundInput, SoundSource, open_sound
+from workbench.diagnose.sounds.sound_input import SoundInput, SoundSource, check_length, open_sound
 from workbench.speech.frontend.audio import change_speed, warping_path
 
 Array = np.ndarray
 MIN_SECONDS = 0.1  # of both sounds; in less nothing can be aligned
 ALIKE_DB = 40.0  # signal over difference from which, with no aspect different, sounds are alike
-STEPS = 1.6  # storage steps of both sounds: rounding is half a step, dither adds one
+STEPS = 1.6  # of the spacing of stored numbers: rounding is half of it, dither adds one
 FLOAT_ERROR = 2e-6  # of each value; what undoing a gain in floating point leaves
+FLOAT64_ERROR = 1e-12  # of full scale; what undoing a gain leaves of equal samples
 USUAL_RATES = (8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # Hz; a wrong header has one of these
 CLEARLY = 0.1  # by so much another rate must correlate better
 LABELLED_WELL = 0.85  # correlation of spectrograms at which another rate is believed
@@ -51,7 +52,7 @@ class Pair(NamedTuple):
 def compare_sounds(
     reference: SoundSource, candidate: SoundSource, sample_rate: int | None = None
 ) -> SoundComparison:
-    """Compare two sounds: align them, then say what differs, when, at which frequencies, and what could do it.
+    """Align two sounds, then say what differs, when, at which frequencies, and what could make it differ.
 
     Delay, drift, polarity, gain and sample rate are found and undone first, so that they hide nothing. No
     fault is named: `SoundComparison.unknown` says what a sound alone cannot tell.
@@ -81,6 +82,8 @@ def compare_sounds(
     'MATCH: the same sound after undoing level (-6.02 dB)'
     """
     x, y = open_sound(reference, sample_rate), open_sound(candidate, sample_rate)
+    for sound in (x, y):
+        check_length(sound)
     glitches = find_glitches(x.trace), find_glitches(y.trace)
     reason = _not_comparable(x, y)
     if x.rate == y.rate and np.array_equal(x.samples, y.samples, equal_nan=True):
@@ -103,7 +106,8 @@ def _not_comparable(x: SoundInput, y: SoundInput) -> str:
     reasons = []
     for who, sound in (("reference", x), ("candidate", y)):
         if sound.seconds < MIN_SECONDS:
-            reasons.append(f"the {who} has {len(sound.samples)} samples, {sound.seconds * 1e3:.3g} ms; {MIN_SECONDS} s are needed")
+            length = f"{len(sound.samples)} samples, {sound.seconds * 1e3:.3g} ms"
+            reasons.append(f"the {who} has {length}; {MIN_SECONDS} s are needed")
         elif sound.nonfinite == len(sound.samples):
             reasons.append(f"every sample of the {who} is NaN or infinite")
         elif np.ptp(sound.wav) == 0:
@@ -137,19 +141,22 @@ def _at_one_rate(x: SoundInput, y: SoundInput, played: int, without_mean: bool) 
 
 def _at_another_rate(x: SoundInput, y: SoundInput, without_mean: bool) -> tuple[Pair, Alignment] | None:
     """Look for another rate at which the candidate's samples fit the reference; None if there is none."""
-    _, own = _likeness(_at_one_rate(x, y, y.rate, without_mean))
-    best = max(
-        (_likeness(_at_one_rate(x, y, rate, without_mean))[::-1] + (rate,) for rate in {*USUAL_RATES, x.rate} - {y.rate}),
-        default=None,
-    )
-    if best is None or best[0] < max(LABELLED_WELL, own + CLEARLY):
+    _, own = _likeness(x, y, y.rate, without_mean)
+    best_rate, best = y.rate, own
+    for rate in sorted({*USUAL_RATES, x.rate} - {y.rate}):
+        _, correlation = _likeness(x, y, rate, without_mean)
+        if correlation > best:
+            best_rate, best = rate, correlation
+    if best < max(LABELLED_WELL, own + CLEARLY):
         return None
-    pair = _at_one_rate(x, y, best[2], without_mean)
+    pair = _at_one_rate(x, y, best_rate, without_mean)
     found = align(pair.x, pair.y, pair.rate)
     return None if found.method == "none" else (pair, found)
 
 
-def _likeness(pair: Pair) -> tuple[float, float]:
+def _likeness(x: SoundInput, y: SoundInput, played: int, without_mean: bool) -> tuple[float, float]:
+    """Return lag and correlation of the spectrograms, with the candidate's samples taken at `played` Hz."""
+    pair = _at_one_rate(x, y, played, without_mean)
     return spectral_lag(pair.x, pair.y, pair.rate)
 
 
@@ -168,19 +175,19 @@ def _judge(
     rate = pair.rate
     is_exact = x.rate == pair.played and not found.is_resampled
     top = rate / 2 * (1.0 if is_exact else RESAMPLER_TOP)
-    sounds = len(pair.x) / rate, len(pair.y) / rate
     aspects = [
         _finite(x, y),
         offset,
         *placing(found, x, y, rate, pair.played),
-        lengths(found, x, y, *sounds, rate),
+        lengths(found, x, y, len(pair.y) / rate, rate),
     ]
     error = np.abs(found.candidate - found.reference)
-    if found.method == "samples" and is_exact and not error.any():
+    if found.method == "samples" and is_exact and error.max() <= FLOAT64_ERROR:
         verdict, reason = "MATCH", ""
     elif found.method == "samples" and is_exact and _is_rounding(x, y, found, error):
         verdict = "ROUNDING"
-        reason = f"they differ by at most {error.max():.2g} of full scale, as storage explains ({_storage(x, y)})"
+        largest = f"they differ by at most {error.max():.2g} of full scale"
+        reason = f"{largest}, as storage explains ({_storage(x, y)})"
     else:
         verdict, reason = "", ""
         measured, top = content(found, rate, top)
@@ -208,11 +215,10 @@ def _judge(
 
 def _is_rounding(x: SoundInput, y: SoundInput, found: Alignment, error: Array) -> bool:
     """Return whether storage explains the whole difference."""
-    (step_x, relative_x), (step_y, relative_y) = x.rounding, y.rounding
-    allowed = STEPS * (step_x + step_y / found.gain)
-    allowed = allowed + (relative_x + relative_y + FLOAT_ERROR) * np.abs(found.reference)
+    spacing = x.spacing_at(found.reference) + y.spacing_at(found.candidate * found.gain) / found.gain
+    allowed = STEPS * spacing + FLOAT_ERROR * np.abs(found.reference)
     # Integers end at full scale: what lies beyond it is clipped when a file is written.
-    is_beyond = (np.abs(found.reference) >= 1 - step_y) & (step_y > 0) & (found.gain == 1)
+    is_beyond = (np.abs(found.reference) >= 1 - spacing) & (found.gain == 1)
     return bool((error <= allowed)[~is_beyond].all())
 
 
@@ -230,7 +236,9 @@ def _judge_content(
         is_moved, text = _timing(found, pair.rate)
         more.append(Aspect("prosody", is_moved, text))
         if not is_moved and not {"spectrum", "f0", "harmonics", "bandwidth"} & set(differs):
-            more.append(Aspect("phase or noise", True, "spectrum, F0 and level agree, the waveforms do not correlate"))
+            more.append(
+                Aspect("phase or noise", True, "spectrum, F0 and level agree, the waveforms do not correlate")
+            )
         return "DIVERGED", f"aligned by their spectrograms (correlation {found.correlation:.3f})", more
     reason = f"the difference lies {snr:.0f} dB below the sound, up to {top / 1e3:.3g} kHz"
     if differs:
@@ -274,4 +282,7 @@ def _words(pair: Pair) -> tuple[list[Aspect], str]:
         found = [Aspect("prosody", True, text), Aspect("words", None, "not recognised, only likened")]
         return found, f"no single delay fits; {text}"
     text = "not the same utterance: other words, another voice, or one that is distorted beyond recognition"
-    return [Aspect("prosody", None, "the words differ or are not recognised"), Aspect("words", True, text)], text
+    return [
+        Aspect("prosody", None, "the words differ or are not recognised"),
+        Aspect("words", True, text),
+    ], text

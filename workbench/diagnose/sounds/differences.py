@@ -1,21 +1,40 @@
 """Measure how two aligned sounds differ: by time, by frequency, in pitch and in harmonicity."""
 
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
+from scipy.signal import butter, sosfiltfilt
 
 from workbench.diagnose.sounds.lags import FRAME_S, RANGE_DB, spectrogram
 from workbench.diagnose.sounds.measures import average_spectrum, decibels, voice_track
 
 Array = np.ndarray
-BAND_EDGES = (0, 125, 250, 500, 1000, 2000, 3000, 4000, 6000, 8000, 10_000, 12_000, 16_000, 20_000, 24_000)  # Hz
+BAND_EDGES = (
+    0,
+    125,
+    250,
+    500,
+    1000,
+    2000,
+    3000,
+    4000,
+    6000,
+    8000,
+    10_000,
+    12_000,
+    16_000,
+    20_000,
+    24_000,
+)  # Hz
 SEGMENT_S = 0.1  # seconds of a row by time: shorter than a syllable
 FLOOR_DB = 75.0  # below the whole level; what a band has below it is not heard and not compared
 BIN_FLOOR_DB = 90.0  # below the strongest bin of a spectrum; the noise of 16-bit storage lies about there
 SLOPE_DB = 1.0  # a loss at the upper end begins where the levels are so far apart
 LOST_DB = 12.0  # median loss above that place from which the frequencies count as lost
 MIN_BAND_HZ = 200.0  # of a loss
+FILTER_ORDER = 8  # of `below`; run forwards and backwards, 96 dB an octave
 CENTS = 1200.0  # of an octave
 CLEAR_CHANGE = 0.15  # of the harmonicity, from which a frame is voiced in one sound alone
 
@@ -26,7 +45,7 @@ def by_band(reference: Array, candidate: Array, rate: int, top: float) -> pd.Dat
     Returns
     -------
     DataFrame
-        `low`, `high` (Hz), `reference_db`, `candidate_db` (of full scale), `difference_db` (0 where both are
+        `low_hz`, `high_hz`, `reference_db`, `candidate_db` (of full scale), `difference_db` (0 where both are
         below the floor), `snr_db` (level of the reference over that of the difference).
     """
     frequencies, power_x = average_spectrum(reference, rate)
@@ -34,15 +53,16 @@ def by_band(reference: Array, candidate: Array, rate: int, top: float) -> pd.Dat
     _, power_error = average_spectrum(candidate - reference, rate)
     floor = power_x.sum() * 10 ** (-FLOOR_DB / 10)
     rows = []
-    for low, high in zip(BAND_EDGES, BAND_EDGES[1:], strict=False):
-        inside = (frequencies >= low) & (frequencies < min(high, top))
-        if not inside.any() or low >= top:
+    for low, edge in itertools.pairwise(BAND_EDGES):
+        high = min(edge, round(top))
+        inside = (frequencies >= low) & (frequencies < high)
+        if not inside.any():
             break
         x, y, error = (float(power[inside].sum()) for power in (power_x, power_y, power_error))
         difference = float(decibels(max(y, floor)) - decibels(max(x, floor)))
-        rows.append((low, min(high, top), decibels(x), decibels(y), difference, decibels(x) - decibels(error)))
-    columns = ["low", "high", "reference_db", "candidate_db", "difference_db", "snr_db"]
-    return pd.DataFrame(rows, columns=columns).astype(float)
+        rows.append((low, high, decibels(x), decibels(y), difference, decibels(x) - decibels(error)))
+    columns = ["low_hz", "high_hz", "reference_db", "candidate_db", "difference_db", "snr_db"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def by_time(reference: Array, candidate: Array, rate: int, top: float, start: float) -> pd.DataFrame:
@@ -87,8 +107,15 @@ def noise_floor(wav: Array, rate: int) -> float:
     return float(np.percentile(decibels(np.square(frames).mean(1)), 10))
 
 
+def below(wav: Array, rate: int, top: float) -> Array:
+    """Return a sound without what lies above `top` Hz."""
+    if top >= rate / 2:
+        return wav
+    return sosfiltfilt(butter(FILTER_ORDER, top, fs=rate, output="sos"), wav)
+
+
 def spectral_difference(reference: Array, candidate: Array, rate: int, top: float) -> Array:
-    """Return the candidate's spectrogram minus the reference's, dB, (bands, T), in the range of the louder."""
+    """Return the candidate's spectrogram minus the reference's in dB, (bands, T)."""
     x, y = spectrogram(reference, rate, top), spectrogram(candidate, rate, top)
     floor = max(x.max(), y.max()) - RANGE_DB
     return np.maximum(y, floor) - np.maximum(x, floor)
@@ -106,7 +133,7 @@ def change_above(reference: Array, candidate: Array, rate: int) -> tuple[float, 
     _, power_y = average_spectrum(candidate, rate)
     floor = max(power_x.max(), power_y.max()) * 10 ** (-BIN_FLOOR_DB / 10)
     difference = decibels(np.maximum(power_y, floor)) - decibels(np.maximum(power_x, floor))
-    is_empty = (power_x <= floor) & (power_y <= floor)
+    is_empty = np.maximum(power_x, power_y) <= 10 * floor  # too near to the floor to show a loss
     for sign in (-1, 1):
         is_changed = sign * difference >= SLOPE_DB
         kept = np.flatnonzero(~is_changed & ~is_empty)

@@ -94,7 +94,8 @@ def bandwidth(wav: Array, rate: int) -> float:
 def voice_track(wav: Array, rate: int) -> VoiceTrack:
     """Return pitch and harmonicity of a sound; empty if it is shorter than 100 ms."""
     if rate > PITCH_RATE:
-        wav, rate = resample(torch.from_numpy(wav), rate, PITCH_RATE).numpy(), PITCH_RATE
+        contiguous = torch.from_numpy(np.ascontiguousarray(wav))
+        wav, rate = resample(contiguous, rate, PITCH_RATE).numpy(), PITCH_RATE
     hop, reach = round(FRAME_S * rate), round(2 * rate / PITCH_RANGE[0])  # two periods of the lowest voice
     if len(wav) < 3 * reach:
         return VoiceTrack(np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from workbench.diagnose.glitches.glitches import Findings, find_glitches
 from workbench.diagnose.sounds.measures import properties
-from workbench.diagnose.sounds.sound_input import SoundSource, open_sound
+from workbench.diagnose.sounds.sound_input import SoundSource, check_length, open_sound
 from workbench.trace.trace import Trace
 
 NO_FAULT = (
@@ -54,7 +54,9 @@ class OneSound:
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each property: `property`, `value`."""
-        return pd.DataFrame([(key, rounded(value)) for key, value in self.properties.items()], columns=["property", "value"])
+        return pd.DataFrame(
+            [(key, rounded(value)) for key, value in self.properties.items()], columns=["property", "value"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it; NaN becomes None."""
@@ -99,6 +101,7 @@ def examine_sound(source: SoundSource, sample_rate: int | None = None) -> OneSou
         When a file cannot be read, or has no samples or more than five minutes.
     """
     sound = open_sound(source, sample_rate)
+    check_length(sound)
     return OneSound(sound.name, properties(sound), find_glitches(sound.trace), sound.trace)
 
 

@@ -15,7 +15,6 @@ from workbench.diagnose.sounds.causes import NEXT_STEP, POSSIBLE, UNKNOWABLE
 from workbench.diagnose.sounds.measures import properties
 from workbench.diagnose.sounds.sound_input import SoundInput
 from workbench.errors import WorkbenchError
-from workbench.trace.trace import Trace
 
 # From good to bad; all speak of the sounds after delay, drift, polarity, gain and rate have been undone.
 # MATCH           equal in every sample
@@ -126,11 +125,13 @@ class SoundComparison:
         for aspect in self.aspects:
             if aspect.differs:
                 could = POSSIBLE[aspect.name]
-                remarks.append(f"{aspect.name}: {aspect.text}. Possible places: {could.places} ({could.reason})")
+                where = f"possible places: {could.places} ({could.reason})"
+                remarks.append(f"{aspect.name}: {aspect.text}; {where}")
         if len(self.times) and not self.ok:
             worst = self.times.loc[self.times["spectrum_db"].idxmax()]
+            place = f"{worst['start']:.1f} to {worst['end']:.1f} s"
             remarks.append(
-                f"farthest apart at {worst['start']:.1f} to {worst['end']:.1f} s: {worst['spectrum_db']:.1f} dB (rms)"
+                f"farthest apart at {place}: {worst['spectrum_db']:.1f} dB (rms over the spectrum)"
             )
         for who, found in zip(("reference", "candidate"), self.glitches, strict=True):
             if len(found):

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.audio import read_samples
+from workbench.trace.schema import SOUND_SUFFIXES
+from workbench.trace.storage import FLOAT32_ERROR, Storage, storage_of
 from workbench.trace.trace import Trace
 
 Array = np.ndarray
 SoundSource = str | os.PathLike | Trace | Tensor | Array
-# What `is_sound_file` goes by; the file itself is opened by libsndfile.
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 MAX_SECONDS = 300  # of a sound; one utterance is far shorter, and memory grows with it
 MIN_RATE, MAX_RATE = 1000, 400_000  # Hz; others are mistaken units
+INTEGER_STEPS = (2.0**-7, 2.0**-15)  # of full scale: 8 and 16 bit
 LOSSY = ("VORBIS", "OPUS", "MPEG", "GSM", "ADPCM", "ULAW", "ALAW")  # of libsndfile's names
 
 
@@ -62,31 +63,38 @@ class SoundInput:
         return int((~np.isfinite(self.samples)).sum())
 
     @cached_property
-    def rounding(self) -> tuple[float, float]:
-        """Distance of neighbouring values: as a share of full scale, and as a share of each value.
+    def _grid(self) -> float:
+        """Step of 8-bit or 16-bit integers, as a share of full scale; 0 where the values are no integers.
 
-        Integers have the first and floating point the second. Both are found from the values: those of a
-        16-bit file stay multiples of 2 ** -15 when they are copied into a float file.
+        The values tell: those of a 16-bit file stay multiples of 1/32768 when a float file is made of them.
         """
-        bits = next((bits for bits in (7, 15, 23) if _is_integer(self.wav * 2.0**bits)), None)
-        step = 0.0 if bits is None else 2.0**-bits
-        # Quiet 16-bit values are exact in float16 as well, so that both can be true.
-        with np.errstate(over="ignore"):
-            if np.array_equal(self.wav, self.wav.astype(np.float16)):
-                return step, 2.0**-11
-        if np.array_equal(self.wav, torch.from_numpy(self.wav).bfloat16().double().numpy()):
-            return step, 2.0**-8
-        return step, 0.0 if step else 2.0**-24
+        for step in INTEGER_STEPS:
+            scaled = self.wav / step
+            if np.array_equal(scaled, np.rint(scaled)):
+                return step
+        return 0.0
+
+    @cached_property
+    def _form(self) -> Storage | None:
+        return storage_of(torch.from_numpy(self.wav))
+
+    def spacing_at(self, values: Array) -> Array:
+        """Return the distance of neighbouring numbers in the form that the sound was stored in, (N,)."""
+        if self._form is None:
+            spacing = FLOAT32_ERROR * np.abs(values)
+        else:
+            spacing = self._form.spacing_at(torch.from_numpy(values)).numpy()
+        # Quiet integers are exact in half precision as well, whose numbers near zero lie closer together.
+        return np.maximum(spacing, self._grid)
 
     @property
     def storage(self) -> str:
         """How the values are stored, in words."""
         if any(name in self.subtype for name in LOSSY):
             return f"lossy ({self.subtype})"
-        step, relative = self.rounding
-        if step and relative * np.abs(self.wav).max() <= step:
-            return f"{round(-np.log2(step)) + 1} bit"
-        return {2.0**-11: "float16", 2.0**-8: "bfloat16"}.get(relative, "floating point")
+        if self._grid and self._form and self._form.name.endswith("float16"):
+            return f"{round(-np.log2(self._grid)) + 1} bit"
+        return self._form.name if self._form else "floating point"
 
     @property
     def trace(self) -> Trace:
@@ -95,12 +103,8 @@ class SoundInput:
         return Trace({"hift/wav": wav}, {"sample_rate": self.rate, "source": self.name})
 
 
-def _is_integer(values: Array) -> bool:
-    return bool(np.array_equal(values, np.rint(values)))
-
-
 def is_sound_file(path: object) -> bool:
-    """Return whether something is a path that ends like the name of a sound file."""
+    """Return whether something is a path that ends like the name of a sound file; nothing is opened."""
     return isinstance(path, (str, os.PathLike)) and Path(path).suffix.lower() in SOUND_SUFFIXES
 
 
@@ -110,7 +114,8 @@ def open_sound(source: SoundSource, sample_rate: int | None = None, name: str | 
     Parameters
     ----------
     source : path, Trace, or Tensor or ndarray (N,)
-        Of a file with several channels their mean is taken. Of a trace only `hift/wav` is used.
+        Of a file with several channels their mean is taken. Of a trace, or the path of one, only `hift/wav`
+        is used.
     sample_rate : int, optional
         Hz; needed for bare samples, ignored for files and traces, which know theirs.
     name : str, optional
@@ -119,8 +124,10 @@ def open_sound(source: SoundSource, sample_rate: int | None = None, name: str | 
     Raises
     ------
     WorkbenchError
-        When there are no samples, several channels, no rate, or more than five minutes.
+        When a file cannot be read, or there are no samples, several channels or no rate.
     """
+    if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".trace":
+        return open_sound(Trace.load(source), name=name or str(source))
     if isinstance(source, (str, os.PathLike)):
         wav, rate, channels, subtype = read_samples(source)
         found = SoundInput(name or str(source), wav.double().numpy(), rate, channels, subtype)
@@ -147,8 +154,16 @@ def open_sound(source: SoundSource, sample_rate: int | None = None, name: str | 
         )
     if not MIN_RATE <= found.rate <= MAX_RATE:
         raise WorkbenchError(f"{found.name}: a sample rate of {found.rate!r}; expected Hz, such as 24000")
-    if found.seconds > MAX_SECONDS:
-        raise WorkbenchError(
-            f"{found.name} has {found.seconds:.0f} s; expected {MAX_SECONDS} s at most: cut it into utterances"
-        )
     return found
+
+
+def check_length(sound: SoundInput) -> None:
+    """Raise a WorkbenchError if a sound is longer than what is analysed at once."""
+    if sound.seconds > MAX_SECONDS:
+        length = f"{sound.seconds:.0f} s; expected {MAX_SECONDS} s at most"
+        raise WorkbenchError(f"{sound.name} has {length}: cut it into utterances")
+
+
+def as_trace(source: SoundSource, sample_rate: int | None = None) -> Trace:
+    """Return a trace as it is with all its fields, and any other sound as a trace of its waveform."""
+    return source if isinstance(source, Trace) else open_sound(source, sample_rate).trace

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import anywidget
 import traitlets
 
+from workbench.diagnose.sounds.sound_input import SoundSource, as_trace
 from workbench.errors import WorkbenchError
 from workbench.show.player.page import MODULE, static_player
 from workbench.show.player.payload import Findings, player_data
-from workbench.trace.trace import Trace
 
 
 class Player(anywidget.AnyWidget):
@@ -92,21 +92,22 @@ class Player(anywidget.AnyWidget):
 
 
 def player(
-    *traces: Trace,
+    *traces: SoundSource,
     names: Sequence[str] | None = None,
     findings: Findings | Sequence[Findings] = None,
     match_levels: bool = False,
     seconds: float = 60.0,
+    sample_rate: int | None = None,
 ) -> Player:
-    """Return a player of traces on one time axis; a change of trace keeps the position and has no gap.
+    """Return a player of traces and sounds on one time axis; a change keeps the position and has no gap.
 
     The sound is PCM16 at its own level. Samples beyond full scale are clipped and NaN is set to 0; the player
     shows a warning then.
 
     Parameters
     ----------
-    *traces : Trace
-        1 to 26 traces with a waveform. Without a recorded `flow/mel` the mel of the waveform is shown.
+    *traces : Trace, path of a sound file, Tensor (N,) or ndarray (N,)
+        1 to 26 sounds. Without a recorded `flow/mel` the mel of the waveform is shown.
     names : sequence of str, optional
         One per trace. Default: each trace's tag, text or source.
     findings : DataFrame, object with `to_frame()`, or a sequence of them, optional
@@ -116,6 +117,8 @@ def player(
         Turn every trace down to the least loud one (LUFS, ITU-R BS.1770); the player shows the gains in dB.
     seconds : float
         Sound of each trace that is included, from its start; a longer trace gets a warning.
+    sample_rate : int, optional
+        Hz, of bare samples; files and traces know theirs.
 
     Returns
     -------
@@ -125,12 +128,16 @@ def player(
     Raises
     ------
     WorkbenchError
-        When a trace has no waveform, or names or findings do not fit the traces.
+        When a trace has no waveform, a file cannot be read, or names or findings do not fit the traces.
 
     Examples
     --------
     >>> louder = wb.Trace({"hift/wav": 1.5 * trace.wav}, trace.attrs)
     >>> wb.player(trace, louder, names=["as it is", "louder"], findings=wb.find_glitches(trace))
     Player('as it is', 'louder')
+    >>> prompt = wb.data_path("prompts/kumo_0.flac")
+    >>> wb.player(trace, prompt, 0.1 * trace.wav, names=["a run", "a file", "samples"], sample_rate=24_000)
+    Player('a run', 'a file', 'samples')
     """
-    return Player(data=player_data(traces, names, findings, match_levels, seconds))
+    opened = [as_trace(each, sample_rate) for each in traces]
+    return Player(data=player_data(opened, names, findings, match_levels, seconds))

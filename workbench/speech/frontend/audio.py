@@ -68,7 +68,10 @@ def read_samples(path: str | os.PathLike) -> Samples:
             "It may be damaged, cut off or another kind of file: try converting it to WAV"
         ) from None
     if not blocks:
-        raise WorkbenchError(f"{path} holds no samples; expected a recording")
+        raise WorkbenchError(
+            f"{path} holds no samples in {path.stat().st_size} bytes; expected a recording. A stream whose "
+            "header was never completed looks like this too: convert it to WAV"
+        )
     return Samples(torch.from_numpy(np.concatenate(blocks)), rate, channels, subtype)
 
 
