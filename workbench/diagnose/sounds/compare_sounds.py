@@ -4,6 +4,7 @@ The steps: open both; stop where nothing can be compared; find the rate at which
 align (`alignment.py`); judge what is left (`aspects.py`); say where it could come from (`causes.py`).
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -198,19 +199,13 @@ def _judge(
         aspects += more
     if any(aspect.differs and not aspect.is_undone for aspect in aspects):
         verdict = "DIVERGED"
-    return SoundComparison(
-        x,
-        y,
-        verdict,
-        reason,
-        aspects,
-        glitches,
-        alignment=found,
-        rate=rate,
-        snr_db=snr,
-        bands=by_band(found.reference, found.candidate, rate, top),
-        times=by_time(found.reference, found.candidate, rate, top, found.start),
-    )
+    bands = by_band(found.reference, found.candidate, rate, top)
+    times = by_time(found.reference, found.candidate, rate, top, found.start)
+    if (
+        found.method == "spectrum"
+    ):  # the waveforms do not lie on each other, so that their difference says nothing
+        snr, bands, times = math.nan, bands.drop(columns="snr_db"), times.drop(columns="snr_db")
+    return SoundComparison(x, y, verdict, reason, aspects, glitches, found, rate, snr, bands, times)
 
 
 def _is_rounding(x: SoundInput, y: SoundInput, found: Alignment, error: Array) -> bool:

@@ -35,6 +35,7 @@ SLOPE_DB = 1.0  # a loss at the upper end begins where the levels are so far apa
 LOST_DB = 12.0  # median loss above that place from which the frequencies count as lost
 MIN_BAND_HZ = 200.0  # of a loss
 FILTER_ORDER = 8  # of `below`; run forwards and backwards, 96 dB an octave
+ROUNDED = 2  # decimals of a decibel or a second in a table
 CENTS = 1200.0  # of an octave
 CLEAR_CHANGE = 0.15  # of the harmonicity, from which a frame is voiced in one sound alone
 
@@ -62,7 +63,7 @@ def by_band(reference: Array, candidate: Array, rate: int, top: float) -> pd.Dat
         difference = float(decibels(max(y, floor)) - decibels(max(x, floor)))
         rows.append((low, high, decibels(x), decibels(y), difference, decibels(x) - decibels(error)))
     columns = ["low_hz", "high_hz", "reference_db", "candidate_db", "difference_db", "snr_db"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).round(ROUNDED)
 
 
 def by_time(reference: Array, candidate: Array, rate: int, top: float, start: float) -> pd.DataFrame:
@@ -87,7 +88,11 @@ def by_time(reference: Array, candidate: Array, rate: int, top: float, start: fl
         part = gap[number * frames : (number + 1) * frames]
         first = start + number * SEGMENT_S
         rows.append((first, first + len(x) / rate, level, math.sqrt(part.mean()) if len(part) else 0.0, snr))
-    return pd.DataFrame(rows, columns=["start", "end", "level_db", "spectrum_db", "snr_db"]).astype(float)
+    return (
+        pd.DataFrame(rows, columns=["start", "end", "level_db", "spectrum_db", "snr_db"])
+        .astype(float)
+        .round(ROUNDED)
+    )
 
 
 def signal_to_error(reference: Array, candidate: Array, rate: int, top: float) -> float:

@@ -25,6 +25,7 @@ from workbench.errors import WorkbenchError
 # NOT COMPARABLE  silent, too short, or without finite samples
 SOUND_VERDICTS = ("MATCH", "ROUNDING", "ALIKE", "DIVERGED", "NOT ALIGNED", "NOT COMPARABLE")
 SAME = ("MATCH", "ROUNDING", "ALIKE")
+ORDER = ("yes", "undone", "not measured", "no")  # of the rows of the table
 
 
 class SoundComparison:
@@ -43,7 +44,8 @@ class SoundComparison:
     alignment : Alignment or None
         How the sounds lie on each other; None where they were not aligned.
     snr_db : float
-        Level of the reference over that of the difference after the alignment, dB.
+        Level of the reference over that of the difference after the alignment, dB; NaN where the waveforms do
+        not lie on each other.
     bands, times : DataFrame
         The differences by frequency and in segments of 100 ms; empty where nothing was aligned.
     properties : DataFrame
@@ -145,7 +147,7 @@ class SoundComparison:
         return remarks
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row for each aspect.
+        """Return one row for each aspect, those that differ first.
 
         Returns
         -------
@@ -160,6 +162,7 @@ class SoundComparison:
                 differs = "undone"
             could = POSSIBLE[aspect.name] if aspect.differs else None
             rows.append((aspect.name, differs, aspect.text, *(could or ("", ""))))
+        rows.sort(key=lambda row: ORDER.index(row[1]))
         return pd.DataFrame(rows, columns=["aspect", "differs", "found", "possible", "why"])
 
     def to_dict(self) -> dict[str, Any]:

@@ -48,13 +48,14 @@ def sound_report(
         Hz, of bare samples.
     """
     found = compare_sounds(reference, candidate, sample_rate)
-    report = Report(f"{names[1]} beside {names[0]}", "\n".join([found.line, *found.remarks]))
-    report.add(
-        player(*found.traces, names=names, findings=found.glitches), "Sound", "As they are, not aligned."
-    )
+    lead = [found.line, *found.remarks[-2:]]  # the last two say what a sound cannot tell, and what to do next
+    report = Report(f"{names[1]} beside {names[0]}", "\n".join(lead))
+    sounds = player(*found.traces, names=names, findings=found.glitches)
+    report.add(sounds, "Sound", "As they are, not aligned.")
     report.add(found.to_frame(), "What differs", "Places are possibilities; a sound alone names no fault.")
     if found.alignment is not None:
-        mels = [_mel_trace(wav, found.rate) for wav in (found.alignment.reference, found.alignment.candidate)]
+        aligned = (found.alignment.reference, found.alignment.candidate)
+        mels = [_mel_trace(wav, found.rate, name) for wav, name in zip(aligned, names, strict=True)]
         figure = plots.mel_difference(*mels)
         report.add(figure, "Difference of the aligned mels")
         close_figures(figure)
@@ -66,7 +67,7 @@ def sound_report(
     return report.add(properties, "Each sound alone")
 
 
-def _mel_trace(wav: np.ndarray, rate: int) -> Trace:
+def _mel_trace(wav: np.ndarray, rate: int, name: str) -> Trace:
     """Return the log-mel of samples (N,) as a trace, for figures."""
     sound = resample(torch.from_numpy(wav).float(), rate, RELEASED.mel.sample_rate)
-    return Trace({"flow/mel": log_mel(sound, RELEASED.mel)[0]}, {})
+    return Trace({"flow/mel": log_mel(sound, RELEASED.mel)[0]}, {"source": name})
