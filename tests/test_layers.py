@@ -35,6 +35,7 @@ ORDER = (
     "speech.pipeline",
     "speech.stream",
     "diagnose.compare",
+    "diagnose.bisect",
     "diagnose.glitches",
     "diagnose.sounds",
     "diagnose.precision",

@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors; the table below is what runs
+    from workbench.diagnose.bisect.bisect import bisect
+    from workbench.diagnose.bisect.bisection import Bisection
     from workbench.diagnose.compare.compare import compare
     from workbench.diagnose.compare.comparison import Comparison
     from workbench.diagnose.compare.plausibility import implausible
@@ -48,6 +50,7 @@ PUBLIC = {
     "EVERYTHING": "workbench.trace.record",
     "NOTHING": "workbench.trace.record",
     "SUMMARY": "workbench.trace.record",
+    "Bisection": "workbench.diagnose.bisect.bisection",
     "CachedRuns": "workbench.diagnose.experiments.cached_runs",
     "Checkpoint": "workbench.speech.checkpoint.checkpoint",
     "Comparison": "workbench.diagnose.compare.comparison",
@@ -69,6 +72,7 @@ PUBLIC = {
     "Trace": "workbench.trace.trace",
     "Utterance": "workbench.speech.frontend.frontend",
     "WorkbenchError": "workbench.errors",
+    "bisect": "workbench.diagnose.bisect.bisect",
     "bisect_precision": "workbench.diagnose.precision",
     "compare": "workbench.diagnose.compare.compare",
     "compare_sounds": "workbench.diagnose.sounds.compare_sounds",

@@ -79,6 +79,13 @@ def test_a_saved_trace_loads_unchanged(trace, tmp_path):
     assert "1.00 s" in repr(back) and "flow/x" in back._repr_html_()
 
 
+def test_taps_are_saved_beside_the_fields(trace, tmp_path):
+    name = "flow/0/transformer_blocks.0"
+    again = Trace.load(Trace(trace.data, ABOUT, {name: torch.ones(2, 4, 8)}).save(tmp_path / "taps.trace"))
+    assert list(again) == list(trace) and list(again.taps) == [name]
+    assert again.taps[name].shape == (2, 4, 8)
+
+
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_a_saved_file_has_the_mode_of_any_new_file(trace, tmp_path, mask, mode):
     before = os.umask(mask)

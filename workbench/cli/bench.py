@@ -129,6 +129,33 @@ def trace(
     return 0
 
 
+@app.command(epilog="Example: workbench bench bisect --each 3 --healthy 25 -o data/accuracy/bisect.csv")
+def bisect(
+    voice: Voice = None,
+    each: Annotated[int, typer.Option(help="Faults of each kind.")] = 3,
+    healthy: Annotated[int, typer.Option(help="Right runs in every view.")] = 25,
+    out: Csv = None,
+    rows: Annotated[str | None, typer.Option(help="Also write every run as CSV.")] = None,
+) -> int:
+    """Measure how often the block and part of a fault inside the estimator are named."""
+    import pandas as pd
+    from tqdm import tqdm
+
+    from workbench.diagnose.benchmarks.tables import write_csv
+    from workbench.diagnose.bisect import benchmark
+
+    pipe = open_pipe(voice, "cpu", progress=False)
+    total = 2 * each * len(benchmark.KINDS) + healthy * len(benchmark.VIEWS)
+    runs = list(tqdm(benchmark.measure(pipe, each=each, healthy=healthy), "bisect", total, unit=" run"))
+    table = benchmark.table(runs)
+    print(table_text(table))
+    if out:
+        write_csv(table, out)
+    if rows:
+        write_csv(pd.DataFrame(runs, columns=benchmark.COLUMNS), rows)
+    return 0
+
+
 @app.command(epilog="Example: workbench bench glitches --clean recordings/ -o glitches.csv")
 def glitches(
     voice: Voice = None,

@@ -13,6 +13,9 @@ STATS = ("min", "max", "mean", "mean_abs", "rms", "nonfinite")  # the first five
 REGIONS = ("prompt", "target", "whole")  # all frames are "whole"; a text log prints no other region
 LOOPS = ("draw", "knot", "step")  # dimensions that grow by one entry at a time during a run
 SUFFIX = ".stats"
+# Prefix, in files, of the taps of a trace: what submodules of a stage returned or were given. A tap is called
+# stage/step/dotted name of the submodule, with ".input" behind it for what the submodule was given.
+TAP = "tap/"
 SAMPLE_RATE = 24_000  # Hz, of a trace that does not state its own
 # Files that hold a sound and no fields.
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")

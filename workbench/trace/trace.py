@@ -24,6 +24,7 @@ from workbench.trace.schema import (
     SOUND_SUFFIXES,
     STATS,
     SUFFIX,
+    TAP,
     VERSION,
     dims_of,
 )
@@ -51,6 +52,9 @@ class Trace(Mapping[str, Tensor]):
         their precision, integers become int64.
     attrs : mapping of str to Any
         Values that JSON can hold: options, text, sample rate, seconds spent in each stage and the like.
+    taps : mapping of str to Tensor, optional
+        What submodules of a stage returned, such as "flow/0/transformer_blocks.3" at step 0 of the ODE;
+        `bisect` reads them. With their batch dimension.
 
     Raises
     ------
@@ -75,9 +79,12 @@ class Trace(Mapping[str, Tensor]):
     Trace('silence', 0.00 s, 1 fields)
     """
 
-    def __init__(self, data: Mapping[str, Tensor], attrs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, data: Mapping[str, Tensor], attrs: Mapping[str, Any], taps: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.data = {name: _numbers(name, value.detach().cpu()) for name, value in data.items()}
         self.attrs = dict(attrs)
+        self.taps = {name: _numbers(name, value.detach().cpu()) for name, value in (taps or {}).items()}
         for name, value in self.data.items():
             dims = dims_of(name)
             if dims is None:
@@ -229,8 +236,9 @@ class Trace(Mapping[str, Tensor]):
         """Write one safetensors file, atomically, and return its path."""
         path = Path(path)
         header = {KEY: json.dumps({"version": VERSION, "attrs": self.attrs})}
-        # Copy every field: two of them may share memory, which safetensors does not allow.
-        data = {name: value.clone(memory_format=torch.contiguous_format) for name, value in self.data.items()}
+        stored = self.data | {TAP + name: value for name, value in self.taps.items()}
+        # Copy every tensor: two of them may share memory, which safetensors does not allow.
+        data = {name: value.clone(memory_format=torch.contiguous_format) for name, value in stored.items()}
         with atomic_write(path) as draft:
             save_file(data, draft, metadata=header)
         return path
@@ -260,13 +268,14 @@ class Trace(Mapping[str, Tensor]):
             raise WorkbenchError(
                 f"{path.name} cannot be read as safetensors ({error}); it is truncated or of another format"
             ) from error
+        taps = {name.removeprefix(TAP): data.pop(name) for name in list(data) if name.startswith(TAP)}
         unknown = [name for name in data if dims_of(name) is None]
         if unknown:
             raise WorkbenchError(
                 f"{path.name} holds {', '.join(unknown[:5])}, which no trace has; expected fields such as "
                 f"{', '.join(list(FIELDS)[-4:])}"
             )
-        return cls(in_causal_order(data), attrs)
+        return cls(in_causal_order(data), attrs, taps)
 
     # ---- display
 

@@ -91,6 +91,44 @@ def test_broken_mappings_are_refused(tmp_path, text, match):
         read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text))
 
 
+def test_taps_are_read_at_any_steps_with_their_axes_in_one_order(tmp_path):
+    dump = {
+        "step1_block0": torch.randn(2, 6, 8),
+        "step4_block0": torch.randn(2, 6, 8),
+        "conv": torch.ones(1, 8, 6),
+    }
+    save_file(dump, tmp_path / "dump.safetensors")
+    text = (
+        '[taps."flow/{step}/transformer_blocks.0"]\nname = "step{step}_block0"\n'
+        'axes = ["branch", "width", "frame"]\nfirst = 1\n'
+        '[taps."flow/0/conv1"]\nname = "conv"\naxes = ["one", "channel", "frame"]\n'
+    )
+    trace = read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text))
+    assert list(trace.taps) == [f"flow/{step}/{name}" for step, name in ((0, "transformer_blocks.0"),)] + [
+        "flow/3/transformer_blocks.0",
+        "flow/0/conv1",
+    ]
+    assert torch.equal(trace.taps["flow/3/transformer_blocks.0"], dump["step4_block0"].transpose(1, 2))
+    assert trace.taps["flow/0/conv1"].shape == (8, 6) and trace.attrs["unmapped"] == []
+
+
+@pytest.mark.parametrize(
+    ("tap", "rest", "match"),
+    [
+        ("proj_out", 'name = "x"\naxes = []', "no stage and step"),
+        ("flow/x/proj_out", 'name = "x"\naxes = []', "no stage and step"),
+        ("flow/{step}/proj_out", 'name = "x"\naxes = []', "expected both or none"),
+        ("flow/0/proj_out", 'name = "x"\naxes = ["mel"]', "expected some of"),
+        ("flow/0/proj_out", 'name = "x"\naxes = ["width", "width"]', "expected some of"),
+        ("flow/0/proj_out", 'name = "x"', "needs name and axes"),
+    ],
+)
+def test_broken_tables_of_taps_are_refused(tmp_path, tap, rest, match):
+    save_file({"x": torch.zeros(1, 5)}, tmp_path / "dump.safetensors")
+    with pytest.raises(WorkbenchError, match=match):
+        read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, f'[taps."{tap}"]\n{rest}'))
+
+
 class Evil:
     """Would run code when unpickled."""
 

@@ -15,7 +15,16 @@ A mapping is TOML with one table per field:
 `scale`  factor for the values.
 `shape`  needed for raw float32 files, where `name` is the file's name.
 
-A field that the dump lacks is missing in the trace, never zero.
+Taps, which `bisect` reads, have tables of their own. `{step}` stands in both names, and no step is needed:
+
+    [taps."flow/{step}/transformer_blocks.0"]
+    name = "step{step}_block0"
+    axes = ["branch", "frame", "width"]
+
+Their axes are `branch` (with conditions and without), `channel`, `frame` (or position) and `width`, and the
+trace has them in this order.
+
+A field or tap that the dump lacks is missing in the trace, never zero.
 """
 
 import os
@@ -36,6 +45,7 @@ KEYS = {"name": str, "axes": list, "first": int, "start": list, "scale": (int, f
 REQUIRED_KEYS = {"name", "axes"}
 STEP = "{step}"
 MAX_STEPS = 1000  # of one field; bounds the search for the last step of a dump
+TAP_AXES = ("branch", "channel", "frame", "width")
 
 
 def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: Any) -> Trace:
@@ -77,7 +87,7 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
     tensors = open_tensors(path)
     data = {}
     mapped = set()
-    for field, rule in rules["fields"].items():
+    for field, rule in rules.get("fields", {}).items():
         names = _tensor_names(rule, tensors)
         if not names:
             continue
@@ -85,7 +95,12 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
         _check_same_shape(names, parts)
         data[field] = torch.stack(parts) if STEP in rule["name"] else parts[0]
         mapped.update(names)
-    if not data:
+    taps = {}
+    for tap, rule in rules.get("taps", {}).items():
+        for found_tap, name in _tap_names(tap, rule, tensors):
+            taps[found_tap] = _oriented(found_tap, rule, name, tensors[name]())
+            mapped.add(name)
+    if not data and not taps:
         raise WorkbenchError(
             f"no tensor of {path.name} is in {mapping.name}; it holds {', '.join(list(tensors)[:8])}"
         )
@@ -97,7 +112,7 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
     }
     if "in/prompt_mel" in data:
         found["prompt_frames"] = data["in/prompt_mel"].shape[-1]
-    return Trace(in_causal_order(data), found | attrs)
+    return Trace(in_causal_order(data), found | attrs, taps)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
@@ -111,17 +126,23 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise WorkbenchError(
             f"{path.name}: sample_rate is {rate!r:.60}; expected a number such as {SAMPLE_RATE}"
         )
-    fields = rules.get("fields")
-    if not isinstance(fields, dict) or not fields:
+    fields, taps = rules.get("fields", {}), rules.get("taps", {})
+    if not isinstance(fields, dict) or not isinstance(taps, dict) or not (fields or taps):
         raise WorkbenchError(f'{path.name} has no fields; expected tables such as [fields."flow/mel"]')
     for field, rule in fields.items():
+        if field not in FIELDS:
+            raise WorkbenchError(
+                f"{path.name}: {field!r} is not a field; expected one of {', '.join(FIELDS)}"
+            )
         _check_rule(path.name, field, rule)
+        _check_axes(path.name, field, rule)
+    for tap, rule in taps.items():
+        _check_rule(path.name, tap, rule)
+        _check_tap(path.name, tap, rule)
     return rules
 
 
 def _check_rule(mapping: str, field: str, rule: Any) -> None:
-    if field not in FIELDS:
-        raise WorkbenchError(f"{mapping}: {field!r} is not a field; expected one of {', '.join(FIELDS)}")
     if not isinstance(rule, dict) or not REQUIRED_KEYS <= rule.keys() <= KEYS.keys():
         raise WorkbenchError(f"{mapping}: {field} needs name and axes, and may have {sorted(KEYS)}")
     for key, value in rule.items():
@@ -129,6 +150,9 @@ def _check_rule(mapping: str, field: str, rule: Any) -> None:
         if not isinstance(value, types):
             expected = " or ".join(kind.__name__ for kind in types)
             raise WorkbenchError(f"{mapping}: {key} of {field} is {value!r:.60}; expected {expected}")
+
+
+def _check_axes(mapping: str, field: str, rule: dict[str, Any]) -> None:
     if STEP in rule["name"] and FIELDS[field].dims[0] not in LOOPS:
         raise WorkbenchError(f"{mapping}: {field} has no steps, so its name cannot hold {STEP}")
     axes = [str(axis) for axis in rule["axes"] if axis != "one"]
@@ -137,8 +161,38 @@ def _check_rule(mapping: str, field: str, rule: Any) -> None:
         raise WorkbenchError(f"{mapping}: {field} has axes {axes}; expected {list(dims)} in any order")
 
 
+def _check_tap(mapping: str, tap: str, rule: dict[str, Any]) -> None:
+    parts = tap.split("/")
+    if len(parts) != 3 or not (parts[1] == STEP or parts[1].isdecimal()):
+        raise WorkbenchError(
+            f"{mapping}: the tap {tap!r} has no stage and step; expected such as "
+            '"flow/{step}/transformer_blocks.0" or "flow/0/transformer_blocks.0"'
+        )
+    if (STEP in tap) != (STEP in rule["name"]):
+        raise WorkbenchError(
+            f"{mapping}: {STEP} is in one of {tap!r} and {rule['name']!r}; expected both or none"
+        )
+    axes = [str(axis) for axis in rule["axes"] if axis != "one"]
+    if len(set(axes)) != len(axes) or not set(axes) <= set(TAP_AXES):
+        raise WorkbenchError(f"{mapping}: {tap} has axes {axes}; expected some of {list(TAP_AXES)}")
+
+
+def _tap_names(tap: str, rule: dict[str, Any], tensors: TensorReaders) -> list[tuple[str, str]]:
+    """Return each step's tap with the name of its tensor in the dump; steps may be missing."""
+    first = rule.get("first", 0)
+    steps = range(first, first + MAX_STEPS) if STEP in tap else (first,)
+    pairs = []
+    for step in steps:
+        name = rule["name"].replace(STEP, str(step))
+        if name in tensors:
+            pairs.append((tap.replace(STEP, str(step - first)), name))
+    return pairs
+
+
 def _dims_of_one_tensor(field: str, rule: dict[str, Any]) -> tuple[str, ...]:
     """Return the dimensions of each tensor of a field: without the first where there is one per step."""
+    if field not in FIELDS:  # a tap
+        return tuple(axis for axis in TAP_AXES if axis in rule["axes"])
     dims = FIELDS[field].dims
     return dims[1:] if STEP in rule["name"] else dims
 
