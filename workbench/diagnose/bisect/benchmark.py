@@ -213,7 +213,7 @@ def measure(
 
 
 def _short_run(pipe: Pipeline, text: str, prompt: str, seed: int) -> Trace:
-    """Return a right run in few steps; its flow hears the first second of the prompt alone, which is quicker."""
+    """Return a right run that is quick: few steps, and only the first second of the prompt for the flow."""
     utt = pipe.prepare(text, data_path("prompts") / prompt)
     token = utt.flow_prompt_token[:TOKEN_RATE]
     mel = utt.prompt_mel[..., : 2 * len(token)]  # two frames a token

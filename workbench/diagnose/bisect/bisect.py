@@ -17,13 +17,13 @@ from workbench.diagnose.bisect.stages import SOURCE, StageTaps, Values, stage_ta
 from workbench.diagnose.bisect.step_check import Check, check_step, match_branches
 from workbench.diagnose.compare.compare import INPUT_TOLERANCE
 from workbench.diagnose.compare.distance import relative
-from workbench.diagnose.compare.rounding import STORAGE_ALLOWANCE, StoredRun, recompute
+from workbench.diagnose.compare.rounding import StoredRun, recompute
 from workbench.diagnose.compare.transitions import ESTIMATOR_INPUTS, transitions
 from workbench.errors import WorkbenchError
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.importers.logs import open_run
 from workbench.trace.schema import BRANCH_VELOCITIES
-from workbench.trace.storage import storage_error, storage_of
+from workbench.trace.storage import beyond_storage, storage_of
 from workbench.trace.trace import Trace
 
 STEP_TOLERANCE = 1e-6  # of an ODE time: a float32 knot is this close to the exact one
@@ -185,9 +185,7 @@ def _input_differences(
     compared = [name for name, value in given.items() if value is not None and name in expected]
     errors = _smallest_errors({name: (given[name], expected[name]) for name in compared})
     for name, error in errors.items():
-        storage = storage_of(given[name])
-        allowed = INPUT_TOLERANCE + STORAGE_ALLOWANCE * storage_error(given[name], storage)
-        if not error <= allowed:
+        if not error <= INPUT_TOLERANCE:
             differences.append(InputDifference(name, step, error))
     return differences, unchecked
 
@@ -201,7 +199,11 @@ def _smallest_errors(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, fl
             rows = expected[order] if len(expected) == 2 else expected
             value = value.reshape((1,) * (expected.ndim - value.ndim) + tuple(value.shape))
             same = value.shape == rows.shape
-            errors[name] = relative_or_zero(rows, value) if same else float("inf")
+            errors[name] = (
+                relative_or_zero(rows, beyond_storage(value, rows, storage_of(value)))
+                if same
+                else float("inf")
+            )
         candidates.append(errors)
     return min(candidates, key=lambda errors: sum(errors.values()))
 
@@ -275,12 +277,13 @@ def _first_wrong_step(pipe: Pipeline, theirs: Trace) -> tuple[int | None, int]:
         return None, 0
     run = StoredRun(Trace({name: theirs[name] for name in needed}, theirs.attrs))
     for step in transitions(run.trace):
-        if step.outputs != BRANCH_VELOCITIES or step.index >= len(theirs[BRANCH_VELOCITIES[0]]):
+        recorded = all(len(theirs[name]) > (step.index or 0) for name in BRANCH_VELOCITIES)
+        if step.outputs != BRANCH_VELOCITIES or not recorded or not step.can_recompute(run.trace):
             continue
         for result in recompute(step, run, pipe, options):
             found = theirs[result.field][step.index]
-            allowed = result.allowed(run.storage_error(result.field, step.index))
-            if found.shape != result.value.shape or not relative(result.value, found) <= allowed:
+            right_shape = found.shape == result.value.shape
+            if not right_shape or not run.distance(result.field, found, result.value) <= result.allowed:
                 return step.index, checked
         checked += 1
     return None, checked

@@ -13,7 +13,7 @@ from workbench.diagnose.compare.distance import relative
 from workbench.diagnose.compare.rounding import PERTURBED_TRACES, Recomputed
 from workbench.speech.models.numerics import exact_float32
 from workbench.speech.pipeline import Pipeline
-from workbench.trace.storage import Storage, perturbed, storage_error, storage_of
+from workbench.trace.storage import Storage, beyond_storage, perturbed, storage_of
 
 # Another explanation of an error holds where it leaves less than this share of it.
 EXPLAINED = 0.1
@@ -31,8 +31,8 @@ class Check(NamedTuple):
 
     step: int
     tap: Tap
-    added: float  # relative L2 between the recorded tap and ours; NaN where not checked
-    allowed: float  # relative L2 that rounding and storage explain
+    added: float  # relative L2 between the recorded tap and ours beyond its storage; NaN where not checked
+    allowed: float  # relative L2 that rounding and the storage of what it is computed from explain
     reason: str  # why it was not checked; empty where it was
     # Taps that were not recorded and may hold the error as well: they come between recorded ones and this.
     between: tuple[Tap, ...] = ()
@@ -123,11 +123,10 @@ def _check(
         return Check(step, tap, float("inf"), 0.0, "", note=note)
     if reason:
         return Check(step, tap, float("nan"), float("nan"), reason)
-    added = relative(ours, fitted)
-    allowed = result.allowed(storage_error(found, storage))
-    rounding = result._replace(variants=[]).allowed(0.0)
+    added = relative(ours, beyond_storage(fitted, ours, storage))
+    rounding = result._replace(variants=[]).allowed
     note = "" if fitted.isfinite().all() else "NaN or Inf"
-    return Check(step, tap, added, allowed, "", note=note, rounding=rounding)
+    return Check(step, tap, added, result.allowed, "", note=note, rounding=rounding)
 
 
 def _computed_with(
