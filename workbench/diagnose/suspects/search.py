@@ -6,10 +6,12 @@ faults are both named where they show, and beside a fault that nobody knows a kn
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from workbench.diagnose.suspects.faults import HEALTHY, Fault, Faults
+from workbench.diagnose.suspects.kinds import kind_of
 from workbench.diagnose.suspects.observations import Observation
 from workbench.diagnose.suspects.scoring import MAX_FIT_SCORE, Scorer
 from workbench.trace.schema import BRANCH_VELOCITIES
@@ -26,6 +28,9 @@ MIN_GAIN_OF_MEMBER = 0.02
 # Steps of the ODE at which faults are tried in the estimator: first, middle and last. It costs most of the
 # time. Whether a step is right is asked of every step.
 FAULTY_STEPS = 3
+# Faults of kinds that are tried by simulated runs: so many of one kind, and in all.
+MAX_RUNS_OF_KIND = 20
+MAX_RUNS = 60
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Search:
     ----------
     scorer : Scorer
     catalogue : sequence of Fault
+    of_kinds : callable
+        Returns the faults of kinds with a parameter; asked only where the catalogue explains nothing.
 
     Attributes
     ----------
@@ -70,9 +77,12 @@ class Search:
         For every fault that was tried: the share of the error that it explains where it was tried.
     """
 
-    def __init__(self, scorer: Scorer, catalogue: Sequence[Fault]) -> None:
+    def __init__(
+        self, scorer: Scorer, catalogue: Sequence[Fault], of_kinds: Callable[[], Sequence[Fault]]
+    ) -> None:
         self.scorer = scorer
         self.catalogue = catalogue
+        self.of_kinds = of_kinds
         self.verdicts: list[Verdict] = []
         self.chosen: Faults = HEALTHY
         self.shares: dict[Fault, float] = {}
@@ -100,12 +110,20 @@ class Search:
         if average < MIN_NAMED_SCORE:
             return Verdict(fields, places, reason="the error is too small to tell faults apart")
 
-        candidates = self._candidates(group, wrong)
+        candidates = self._candidates(self.catalogue, group, wrong)
         fitting = [(fault,) for fault in candidates if self._explains((fault,), wrong)]
+        reason = "no known fault gives what was recorded"
+        if not fitting:
+            tried, untried = self._affordable(self._candidates(self.of_kinds(), group, wrong), observations)
+            # One is enough: faults of these kinds differ where they differ at all.
+            first = next((fault for fault in tried if self._explains((fault,), wrong)), None)
+            fitting = [] if first is None else [(first,)]
+            if untried:
+                reason += f" ({untried} faults with a parameter were not tried: each needs a run)"
         if not fitting and observations[0].is_local:
             fitting = [pair for pair in self._pairs(candidates, wrong) if self._explains(pair, wrong)]
         if not fitting:
-            return Verdict(fields, places, reason="no known fault gives what was recorded")
+            return Verdict(fields, places, reason=reason)
         totals = {faults: scorer.total((*chosen, *faults)) for faults in fitting}
         best = min(fitting, key=totals.__getitem__)
         ties = [one for one in fitting if one != best and totals[one] - totals[best] <= MAX_TIE]
@@ -126,7 +144,20 @@ class Search:
 
     # ---- which faults to try
 
-    def _candidates(self, group: list[int], wrong: list[int]) -> list[Fault]:
+    def _affordable(
+        self, faults: list[Fault], observations: Sequence[Observation]
+    ) -> tuple[list[Fault], int]:
+        """Return the faults of kinds to try, and the number of those that would take too long.
+
+        A simulated run for each weight of a model takes minutes, so only small kinds are tried in such runs.
+        """
+        if observations[0].is_local:
+            return faults, 0
+        sizes = Counter(kind_of(fault) for fault in faults)
+        tried = [fault for fault in faults if sizes[kind_of(fault)] <= MAX_RUNS_OF_KIND][:MAX_RUNS]
+        return tried, len(faults) - len(tried)
+
+    def _candidates(self, faults: Sequence[Fault], group: list[int], wrong: list[int]) -> list[Fault]:
         """Return the faults that can change a wrong result of a group and are not ruled out by right ones."""
         scorer, chosen = self.scorer, self.chosen
         observed, with_values, wrong_fields = set(), set(), set()
@@ -142,7 +173,7 @@ class Search:
         before = self._right_before(wrong[0])
 
         found = []
-        for fault in self.catalogue:
+        for fault in faults:
             if fault in chosen or not any(scorer.observations[number].affects(fault) for number in wrong):
                 continue
             # A fault shows in its own fields. If all of them were recorded and are right, it is not there.
@@ -230,7 +261,7 @@ def thinned(observations: list[Observation], scorer: Scorer) -> list[Observation
     Most faults of the estimator show at every step, and each step costs one evaluation for each fault.
     """
     numbers: dict[bool, list[int]] = {True: [], False: []}  # is wrong -> steps
-    for number, observation in enumerate(observations):
+    for observation in observations:
         if observation.is_local and observation.field == BRANCH_VELOCITIES[0]:
             step = observation.index
             wrong = any(

@@ -13,6 +13,7 @@ from workbench.diagnose.compare.rounding import StoredRun, recompute
 from workbench.diagnose.compare.transitions import transitions
 from workbench.diagnose.suspects.diagnosis import MAX_SUSPECTS, Diagnosis, Suspect
 from workbench.diagnose.suspects.faults import CATALOGUE, HEALTHY, Fault
+from workbench.diagnose.suspects.kinds import KINDS, Kind, faults_of_kinds
 from workbench.diagnose.suspects.observations import RUN_TOLERANCE, Observed, observe, value_distance
 from workbench.diagnose.suspects.scoring import Scorer
 from workbench.diagnose.suspects.search import Search, Verdict, thinned
@@ -37,6 +38,7 @@ def find_suspects(
     pipe: Pipeline,
     catalogue: Sequence[Fault] = CATALOGUE,
     simulator: FaultSimulator | None = None,
+    kinds: Sequence[Kind] = KINDS,
 ) -> Diagnosis:
     """Name the known faults that the candidate's run shows.
 
@@ -53,6 +55,8 @@ def find_suspects(
         The faults to try.
     simulator : FaultSimulator, optional
         Of the reference. Pass one simulator for several candidates, so that each simulated run is made once.
+    kinds : sequence of Kind
+        Faults with a parameter, such as one block left out; tried where the catalogue explains nothing.
 
     Returns
     -------
@@ -93,7 +97,7 @@ def find_suspects(
 
     # 2. Search the faults that explain what is wrong, in causal order.
     scorer = Scorer(thinned(observed.observations, all_results))
-    search = Search(scorer, catalogue)
+    search = Search(scorer, catalogue, lambda: faults_of_kinds(pipe, kinds))
     healthy_score = scorer.total(HEALTHY)
     explained = 1 - scorer.total(search.chosen) / healthy_score if search.verdicts else 1.0
 

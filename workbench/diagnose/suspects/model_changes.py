@@ -1,0 +1,105 @@
+"""Change single parts of our models: leave a block out, lose a bias, transpose or quantise a weight.
+
+A change never touches a model that somebody uses. It makes a copy that shares every part with the original
+but for the changed ones.
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from workbench.diagnose.suspects.patches import Patch
+from workbench.speech.model_cache import ModelCache
+
+Change = Callable[[nn.Module], nn.Module]
+
+
+def changed_model(stage: str, change: Change) -> Patch:
+    """Give every run a changed model of one stage, in any precision.
+
+    Parameters
+    ----------
+    stage : {"lm", "flow", "hift"}
+    change : callable
+        Model -> changed copy.
+    """
+    changed = functools.lru_cache(maxsize=4)(change)  # one copy for each precision in use
+
+    def eager(self: ModelCache, name: str, dtype: str, *parts: str, original=ModelCache.eager) -> nn.Module:
+        model = original(self, name, dtype, *parts)
+        return changed(model) if name == stage else model
+
+    return Patch(ModelCache, "eager", eager)
+
+
+def replaced(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """Return a model that shares everything with `model` but for the module at a dotted path."""
+    name, _, rest = path.partition(".")
+    copied = copy.copy(model)
+    copied._modules = dict(model._modules)
+    copied._modules[name] = replaced(model._modules[name], rest, new) if rest else new
+    return copied
+
+
+def with_tensor(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Return a model in which one weight or bias is changed; `path` is its dotted name."""
+    owner, _, name = path.rpartition(".")
+    module = copy.deepcopy(model.get_submodule(owner))
+    with torch.no_grad():
+        getattr(module, name).copy_(change(getattr(module, name)))
+    return replaced(model, owner, module)
+
+
+class PassOn(nn.Module):
+    """Stands for a block that is left out: returns its first argument."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return x
+
+
+def without_block(model: nn.Module, path: str) -> nn.Module:
+    """Return a model without one block of a chain of blocks."""
+    return replaced(model, path, PassOn())
+
+
+def with_blocks_swapped(model: nn.Module, first: str, second: str) -> nn.Module:
+    """Return a model with two blocks in each other's place."""
+    a, b = model.get_submodule(first), model.get_submodule(second)
+    return replaced(replaced(model, first, b), second, a)
+
+
+def with_block_repeated(model: nn.Module, path: str, source: str) -> nn.Module:
+    """Return a model in which one block has the weights of another."""
+    return replaced(model, path, model.get_submodule(source))
+
+
+def quantised(weight: Tensor, bits: int, group: int) -> Tensor:
+    """Round a weight (out, ...) to integers of some bits, symmetric around 0, and back.
+
+    Parameters
+    ----------
+    weight : Tensor
+    bits : int
+    group : int
+        Numbers that share one scale, along the inputs of an output channel; 0: a whole channel, -1: the whole
+        tensor.
+    """
+    flat = weight.reshape(1, -1) if group < 0 else weight.reshape(len(weight), -1)
+    if group > 0 and flat.shape[1] % group == 0:
+        flat = flat.reshape(-1, group)
+    highest = 2 ** (bits - 1) - 1
+    scale = flat.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny) / highest
+    return ((flat / scale).round() * scale).reshape(weight.shape)
+
+
+def with_quantised_weights(model: nn.Module, bits: int, group: int) -> nn.Module:
+    """Return a model whose linear layers have quantised weights."""
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for module in copied.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(quantised(module.weight, bits, group))
+    return copied

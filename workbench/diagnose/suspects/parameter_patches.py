@@ -1,0 +1,117 @@
+"""Patches with a parameter: each gives our models one number, shift or size that some port has.
+
+`kinds.py` says which values are tried.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from workbench.diagnose.suspects import patches
+from workbench.diagnose.suspects.model_changes import with_tensor
+from workbench.diagnose.suspects.patches import Patch
+from workbench.speech.frontend.frontend import Utterance
+from workbench.speech.models import dit, flow, hift, lm
+
+
+def estimator_rope(base: float) -> Patch:
+    def forward(self: dit.RotaryEmbed, length: int) -> tuple[Tensor, Tensor]:
+        half = len(self.inv_freq)
+        dtype = torch.promote_types(self.inv_freq.dtype, torch.float32)
+        exponent = torch.arange(half, dtype=dtype, device=self.inv_freq.device) / half
+        angle = torch.arange(length, dtype=dtype, device=exponent.device)[:, None] * base**-exponent
+        return angle.cos(), angle.sin()
+
+    return Patch(dit.RotaryEmbed, "forward", forward)
+
+
+def attention_scale(module: object, factor: float) -> Patch:
+    """Multiply the scale of attention, which is 1 / sqrt(width of a head)."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, **kwargs: object) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, **kwargs | {"scale": factor * q.shape[-1] ** -0.5})
+
+    return Patch(module, "F", patches.functional(scaled_dot_product_attention=attention))
+
+
+def padded_estimator(multiple: float) -> Patch:
+    """Pad the frames with zeros to a multiple, without a mask, and cut the padding off the velocity."""
+
+    def forward(
+        self: dit.DiT,
+        x: Tensor,
+        mask: Tensor | None,
+        mu: Tensor,
+        t: Tensor,
+        spks: Tensor,
+        cond: Tensor,
+        streaming: bool = False,
+        original=dit.DiT.forward,
+    ) -> Tensor:
+        length = x.shape[-1]
+        extra = -length % int(multiple)
+        x, mu, cond = (F.pad(y, (0, extra)) for y in (x, mu, cond))
+        return original(self, x, None, mu, t, spks, cond, streaming)[..., :length]
+
+    return Patch(dit.DiT, "forward", forward)
+
+
+def scaled_condition(name: str, factor: float) -> Patch:
+    return patches.changed_condition(lambda c: c._replace(**{name: factor * getattr(c, name)}))
+
+
+def guidance_rate(rate: float) -> Patch:
+    return Patch(flow, "guide", lambda cond, uncond, given: cond + rate * (cond - uncond))
+
+
+def changed_time(change: Callable[[Tensor], Tensor]) -> Patch:
+    def forward(self: dit.TimeEmbed, t: Tensor, original=dit.TimeEmbed.forward) -> Tensor:
+        return original(self, change(t))
+
+    return Patch(dit.TimeEmbed, "forward", forward)
+
+
+def source_late(late: float) -> Patch:
+    """Shift the excitation by samples before its STFT."""
+
+    def stft(self: hift.HiFT, source: Tensor, original=hift.HiFT.stft) -> Tensor:
+        return original(self, late(source, int(late)))
+
+    return Patch(hift.HiFT, "stft", stft)
+
+
+def wav_late(late: float) -> Patch:
+    return Patch(hift.HiFT, "istft", patches.change_result(hift.HiFT.istft, lambda wav: late(wav, int(late))))
+
+
+def late(x: Tensor, late: int) -> Tensor:
+    """Shift the last axis by samples, zeros at the free end."""
+    moved = F.pad(x, (late, 0))[..., : x.shape[-1]] if late > 0 else F.pad(x, (0, -late))[..., -x.shape[-1] :]
+    return moved
+
+
+def fewer_harmonics(count: float) -> Patch:
+    """Leave the highest harmonics out of the excitation."""
+
+    def forward(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:
+        cut = with_tensor(self, "l_linear.weight", lambda w: w * (torch.arange(w.shape[1]) < count).to(w))
+        return original(cut, f0, noise)
+
+    return Patch(hift.Source, "forward", forward)
+
+
+def prompt_tokens_late(late: float) -> Callable[[Utterance], Utterance]:
+    return lambda utt: replace(utt, flow_prompt_token=utt.flow_prompt_token.roll(int(late)))
+
+
+def lm_tokens_shifted(by: float) -> Patch:
+    """Look the speech tokens up in another row of the LM's embedding."""
+
+    def embed(self: lm.LM, text_token: Tensor, prompt: Tensor, original=lm.LM.embed) -> Tensor:
+        rows = self.speech_embedding.num_embeddings
+        return original(self, text_token, (prompt + int(by)).clamp(0, rows - 1))
+
+    return Patch(lm.LM, "embed", embed)
