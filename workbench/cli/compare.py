@@ -42,6 +42,9 @@ def compare(
         typer.Option(help="Exit with 1 from this verdict on."),
     ] = "diverged",
     brief: Annotated[bool, typer.Option("--brief", help="Print the verdict and the remarks alone.")] = False,
+    all_rows: Annotated[
+        bool, typer.Option("--all", help="Print every row, also those that are right.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all rows as JSON, and no text.")] = False,
     out: Annotated[str | None, typer.Option("-o", "--out", help="Also write all rows as JSON.")] = None,
 ) -> int:
@@ -57,7 +60,7 @@ def compare(
     if as_json:
         print(_json_text(found))
     else:
-        _print_comparison(found, brief)
+        _print_comparison(found, brief, all_rows)
     if out:
         with atomic_write(out) as draft:
             draft.write_text(_json_text(found), encoding="utf-8")
@@ -71,15 +74,21 @@ def _json_text(found: "Comparison") -> str:
     return json.dumps(found.to_dict(), indent=1, allow_nan=False)
 
 
-def _print_comparison(found: "Comparison", brief: bool) -> None:
-    """Print the verdict, the remarks and, unless `brief`, every row that is not a match."""
+def _print_comparison(found: "Comparison", brief: bool, all_rows: bool) -> None:
+    """Print the verdict, the remarks and, unless `brief`, the rows that are wrong, or all of them."""
+    from workbench.diagnose.compare.comparison import MAX_ROWS
+
     print(found)
     for remark in found.remarks:
         print(f"- {remark}")
-    different = found.rows[found.rows["verdict"] != "MATCH"]
-    if len(different) and not brief:
-        print(table_text(different[COLUMNS]))
-        print(f"verdict: {found}")  # once more, below a long table
+    if brief:
+        return
+    rows = found.rows if all_rows else found.wrong_rows
+    shown = rows if all_rows else rows.head(MAX_ROWS)
+    if len(shown):
+        print(table_text(shown[COLUMNS]))
+    if len(shown) < len(rows):
+        print(f"{len(rows) - len(shown)} more rows are wrong; --all prints every row")
 
 
 @app.command(epilog="Example: workbench report right.trace wrong.trace -o output/report.html")

@@ -5,14 +5,14 @@
 1. How far is the candidate from the reference, and is that more than rounding explains? What rounding
    explains is measured: the reference's run is repeated in float64 (`_run_in_float64`).
 2. Did the candidate make this error itself (*added*), or did it come with its inputs (*inherited*)? Every
-   result is recomputed from the candidate's own inputs (`_added_errors`); if that gives what the candidate
+   result is recomputed from the candidate's own inputs (`added_errors.py`); if that gives what the candidate
    has, the error was inherited.
 
 Without a pipeline only the first question is answered, with a fixed tolerance.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from workbench.diagnose.compare import statistics
+from workbench.diagnose.compare.added_errors import Errors, Place, added_errors
 from workbench.diagnose.compare.comparison import Cause, Comparison
 from workbench.diagnose.compare.distance import (
     ALLOWANCE,
@@ -31,25 +32,20 @@ from workbench.diagnose.compare.distance import (
     where_is,
 )
 from workbench.diagnose.compare.plausibility import implausible, inconsistent_lengths
+from workbench.diagnose.compare.rounding import StoredRun, checkpoint_objection
 from workbench.diagnose.compare.transitions import (
     FLOAT64_PRECISION,
-    UPSTREAM_PRECISION,
-    Transition,
     entry,
     loop_dimension,
     transitions,
 )
-from workbench.errors import WorkbenchError
 from workbench.speech.config import STAGES, Options
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.importers.logs import open_run
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, dims_of
+from workbench.trace.storage import Storage, beyond_storage, coarse_fields
 from workbench.trace.trace import Trace
-
-Place = tuple[str, int | None]  # a field, and its knot, step or draw; None for a whole field
-# Place -> (relative L2 that the candidate adds on its own inputs, relative L2 that rounding explains of it).
-Errors = dict[Place, tuple[float, float]]
 
 DEFAULT_TOLERANCE = 1e-5  # relative L2 taken for rounding without a checkpoint to measure it
 INPUT_TOLERANCE = 1e-3  # relative L2 of inputs: other front ends differ by rounding, other prompts by more
@@ -98,6 +94,7 @@ def compare(
     ["option head_dtype: 'float32' and 'float16'"]
     """
     reference, candidate = open_run(reference), open_run(candidate)
+    candidate, numbering = statistics.renumbered(reference, candidate)
     input_differences = _input_differences(reference, candidate)
     same_tokens = not any(text.startswith(("lm/speech_token", "in/")) for text in input_differences)
     same_start = not any(text.startswith("first_step") for text in input_differences)
@@ -107,15 +104,25 @@ def compare(
     float64_run = _run_in_float64(reference, pipe)
     # What the candidate adds at each place. Fields of different runs cannot be recomputed from each other.
     added: Errors = {}
-    unchecked: list[str] = []
-    if pipe is not None and not inconsistent_lengths(candidate):
-        added, unchecked = _added_errors(candidate, pipe, options)
+    unchecked: dict[str, str] = {}
+    stored = StoredRun(candidate)
+    storage_notes = stored.describe()
+    objection = ""
+    if pipe is not None:
+        objection = checkpoint_objection(StoredRun(reference), pipe, _options(reference, reference, pipe))
+        if objection:
+            unchecked["everything"] = "the reference is not what this checkpoint gives"
+        elif inconsistent_lengths(candidate):
+            unchecked["everything"] = "the candidate's fields are not of one run"
+        else:
+            added, unchecked = added_errors(stored, pipe, options)
+    storages = [coarse_fields(reference), coarse_fields(candidate)]
 
     rows = []
     for field, index in _places(reference, candidate):
         allowed = _allowed_error(reference, float64_run, field, index)
         row = {"field": field, "index": index, "allowed": allowed, "note": ""}
-        row.update(_compare_place(reference, candidate, field, index, allowed))
+        row.update(_compare_place(reference, candidate, field, index, allowed, storages))
         if row["verdict"] == "DIVERGED":
             _excuse_divergence(row, same_tokens, same_start)
         if (field, index) in added:
@@ -131,7 +138,9 @@ def compare(
         *hints(reference, candidate, table),
         *statistics.hints(table),
     ]
-    return Comparison(table, input_differences, all_hints, _causes(added), unchecked)
+    all_hints += [f"candidate: {text}" for text in (*numbering, *storage_notes)]
+    causes = None if objection else _causes(added, pipe)
+    return Comparison(table, input_differences, all_hints, causes, unchecked, objection)
 
 
 def _excuse_divergence(row: dict[str, Any], same_tokens: bool, same_start: bool) -> None:
@@ -145,9 +154,9 @@ def _excuse_divergence(row: dict[str, Any], same_tokens: bool, same_start: bool)
         row["note"] = f"{row['note']}; {PHASE_NOTE}" if row["note"] else PHASE_NOTE
 
 
-def _causes(added: Errors) -> list[Cause] | None:
-    """Return the places where the candidate adds more than rounding; None where nothing was recomputed."""
-    if not added:
+def _causes(added: Errors, pipe: Pipeline | None) -> list[Cause] | None:
+    """Return the places where the candidate adds more than rounding and storage; None without a pipeline."""
+    if pipe is None:
         return None
     causes = []
     for (field, index), (error, allowed) in added.items():
@@ -261,9 +270,17 @@ def _places(reference: Trace, candidate: Trace) -> Iterator[Place]:
 
 
 def _compare_place(
-    reference: Trace, candidate: Trace, field: str, index: int | None, allowed: float
+    reference: Trace,
+    candidate: Trace,
+    field: str,
+    index: int | None,
+    allowed: float,
+    storages: Sequence[Mapping[str, Storage]],
 ) -> dict[str, Any]:
-    """Return the verdict and the numbers of one place; `allowed` is the relative L2 of rounding."""
+    """Return the verdict and the numbers of one place.
+
+    `allowed` is the relative L2 of rounding; `storages` says how each side's fields were stored.
+    """
     both_recorded = all(statistics.has_field(side, field) for side in (reference, candidate))
     both_tensors = field in reference and field in candidate
     if both_recorded and not both_tensors:
@@ -273,11 +290,15 @@ def _compare_place(
     if x is None or y is None:
         side = "reference" if x is None else "candidate"
         return {"verdict": "MISSING", "note": f"not in the {side}"}
+    has_prompt = "frame" in dims_of(field)
+    note = ""
+    target = x[..., reference.prompt_frames :] if has_prompt else x
+    if x.shape != y.shape == target.shape:
+        x, has_prompt, note = target, False, "the candidate has the target's frames alone"
     if x.shape != y.shape:
         return {"verdict": "SHAPE", "note": f"{tuple(x.shape)} and {tuple(y.shape)}"}
 
-    has_prompt = "frame" in dims_of(field)
-    row = measure(x, y, reference.prompt_frames if has_prompt else None)
+    row = measure(x, y, reference.prompt_frames if has_prompt else None) | {"note": note}
     dims = dims_of(field)[0 if index is None else 1 :]
     if row["worst"]:
         row["worst"], row["seconds"] = where_is(dims, row["worst"], reference)
@@ -288,7 +309,10 @@ def _compare_place(
     elif torch.equal(x.double(), y.double()):
         verdict = "MATCH"
     else:
-        verdict = "ROUNDING" if row["rel_l2"] <= allowed else "DIVERGED"
+        # Digits that either side lost in storage are no error.
+        stored_x = beyond_storage(x, y, storages[0].get(field))
+        stored_y = beyond_storage(y, stored_x, storages[1].get(field))
+        verdict = "ROUNDING" if relative(stored_x, stored_y) <= allowed else "DIVERGED"
     return row | {"verdict": verdict}
 
 
@@ -308,7 +332,15 @@ def _run_in_float64(reference: Trace, pipe: Pipeline | None) -> Trace | None:
         return None
     recorded = reference.attrs.get("options", {})
     options = pipe.checkpoint.options.but(**(recorded | FLOAT64_PRECISION))
-    return pipe.replay(reference, "flow", options, EVERYTHING)
+    exact = pipe.replay(reference, "flow", options, EVERYTHING)
+    # The LM is not run again, since it might draw other tokens: it is asked about the recorded ones.
+    data = dict(exact.data)
+    for step in transitions(reference):
+        if step.outputs == ("lm/logp",) and step.can_recompute(reference):
+            logp = step.recompute(pipe, reference, options)[0]
+            data["lm/logp"] = logp
+            data["lm/entropy"] = -(logp.exp() * logp).sum(-1)
+    return Trace(data, exact.attrs)
 
 
 def _allowed_error(reference: Trace, float64_run: Trace | None, field: str, index: int | None) -> float:
@@ -320,58 +352,3 @@ def _allowed_error(reference: Trace, float64_run: Trace | None, field: str, inde
     if exact is None or x is None or exact.shape != x.shape:
         return floor
     return max(floor, ALLOWANCE * relative(exact, x))
-
-
-# ---- what the candidate adds
-
-
-def _added_errors(candidate: Trace, pipe: Pipeline, options: Options) -> tuple[Errors, list[str]]:
-    """Recompute every result of the candidate from its own inputs.
-
-    Returns
-    -------
-    dict
-        Place -> (error that the candidate adds, error that rounding explains), both relative L2.
-    list of str
-        Places that could not be recomputed for lack of inputs.
-    """
-    errors: Errors = {}
-    unchecked: list[str] = []
-    for step in transitions(candidate):
-        recorded = [field for field in step.outputs if field in candidate]
-        if not step.can_recompute(candidate):
-            unchecked += [place_name(field, step.index) for field in recorded]
-        elif recorded:
-            errors.update(_errors_of_step(step, recorded, candidate, pipe, options))
-    return errors, unchecked
-
-
-def _errors_of_step(
-    step: Transition, recorded: list[str], candidate: Trace, pipe: Pipeline, options: Options
-) -> Errors:
-    """Return the errors of one transition's recorded outputs; those of a whole loop entry by entry."""
-    try:
-        # Our model on the candidate's inputs, twice: their distance is what rounding explains.
-        ours = step.recompute(pipe, candidate, options.but(**UPSTREAM_PRECISION))
-        exact = step.recompute(pipe, candidate, options.but(**FLOAT64_PRECISION))
-    except WorkbenchError:  # such as NaN in the candidate's mel: nothing right can follow from that
-        return {(field, step.index): (float("nan"), 0.0) for field in recorded}
-    errors: Errors = {}
-    for field, our_value, exact_value in zip(step.outputs, ours, exact, strict=True):
-        if field not in recorded:
-            continue
-        our_value, exact_value = our_value.cpu(), exact_value.cpu()
-        found = entry(candidate, field, step.index)
-        if our_value.shape != found.shape:
-            errors[field, step.index] = float("inf"), 0.0
-        elif step.index is None and loop_dimension(field):
-            for k in range(len(found)):
-                errors[field, k] = _added_error(our_value[k], exact_value[k], found[k])
-        else:
-            errors[field, step.index] = _added_error(our_value, exact_value, found)
-    return errors
-
-
-def _added_error(ours: Tensor, exact: Tensor, found: Tensor) -> tuple[float, float]:
-    """Return (error that the candidate adds, error that rounding explains)."""
-    return relative(ours, found), ALLOWANCE * max(relative(exact, ours), EPS)

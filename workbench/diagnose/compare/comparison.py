@@ -1,6 +1,7 @@
 """`Comparison`: the result of `compare`, and how it shows itself."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from workbench.diagnose.compare.distance import place_name
+from workbench.diagnose.compare.distance import join_places, place_name
 from workbench.diagnose.compare.transitions import transitions
 from workbench.errors import WorkbenchError
 from workbench.trace.trace import Trace
@@ -24,6 +25,7 @@ from workbench.trace.trace import Trace
 # NONFINITE       NaN or Inf in the candidate
 VERDICTS = ("MATCH", "ROUNDING", "ALIKE", "MISSING", "NOT COMPARABLE", "DIVERGED", "SHAPE", "NONFINITE")
 EQUAL = ("MATCH", "ROUNDING")  # verdicts that prove the candidate right
+MAX_ROWS = 12  # of the table in a cell or a shell; the whole table is folded, or printed on request
 NO_ERROR = ("MATCH", "ROUNDING", "ALIKE", "MISSING")  # verdicts that show no error
 
 
@@ -54,10 +56,12 @@ class Comparison:
         Values that no speech has, on either side; what the difference looks like (transposed, shifted,
         scaled); different estimators.
     causes : list of Cause or None
-        Places where the candidate adds an error of its own, in causal order. None where that could not be
-        checked: it needs a pipeline.
-    unchecked : list of str
-        Results that could not be recomputed, because the candidate lacks their inputs.
+        Places where the candidate adds an error of its own, in causal order. None where nobody looked: that
+        needs a pipeline of the checkpoint that made the reference.
+    unchecked : dict of str to str
+        Results that could not be recomputed, and why, such as an input that was not recorded.
+    objection : str
+        Why no cause was looked for, such as a reference that the checkpoint does not give; usually empty.
 
     Examples
     --------
@@ -77,14 +81,18 @@ class Comparison:
         input_differences: list[str],
         hints: list[str],
         causes: list[Cause] | None,
-        unchecked: list[str],
+        unchecked: Mapping[str, str],
+        objection: str = "",
     ) -> None:
         self.rows = rows
         self.input_differences = input_differences
         self.hints = hints
         self.causes = causes
         self.unchecked = unchecked
-        self.verdict = max(rows["verdict"], key=VERDICTS.index, default="MISSING")
+        self.objection = objection
+        verdict = max(rows["verdict"], key=VERDICTS.index, default="MISSING")
+        # An error that the candidate adds may be too small to show beside the reference.
+        self.verdict = "DIVERGED" if causes and verdict in NO_ERROR else verdict
 
     @property
     def ok(self) -> bool:
@@ -101,23 +109,35 @@ class Comparison:
         """The verdict, the first difference and its cause in one line."""
         bad = self.rows[~self.rows["verdict"].isin(NO_ERROR)]
         parts = [self.verdict]
+        if self.objection:
+            parts.append(self.objection)
         if len(bad):
             parts.append(f"the runs part at {_describe(bad.iloc[0])}")
         if self.causes:
             parts.append(f"first cause: {self.causes[0]}")
-        elif self.causes is not None and len(bad):
-            why = "inputs or options differ"
-            if not self.input_differences:
-                why = "they differ before what was recorded"
-            parts.append(f"no result of the candidate is wrong for what it was given: {why}")
-        elif len(bad):
+        elif len(bad) and self.causes is None and not self.objection:
             parts.append(self._guess_cause(bad.iloc[0]))
+        elif len(bad) and self.causes is not None:
+            parts.append(self._inherited(bad.iloc[0]))
+        if self.unchecked:
+            parts.append(f"not checked on their own inputs: {join_places(self.unchecked)}")
         counts = self.rows["verdict"].value_counts()
         if "ALIKE" in counts:
             parts.append(f"{counts['ALIKE']} rows have statistics that are alike, which proves no equality")
         if "MISSING" in counts:
             parts.append(f"{counts['MISSING']} rows missing on one side")
         return "; ".join(parts)
+
+    def _inherited(self, row: pd.Series) -> str:
+        """Say what is known where the runs part and no result that was recomputed is wrong."""
+        place = _place_of(row)
+        # Entries of a loop are checked one by one, but a whole field may be unchecked as well.
+        reason = self.unchecked.get(place, self.unchecked.get(row["field"], self.unchecked.get("everything")))
+        if reason is not None:
+            return f"whether {place} is wrong on its own inputs could not be checked: {reason}"
+        why = "inputs or options differ" if self.input_differences else "they differ before what was recorded"
+        checked = "no result of the candidate" if not self.unchecked else "no result that could be checked"
+        return f"{checked} is wrong for what it was given: {why}"
 
     def _guess_cause(self, row: pd.Series) -> str:
         """Describe what the inputs of the first bad row show about its cause, without a checkpoint."""
@@ -157,7 +177,7 @@ class Comparison:
             "line": self.line,
             "remarks": self.remarks,
             "causes": None if self.causes is None else [str(cause) for cause in self.causes],
-            "unchecked": self.unchecked,
+            "unchecked": dict(self.unchecked),
             "rows": json.loads(self.rows.to_json(orient="records", double_precision=15)),  # its maximum
         }
 
@@ -165,7 +185,18 @@ class Comparison:
     def remarks(self) -> list[str]:
         """What to know beside the line: input differences, hints, and where errors are added."""
         added = [f"adds an error: {text}" for text in self._causes_by_field()]
-        return [*self.input_differences, *self.hints, *added]
+        reasons: dict[str, list[str]] = {}
+        for place, reason in self.unchecked.items():
+            reasons.setdefault(reason, []).append(place)
+        unchecked = [f"not checked: {join_places(places)}: {reason}" for reason, places in reasons.items()]
+        return [*self.input_differences, *self.hints, *added, *unchecked]
+
+    @property
+    def wrong_rows(self) -> pd.DataFrame:
+        """The rows that show an error, or where the candidate adds one."""
+        shows_error = ~self.rows["verdict"].isin(NO_ERROR)
+        adds_error = self.rows["added"] > self.rows["added_allowed"]
+        return self.rows[shows_error | adds_error]
 
     def _causes_by_field(self) -> list[str]:
         """Name the first cause in every field, and how many more the field has."""
@@ -183,16 +214,25 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{escape(text)}</li>" for text in self.remarks)
-        table = self.rows.to_html(float_format="{:.3g}".format, na_rep="", border=0, index=False)
-        return f"<div><b>{escape(self.line)}</b><ul>{items}</ul>{table}</div>"
+
+        def table(rows: pd.DataFrame) -> str:
+            return rows.to_html(float_format="{:.3g}".format, na_rep="", border=0, index=False)
+
+        wrong = self.wrong_rows
+        shown = table(wrong.head(MAX_ROWS)) if len(wrong) else ""
+        every = f"<details><summary>all {len(self.rows)} rows</summary>{table(self.rows)}</details>"
+        return f"<div><b>{escape(self.line)}</b><ul>{items}</ul>{shown}{every}</div>"
+
+
+def _place_of(row: pd.Series) -> str:
+    return place_name(row["field"], None if pd.isna(row["index"]) else int(row["index"]))
 
 
 def _describe(row: pd.Series) -> str:
     """Return the place of a row with its verdict and error, such as "flow/x[1] (SHAPE, (3,) and (4,))"."""
-    index = None if pd.isna(row["index"]) else int(row["index"])
     error = row["note"] if pd.isna(row["rel_l2"]) else f"relative L2 {row['rel_l2']:.2g}"
     details = [row["verdict"], error] if error else [row["verdict"]]
-    return f"{place_name(row['field'], index)} ({', '.join(details)})"
+    return f"{_place_of(row)} ({', '.join(details)})"
 
 
 def _inputs_of(row: pd.Series) -> tuple[str, ...]:

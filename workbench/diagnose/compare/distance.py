@@ -1,5 +1,6 @@
 """Measure how far one tensor is from another, and recognise simple faults in the difference."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -105,6 +106,30 @@ def place_name(field: str, index: int | None) -> str:
     return field.removesuffix(SUFFIX) if index is None else f"{field}[{index}]"
 
 
+def join_places(places: Iterable[str]) -> str:
+    """Return places with the entries of each field joined.
+
+    >>> join_places(["flow/mu", "flow/x[1]", "flow/x[2]", "flow/x[3]"])
+    'flow/mu, flow/x[1..3]'
+    """
+    entries: dict[str, list[int]] = {}
+    for place in places:
+        name, _, rest = place.partition("[")
+        numbers = entries.setdefault(name, [])
+        if rest:
+            numbers.append(int(rest.rstrip("]")))
+    texts = []
+    for name, numbers in entries.items():
+        low, high = min(numbers, default=0), max(numbers, default=0)
+        if not numbers:
+            texts.append(name)
+        elif len(numbers) > 1 and len(numbers) == high - low + 1:
+            texts.append(f"{name}[{low}..{high}]")
+        else:
+            texts.append(f"{name}[{', '.join(map(str, sorted(numbers)))}]")
+    return ", ".join(texts)
+
+
 def hints(reference: Trace, candidate: Trace, rows: pd.DataFrame) -> list[str]:
     """Return a sentence for every simple fault that the tensors show: transposed, scaled, shifted, repeated.
 
@@ -133,8 +158,8 @@ def _hints_of_pair(x: Tensor, y: Tensor) -> list[str]:
     """Return what the difference between two float64 tensors looks like."""
     if x.ndim == 2 and x.shape != y.shape and y.shape == x.T.shape:
         return ["the candidate's axes are transposed"] if relative(x, y.T) < MAX_TRANSPOSED_ERROR else []
-    if x.shape != y.shape or not y.isfinite().all():
-        return []
+    if not x.ndim or x.shape != y.shape or not y.isfinite().all():
+        return []  # of a single number nothing can be recognised
     error = relative(x, y)
     if error < MIN_ERROR:
         return []

@@ -198,15 +198,21 @@ def _length_rules(known: Mapping[str, int], speed: float) -> Iterator[tuple[str,
 
     if all_known("knot", "step"):
         yield "knot", ("step",), known["step"] + 1, "one knot more than steps; knot 0 is the noise"
+    # A prompt whose mel and tokens do not belong together explains every other misfit of its frames.
+    prompt_fits = True
+    if all_known("prompt_frame", "flow_prompt"):
+        frames = FRAMES_PER_TOKEN * known["flow_prompt"]
+        prompt_fits = known["prompt_frame"] == frames
+        yield "prompt_frame", ("flow_prompt",), frames, f"{FRAMES_PER_TOKEN} frames a token of the prompt"
     if all_known("prompt_frame", "prompt_frames"):
         yield "prompt_frame", ("prompt_frames",), known["prompt_frames"], "the prompt's mel"
     if all_known("frame", "flow_prompt", "token"):
         frames = FRAMES_PER_TOKEN * (known["flow_prompt"] + known["token"])
         yield "frame", ("flow_prompt", "token"), frames, f"{FRAMES_PER_TOKEN} frames a token"
-    if all_known("target_frame", "token") and speed == 1.0:
+    if all_known("target_frame", "token") and speed == 1.0 and prompt_fits:
         frames = FRAMES_PER_TOKEN * known["token"]
         yield "target_frame", ("token",), frames, f"{FRAMES_PER_TOKEN} frames a token"
-    if all_known("frame", "prompt_frames", "target_frame") and speed == 1.0:
+    if all_known("frame", "prompt_frames", "target_frame") and speed == 1.0 and prompt_fits:
         frames = known["frame"] - known["prompt_frames"]
         yield "target_frame", ("frame", "prompt_frames"), frames, "the frames behind the prompt"
     if all_known("sample", "target_frame"):

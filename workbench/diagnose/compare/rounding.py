@@ -13,8 +13,11 @@ from workbench.diagnose.compare.transitions import (
     FLOAT64_PRECISION,
     UPSTREAM_PRECISION,
     Transition,
+    entry,
     loop_dimension,
+    transitions,
 )
+from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.storage import Storage, beyond_storage, coarse_fields, perturbed_trace
@@ -57,6 +60,8 @@ class StoredRun:
 
     def distance(self, field: str, found: Tensor, expected: Tensor) -> float:
         """Return the relative L2 distance of a recorded result to ours beyond what its storage explains."""
+        if found.shape != expected.shape:
+            return float("inf")
         return relative(expected, beyond_storage(found, expected, self.coarse.get(field)))
 
     def describe(self) -> list[str]:
@@ -118,3 +123,37 @@ def recompute(step: Transition, run: StoredRun, pipe: Pipeline, options: Options
         varied = [variant[position].cpu() for variant in variants]
         results.append(Recomputed(field, step.index, ours[position].cpu(), exact[position].cpu(), varied))
     return results
+
+
+# ---- whether a run and a checkpoint belong together
+
+# Results that depend on the weights, each of another part of the model.
+WEIGHED = ("flow/mu", "flow/spks", "flow/velocity_cond", "hift/f0")
+OTHER_WEIGHTS = 0.1  # relative L2; a result that is farther off on its own inputs is of other weights
+
+
+def checkpoint_objection(reference: StoredRun, pipe: Pipeline, options: Options) -> str:
+    """Say that a reference is not what a checkpoint gives; empty where it is, or where nothing tells."""
+    trace = reference.trace
+    wrong = []
+    for step in transitions(trace):
+        recorded = [field for field in step.outputs if field in WEIGHED and field in trace]
+        is_first = step.index is None or step.index == 0  # one step of the ODE shows the weights
+        if not recorded or not is_first or not step.can_recompute(trace):
+            continue
+        try:
+            results = recompute(step, reference, pipe, options)
+        except (WorkbenchError, RuntimeError) as error:
+            return f"the reference cannot be computed again with this checkpoint ({error})"
+        for result in results:
+            if result.field not in recorded:
+                continue
+            distance = reference.distance(result.field, entry(trace, result.field, step.index), result.value)
+            if not distance <= max(OTHER_WEIGHTS, result.allowed):
+                wrong.append(f"{result.field} (relative L2 {distance:.2g})")
+    if not wrong:
+        return ""
+    return (
+        f"the reference is not what this checkpoint gives: {', '.join(wrong)}. Open the checkpoint that made "
+        "it, or make the reference again"
+    )

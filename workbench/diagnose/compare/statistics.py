@@ -21,6 +21,7 @@ from workbench.trace.trace import Trace
 VALUE_STATS = STATS[:-1]  # min, max, mean, mean_abs, rms; the last of STATS counts NaN and Inf
 SIZE_STATS = ("rms", "mean_abs")  # either one measures how large a tensor is
 MAX_SAME_SIZE = 1.1  # sizes within this factor, up or down, count as the same
+SAME_STATE = 1e-3  # share of the largest value by which a state's statistics may differ and be of one knot
 MIN_GROWTH = 1.25  # from this factor on, up or down, a size counts as changed
 
 
@@ -84,6 +85,36 @@ def compare_statistics(
     else:
         verdict, note = "ALIKE", _note_of_agreement(on_both_sides)
     return {"verdict": verdict, "nonfinite": 0, "norm_ratio": _size_ratio(x[-1], y[-1]), "note": note}
+
+
+def renumbered(reference: Trace, candidate: Trace) -> tuple[Trace, list[str]]:
+    """Return the candidate with its states at the right knots, and a sentence where they were moved.
+
+    A log that prints the state after each step and counts the steps from 0 has knot 1 at index 0. That shows
+    where the states agree with the reference's next knots, and not with those of the same number.
+    """
+    name = "flow/x" + SUFFIX
+    if name not in candidate or "flow/x" in candidate or not has_field(reference, "flow/x"):
+        return candidate, []
+    count = entry_count(candidate, "flow/x")
+    if entry_count(reference, "flow/x") < count + 1 or not count:
+        return candidate, []
+    moved = torch.cat((torch.full_like(candidate[name][:1], float("nan")), candidate[name]))
+    half_units = dict(candidate.attrs.get(HALF_UNITS, {}))
+    if half_units.get("flow/x"):
+        half_units["flow/x"] = [half_units["flow/x"][0], *half_units["flow/x"]]
+    attrs = candidate.attrs | ({HALF_UNITS: half_units} if half_units else {})
+    shifted = Trace(dict(candidate.data) | {name: moved}, attrs)
+
+    def alike(trace: Trace, indices: range) -> int:
+        verdicts = [compare_statistics(reference, trace, "flow/x", k, SAME_STATE)["verdict"] for k in indices]
+        return verdicts.count("ALIKE")
+
+    if alike(candidate, range(count)) == 0 and alike(shifted, range(1, count + 1)) == count:
+        return shifted, [
+            "flow/x is numbered by the steps that it was printed after, from 0: moved one knot on"
+        ]
+    return candidate, []
 
 
 def hints(rows: pd.DataFrame) -> list[str]:

@@ -1,12 +1,13 @@
 """`Diagnosis`: the result of `find_suspects`, and how it shows itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 import pandas as pd
 
+from workbench.diagnose.compare.distance import join_places
 from workbench.diagnose.suspects.faults import Fault
 from workbench.diagnose.suspects.search import Verdict
 
@@ -111,12 +112,12 @@ class Diagnosis:
         parts += self._named_parts()
         unexplained = [verdict for verdict in self.verdicts if verdict.reason]
         if unexplained:
-            places = _short(place for verdict in unexplained for place in verdict.places)
+            places = join_places(place for verdict in unexplained for place in verdict.places)
             beside = "none of these beside it" if parts else "none of these"
             nearest = "" if parts or not self.suspects else f"; {self._nearest()}"
             parts.append(f"{beside}: {places}: {unexplained[0].reason}{nearest}")
         if self.unchecked:
-            parts.append(f"not checked: {_short(self.unchecked)}")
+            parts.append(f"not checked: {join_places(self.unchecked)}")
         return "; ".join(parts)
 
     def _named_parts(self) -> list[str]:
@@ -125,7 +126,7 @@ class Diagnosis:
         for name in self.explained_by:
             showing = [v for v in self.verdicts if any(fault.name == name for fault in v.faults)]
             fault = next(fault for fault in showing[0].faults if fault.name == name)
-            places = _short(place for verdict in showing for place in verdict.places)
+            places = join_places(place for verdict in showing for place in verdict.places)
             ties = ", ".join(tie.name for verdict in showing for tie in verdict.ties)
             text = f"{fault}; it explains {places}"
             if ties:
@@ -151,7 +152,7 @@ class Diagnosis:
         for verdict in self.verdicts:
             names = ", ".join(fault.name for fault in verdict.faults)
             ties = ", ".join(fault.name for fault in verdict.ties)
-            rows.append((_short(verdict.places), names or "none of these", ties, verdict.reason))
+            rows.append((join_places(verdict.places), names or "none of these", ties, verdict.reason))
         return pd.DataFrame(rows, columns=["places", "explained by", "as well by", "reason"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,24 +188,3 @@ class Diagnosis:
             tables.append(self.suspects[0].evidence)
         html = "".join(t.to_html(float_format="{:.2g}".format, border=0, index=False) for t in tables)
         return f"<div><b>{escape(self.line)}</b><ul>{items}</ul>{html}</div>"
-
-
-def _short(places: Sequence[str] | Mapping[str, str] | Any) -> str:
-    """Return places with the entries of each field joined, such as "flow/mu, flow/x[1..10]"."""
-    entries: dict[str, list[int]] = {}
-    for place in places:
-        name, _, rest = place.partition("[")
-        numbers = entries.setdefault(name, [])
-        if rest:
-            numbers.append(int(rest.rstrip("]")))
-    texts = []
-    for name, numbers in entries.items():
-        if len(numbers) == 1:
-            texts.append(f"{name}[{numbers[0]}]")
-        elif numbers and len(numbers) == max(numbers) - min(numbers) + 1:
-            texts.append(f"{name}[{min(numbers)}..{max(numbers)}]")
-        elif numbers:
-            texts.append(f"{name}[{', '.join(map(str, sorted(numbers)))}]")
-        else:
-            texts.append(name)
-    return ", ".join(texts)

@@ -307,7 +307,7 @@ KINDS: tuple[Kind, ...] = (
         _options(
             "steps-other",
             ("flow/t",),
-            "the ODE has {} steps; ten are right",
+            "the ODE has {} steps",
             "n_timesteps",
             [2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 16, 20, 25, 30, 32, 50],
         ),
@@ -317,7 +317,7 @@ KINDS: tuple[Kind, ...] = (
         _numbers(
             "guidance-rate",
             ("flow/velocity",),
-            "the guidance rate is {}; it should be 0.7",
+            "the guidance rate is {}",
             (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0),
             parameter_patches.guidance_rate,
         ),
@@ -390,7 +390,7 @@ KINDS: tuple[Kind, ...] = (
         _numbers(
             "source-rate",
             ("hift/source",),
-            "the excitation is made for {} Hz; it should be 24,000 Hz",
+            "the excitation is made for {} Hz, not for the vocoder's rate",
             (16_000, 22_050, 44_100, 48_000),
             lambda rate: patches.source_config(sampling_rate=int(rate)),
         ),

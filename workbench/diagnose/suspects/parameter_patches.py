@@ -18,6 +18,8 @@ from workbench.speech.models import dit, flow, hift, lm
 
 
 def estimator_rope(base: float) -> Patch:
+    """Give the estimator's rotary positions another base."""
+
     def forward(self: dit.RotaryEmbed, length: int) -> tuple[Tensor, Tensor]:
         half = len(self.inv_freq)
         dtype = torch.promote_types(self.inv_freq.dtype, torch.float32)
@@ -60,14 +62,18 @@ def padded_estimator(multiple: float) -> Patch:
 
 
 def scaled_condition(name: str, factor: float) -> Patch:
+    """Multiply mu, cond or spks by a factor."""
     return patches.changed_condition(lambda c: c._replace(**{name: factor * getattr(c, name)}))
 
 
 def guidance_rate(rate: float) -> Patch:
+    """Guide with another rate."""
     return Patch(flow, "guide", lambda cond, uncond, given: cond + rate * (cond - uncond))
 
 
 def changed_time(change: Callable[[Tensor], Tensor]) -> Patch:
+    """Change the time before the estimator embeds it."""
+
     def forward(self: dit.TimeEmbed, t: Tensor, original=dit.TimeEmbed.forward) -> Tensor:
         return original(self, change(t))
 
@@ -84,6 +90,7 @@ def source_late(late: float) -> Patch:
 
 
 def wav_late(late: float) -> Patch:
+    """Cut the inverse STFT's result a number of samples late."""
     return Patch(hift.HiFT, "istft", patches.change_result(hift.HiFT.istft, lambda wav: late(wav, int(late))))
 
 
@@ -104,6 +111,7 @@ def fewer_harmonics(count: float) -> Patch:
 
 
 def prompt_tokens_late(late: float) -> Callable[[Utterance], Utterance]:
+    """Shift the prompt's tokens against its mel."""
     return lambda utt: replace(utt, flow_prompt_token=utt.flow_prompt_token.roll(int(late)))
 
 

@@ -16,7 +16,7 @@ from workbench.speech.config import RELEASED
 
 SIZE_TOLERANCE = 0.3  # decades by which the size of a rounding error may be off: a factor of 2
 # Cosine between the candidate's error and that of our model with the same rounding. Weights rounded in the
-# same way give most of it, whatever the order of the sums. Unrelated errors of n values have about 1 / sqrt(n).
+# same way give most of it, whatever the order of the sums. Errors of different origin have a cosine near 0.
 MIN_COSINE = 0.3
 MIN_COSINE_OF_STATISTICS = 0.8  # a few numbers point the same way by chance
 # A draw may be so many times as far from the mean of our draws as these are from each other.
@@ -48,9 +48,9 @@ def is_rounding(error: Tensor, expected: Tensor, min_cosine: float = MIN_COSINE)
 def is_draw(found: Tensor, draws: Sequence[Tensor], allowed: float) -> bool:
     """Whether a result may be one more draw of random numbers, as `draws` are.
 
-    The result may be as far from the mean of the draws as these are themselves. That must hold for its values,
-    for their averages over time and over the other dimension, and for the sorted values: averages show a
-    pattern that the single values hide, and sorted values show the distribution.
+    The result may be as far from the mean of the draws as these are themselves. That must hold for its
+    values, for their averages over time and over the other dimension, and for the sorted values: averages
+    show a pattern that the single values hide, and sorted values show the distribution.
 
     Parameters
     ----------

@@ -52,7 +52,7 @@ class Scorer:
     # ---- scores
 
     def total(self, faults: Faults, numbers: Iterable[int] | None = None) -> float:
-        """Return the score of a model with these faults over observations, all by default; lower is better."""
+        """Return the score of a model with these faults over some observations, or over all for None."""
         scores_by_field: dict[str, list[float]] = {}
         for number in range(len(self.observations)) if numbers is None else numbers:
             field = self.observations[number].field

@@ -11,7 +11,7 @@ import functools
 import torch
 from torch import Tensor
 
-from workbench.diagnose.compare.rounding import PERTURBED_TRACES, StoredRun
+from workbench.diagnose.compare.rounding import PERTURBED_TRACES, StoredRun, checkpoint_objection
 from workbench.diagnose.suspects.faults import (
     HEALTHY,
     Fault,
@@ -63,6 +63,8 @@ class FaultSimulator:
         self.pipe = pipe
         self.options = pipe.checkpoint.options.but(**reference.attrs.get("options", {}))
         self.stored_reference = StoredRun(reference)
+        # Why the reference is no run of this checkpoint; empty where it may be.
+        self.objection = checkpoint_objection(self.stored_reference, pipe, self.options)
         # One cache per simulator and stage: (faults, options) -> trace.
         self._stage_runs = {
             LM: functools.cache(self._run_lm),
@@ -244,7 +246,7 @@ class Predictor:
         return [self.comparable(name, trace) for trace in made]
 
     def stored_audio(self, name: str, candidate: StoredRun, options: Options) -> list[Tensor]:
-        """Predict audio by a healthy run and store it as the candidate's, with lost digits drawn at random."""
+        """Predict audio by a healthy run, and store it like the candidate's with other lost digits."""
         field = name.removesuffix(SUFFIX)
         storage = candidate.coarse.get(field)
         trace = self.stage_trace(field.partition("/")[0], HEALTHY, options)

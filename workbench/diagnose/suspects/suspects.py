@@ -3,13 +3,13 @@
 `find_suspects(reference, candidate, pipe)` gives our own model every fault of the catalogue (`faults.py`) and
 asks with which one it computes what the candidate recorded. Each result is predicted from the inputs that the
 candidate recorded, or else by a simulated run (`observations.py`, `simulate.py`). A fault is named where its
-predictions agree with the record (`scoring.py`, `search.py`). Statistics serve where the candidate recorded no
-values. `Diagnosis` also says what was checked and what was not.
+predictions agree with the record (`scoring.py`, `search.py`). Statistics serve where the candidate recorded
+no values. `Diagnosis` also says what was checked and what was not.
 """
 
 from collections.abc import Sequence
 
-from workbench.diagnose.compare.rounding import StoredRun, recompute
+from workbench.diagnose.compare.rounding import OTHER_WEIGHTS, WEIGHED, StoredRun
 from workbench.diagnose.compare.transitions import transitions
 from workbench.diagnose.suspects.diagnosis import MAX_SUSPECTS, Diagnosis, Suspect
 from workbench.diagnose.suspects.faults import CATALOGUE, HEALTHY, Fault
@@ -26,10 +26,6 @@ from workbench.trace.trace import Trace
 
 # Relative distance from which recording a field would tell two faults apart, well above other kernels.
 MIN_SEPARATION = 10 * RUN_TOLERANCE
-# A result that depends on the weights and is farther off than this, in every stage, is of other weights.
-OTHER_WEIGHTS = 0.1  # relative L2
-# Results that depend on the weights, each of another part of the model.
-WEIGHED = ("flow/mu", "flow/spks", "flow/velocity_cond", "hift/f0")
 
 
 def find_suspects(
@@ -80,8 +76,8 @@ def find_suspects(
     """
     if simulator is None:
         simulator = FaultSimulator(candidate if reference is None else reference, pipe)
-    if reference is not None and (objection := _reference_objection(simulator)):
-        return Diagnosis(objection=objection)
+    if reference is not None and simulator.objection:
+        return Diagnosis(objection=f"{simulator.objection}; until then nothing is said of the candidate")
     predictor = Predictor(candidate, simulator)
     observed = observe(candidate, predictor)
     if not observed.observations:
@@ -132,34 +128,6 @@ def _note_silent_stages(observed: Observed) -> None:
 # ---- other weights
 
 
-def _reference_objection(simulator: FaultSimulator) -> str:
-    """Say that the reference is not what this checkpoint gives; empty where it is, or where nothing tells."""
-    run, pipe = simulator.stored_reference, simulator.pipe
-    wrong = {}
-    for step in transitions(run.trace):
-        is_later_step = step.outputs == BRANCH_VELOCITIES and step.index != 0
-        recorded = [name for name in step.outputs if name in WEIGHED and name in run.trace]
-        if is_later_step or not recorded or not step.can_recompute(run.trace):
-            continue
-        try:
-            results = recompute(step, run, pipe, simulator.options)
-        except (WorkbenchError, RuntimeError) as error:
-            return f"the reference cannot be computed again with this checkpoint: {error}"
-        for result in results:
-            if result.field in recorded:
-                found = run.trace[result.field] if step.index is None else run.trace[result.field][step.index]
-                distance = value_distance(found, result.value)
-                if distance > max(OTHER_WEIGHTS, result.allowed):
-                    wrong[result.field] = distance
-    if not wrong:
-        return ""
-    places = ", ".join(f"{field} (relative L2 {distance:.2g})" for field, distance in wrong.items())
-    return (
-        f"the reference is not what this checkpoint gives: {places}. Open the checkpoint that made it, or make "
-        "the reference again; until then nothing is said of the candidate"
-    )
-
-
 def _weights_objection(scorer: Scorer) -> str:
     """Say that the candidate's weights are others: every part of the model is far off on its own inputs."""
     far, near = [], []
@@ -170,8 +138,8 @@ def _weights_objection(scorer: Scorer) -> str:
     if len(far) < 3 or near:
         return ""
     return (
-        f"every part of the model differs on its own inputs ({', '.join(far)}): this is another checkpoint or "
-        "another pipeline than the candidate's, so no fault is named. Compare the files' hashes first"
+        f"every part of the model differs on its own inputs ({', '.join(far)}): the candidate has another "
+        "checkpoint or another pipeline, so no fault is named. Compare the files' hashes first"
     )
 
 
@@ -194,16 +162,16 @@ def _next_for(verdict: Verdict, candidate: Trace) -> str:
     field = verdict.fields[0]
     if field in BRANCH_VELOCITIES:
         return (
-            f"{field} is wrong on its own inputs: wb.bisect(reference, candidate, pipe) says which blocks of the "
-            "estimator to dump, and names the first that adds an error."
+            f"{field} is wrong on its own inputs: wb.bisect(reference, candidate, pipe) says which blocks of "
+            "the estimator to dump, and names the first that adds an error."
         )
     inputs = [name for step in transitions(candidate) if field in step.outputs for name in step.inputs]
     missing = [name for name in dict.fromkeys(inputs) if name not in candidate]
     if missing:
         return f"Record {', '.join(missing)}: {field} can then be computed from the candidate's own inputs."
     return (
-        f"{field} is wrong on its own inputs, so the error is in this one computation: dump what lies inside it "
-        "and compare with wb.taps on ours."
+        f"{field} is wrong on its own inputs, so the error is in this one computation: dump what lies inside "
+        "it, and compare with wb.taps on ours."
     )
 
 
