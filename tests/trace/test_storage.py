@@ -38,7 +38,14 @@ def test_samples_divided_by_32767_are_16_bit():
 
 @pytest.mark.parametrize(
     "x",
-    [values(), values().double(), torch.zeros(500), torch.linspace(0, 1, 11), torch.arange(100), values(7).half()],
+    [
+        values(),
+        values().double(),
+        torch.zeros(500),
+        torch.linspace(0, 1, 11),
+        torch.arange(100),
+        values(7).half(),
+    ],
     ids=["float32", "float64", "zeros", "few tenths", "ids", "too few"],
 )
 def test_full_precision_ids_and_few_values_have_no_form(x):

@@ -156,13 +156,14 @@ def diagnose(
     return 0
 
 
-@app.command(epilog="Example: workbench suspects --self-test --pairs 12 --healthy 20 -o suspects.csv")
+@app.command(epilog="Example: workbench suspects --self-test --pairs 12 --unlisted 40 --healthy 40")
 def suspects(
     name: Annotated[list[str] | None, typer.Option(help="Only this fault; may be repeated.")] = None,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Inject every fault and look whether it is named.")
     ] = False,
     pairs: Annotated[int, typer.Option(help="Self-test: pairs of faults as well.")] = 0,
+    unlisted: Annotated[int, typer.Option(help="Self-test: faults that are not listed as well.")] = 0,
     healthy: Annotated[int, typer.Option(help="Self-test: runs without a fault as well.")] = 0,
     voice: Voice = None,
     out: Annotated[
@@ -190,10 +191,12 @@ def suspects(
     from workbench.diagnose.suspects import benchmark
 
     pipe = open_pipe(voice, "cpu", progress=False)
-    total = len(faults) * len(benchmark.VIEWS) + pairs + healthy
-    runs = benchmark.self_test(pipe, benchmark.held_out(pipe), faults, pairs=pairs, healthy=healthy)
+    total = (len(faults) + unlisted) * len(benchmark.VIEWS) + 2 * pairs + healthy
+    runs = benchmark.self_test(
+        pipe, benchmark.held_out(pipe), faults, pairs=pairs, unlisted=unlisted, healthy=healthy
+    )
     rows = list(tqdm(runs, "self-test", total, unit=" run"))
-    print(benchmark.table(rows).to_string(float_format="{:.3f}".format))
+    print(benchmark.table(rows).to_string(index=False, float_format="{:.3f}".format))
     print(benchmark.confusions(rows).to_string(index=False))
     if out:
         with atomic_write(out) as draft:

@@ -137,13 +137,14 @@ def test_the_self_test_counts_right_and_wrong_answers(pipe):
     assert [row.outcome for row in rows] == ["right", "right"] and rows[0].named == "cfg-sign"
     more = [
         *rows,
-        Row("whole trace", "a", "b", False, True, "wrong"),
-        Row("whole trace", "c", "", False, False, "no effect"),
+        Row("catalogue", "whole trace", "a", "b", "wrong"),
+        Row("catalogue", "whole trace", "c", "", "no effect"),
     ]
-    summary = table(more)
-    assert summary.loc["whole trace", "top_1"] == 0.5 and summary.loc["whole trace", "top_3"] == 1.0
-    assert summary.loc["whole trace", "no_effect"] == 1
-    assert confusions(more).to_dict("records") == [{"view": "whole trace", "injected": "a", "named": "b"}]
+    first = table(more).iloc[0]
+    assert (first["case"], first["runs"], first["right"], first["wrong"], first["no_effect"]) == (
+        *("catalogue", 2, 0.5, 0.5, 1),
+    )
+    assert confusions(more)[["made", "named"]].to_dict("records") == [{"made": "a", "named": "b"}]
 
 
 def test_diagnose_and_suspects_in_a_shell(tmp_path, simulator, capsys):
