@@ -146,7 +146,9 @@ def bisect(
 
     pipe = open_pipe(voice, "cpu", progress=False)
     total = 2 * each * len(benchmark.KINDS) + healthy * len(benchmark.VIEWS)
-    runs = list(tqdm(benchmark.measure(pipe, each=each, healthy=healthy), "bisect", total, unit=" run"))
+    runs = list(
+        tqdm(benchmark.measure(pipe, each=each, healthy=range(healthy)), "bisect", total, unit=" run")
+    )
     table = benchmark.table(runs)
     print(table_text(table))
     if out:

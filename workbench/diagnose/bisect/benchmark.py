@@ -172,7 +172,7 @@ def measure(
     kinds: Sequence[str] = tuple(KINDS),
     views: Sequence[str] = tuple(VIEWS),
     each: int = 3,
-    healthy: int = 12,
+    healthy: Sequence[int] = range(25),
     utterances: Sequence[tuple[str, str, int]] = UTTERANCES,
 ) -> Iterator[Row]:
     """Look for faults of every kind in every view, and for faults in right runs.
@@ -186,30 +186,32 @@ def measure(
         Of `VIEWS`. Every fault is looked for in the first, and in one of the others in turn.
     each : int
         Faults of each kind, with random blocks, parts and sizes.
-    healthy : int
-        Right runs in each view, with all taps.
+    healthy : sequence of int
+        Numbers of right runs, each in every view and with all taps. Seed, utterance and precision vary.
     utterances : sequence of (text, prompt, seed)
         Used in turn.
     """
     runs = [_short_run(pipe, *utterance) for utterance in utterances]
-    number = 0
     for kind in kinds:
         for repeat in range(each):
+            # The utterance and the second view follow from the fault, whatever other kinds are looked for.
+            number = list(KINDS).index(kind) * each + repeat
             estimator = copy.deepcopy(pipe.stage("flow", "float32").decoder.estimator)
             fault = KINDS[kind](estimator, random.Random(f"{kind} {repeat}"))
             program = OtherProgram(pipe, runs[number % len(runs)], estimator, fault)
-            number += 1
             # Every fault in the first view, and in turn in one of the others.
             others = views[1:]
             chosen = [views[0], *([others[number % len(others)]] if others else [])]
             for view in chosen:
                 yield _row(program, pipe, view, kind)
-    for number in range(healthy):
-        other = ("float32", "float64")[number % 2]
-        estimator = InPrecision(copy.deepcopy(pipe.stage("flow", other).decoder.estimator))
-        program = OtherProgram(pipe, runs[number % len(runs)], estimator, Inside("", ""))
+    for number in healthy:
+        text, prompt, seed = utterances[number % len(utterances)]
+        right = _short_run(pipe, text, prompt, seed + 1 + number)
+        dtype = ("float32", "float64")[number // len(utterances) % 2]
+        estimator = InPrecision(copy.deepcopy(pipe.stage("flow", dtype).decoder.estimator))
+        program = OtherProgram(pipe, right, estimator, Inside("", ""))
         for view in views:
-            yield _right_row(program, pipe, other, view)
+            yield _right_row(program, pipe, dtype, view)
 
 
 def _short_run(pipe: Pipeline, text: str, prompt: str, seed: int) -> Trace:
@@ -219,7 +221,7 @@ def _short_run(pipe: Pipeline, text: str, prompt: str, seed: int) -> Trace:
     mel = utt.prompt_mel[..., : 2 * len(token)]  # two frames a token
     utt = replace(utt, flow_prompt_token=token, prompt_mel=mel)
     options = pipe.checkpoint.options.but(n_timesteps=N_STEPS)
-    return pipe.synthesise(utt, seed, save=EVERYTHING, options=options)
+    return pipe.synthesise(utt, seed, save=EVERYTHING, options=options, stop_after="flow")
 
 
 def _row(program: OtherProgram, pipe: Pipeline, view: str, kind: str) -> Row:

@@ -198,17 +198,14 @@ def _smallest_errors(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, fl
         for name, (value, expected) in pairs.items():
             rows = expected[order] if len(expected) == 2 else expected
             value = value.reshape((1,) * (expected.ndim - value.ndim) + tuple(value.shape))
-            same = value.shape == rows.shape
-            errors[name] = (
-                relative_or_zero(rows, beyond_storage(value, rows, storage_of(value)))
-                if same
-                else float("inf")
-            )
+            errors[name] = float("inf")
+            if value.shape == rows.shape:
+                errors[name] = _relative_or_zero(rows, beyond_storage(value, rows, storage_of(value)))
         candidates.append(errors)
     return min(candidates, key=lambda errors: sum(errors.values()))
 
 
-def relative_or_zero(x: Tensor, y: Tensor) -> float:
+def _relative_or_zero(x: Tensor, y: Tensor) -> float:
     """Return the relative L2 distance, as that of two equal tensors also where both are zero."""
     return 0.0 if torch.equal(x.double(), y.double()) else relative(x, y)
 
@@ -257,7 +254,7 @@ def _without_taps(stage: StageTaps, pipe: Pipeline, theirs: Trace, unknown: list
     next_taps = _missing_blocks(stage, set())
     if stage.name == "flow":
         steps = sorted({0, options.n_timesteps - 1})
-        first, checked = _first_wrong_step(pipe, theirs)
+        first, checked, stored = _first_wrong_step(pipe, theirs)
         if first is not None:
             steps = [first + theirs.attrs.get("first_step", 0)]
             remark = f"the velocity of step {steps[0]} does not follow from its inputs"
@@ -265,16 +262,20 @@ def _without_taps(stage: StageTaps, pipe: Pipeline, theirs: Trace, unknown: list
             next_taps = []
             unchecked = unknown
             remark = f"no error inside; all {checked} steps give the velocity that follows from their inputs"
+            remark += "".join(f"; {text}" for text in stored)
     return Bisection(stage, [], [], next_taps, steps, [], unchecked, remark)
 
 
-def _first_wrong_step(pipe: Pipeline, theirs: Trace) -> tuple[int | None, int]:
-    """Return the first step whose velocities do not follow from its inputs, and how many were right."""
+def _first_wrong_step(pipe: Pipeline, theirs: Trace) -> tuple[int | None, int, list[str]]:
+    """Return the first step whose velocities do not follow from its inputs, and how many were right.
+
+    The last value says what coarse storage hides.
+    """
     options = pipe.checkpoint.options.but(**theirs.attrs.get("options", {}))
     checked = 0
     needed = (*ESTIMATOR_INPUTS, *BRANCH_VELOCITIES)
     if any(name not in theirs for name in needed):
-        return None, 0
+        return None, 0, []
     run = StoredRun(Trace({name: theirs[name] for name in needed}, theirs.attrs))
     for step in transitions(run.trace):
         recorded = all(len(theirs[name]) > (step.index or 0) for name in BRANCH_VELOCITIES)
@@ -284,9 +285,9 @@ def _first_wrong_step(pipe: Pipeline, theirs: Trace) -> tuple[int | None, int]:
             found = theirs[result.field][step.index]
             right_shape = found.shape == result.value.shape
             if not right_shape or not run.distance(result.field, found, result.value) <= result.allowed:
-                return step.index, checked
+                return step.index, checked, []
         checked += 1
-    return None, checked
+    return None, checked, run.describe()
 
 
 def _where_else(stage: StageTaps, differences: Sequence[InputDifference]) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -12,13 +12,12 @@ from workbench.diagnose.bisect.stages import StageTaps
 from workbench.diagnose.bisect.step_check import Check
 
 
-class InputDifference:
+class InputDifference(NamedTuple):
     """One input of a stage that differs from a right run's."""
 
-    def __init__(self, name: str, step: int, error: float) -> None:
-        self.name = name
-        self.step = step
-        self.error = error  # relative L2; Inf where the shapes differ
+    name: str
+    step: int
+    error: float  # relative L2; Inf where the shapes differ
 
     def __str__(self) -> str:
         size = "another shape" if self.error == float("inf") else f"relative L2 {self.error:.2g}"
@@ -122,7 +121,7 @@ class Bisection:
         texts = []
         if self.input_differences:
             inputs = ", ".join(map(str, self.input_differences))
-            texts.append(f"an error is made before the {self.stage}: {inputs}")
+            texts.append(f"the difference begins before the {self.stage}, in what it is given: {inputs}")
         if self.wrong:
             texts.append(self._describe_first())
             blocks = dict.fromkeys(block for check in self.wrong[1:] for block in check.blocks)

@@ -83,7 +83,7 @@ def check_step(stage: StageTaps, pipe: Pipeline, step: int, recorded: Values) ->
         variants = []
         for seed in range(PERTURBED_TRACES if coarse else 0):
             generator = torch.Generator().manual_seed(seed)
-            changed = {name: perturbed(recorded[name], form, generator) for name, form in coarse.items()}
+            changed = {name: perturbed(filled[name], form, generator) for name, form in coarse.items()}
             variants.append(recompute_taps(stage, models["float32"], filled | changed))
         checks = []
         for tap in stage.taps:
@@ -94,7 +94,11 @@ def check_step(stage: StageTaps, pipe: Pipeline, step: int, recorded: Values) ->
                 checks.append(_check(step, tap, recorded[tap.name], coarse.get(tap.name), result, unknown))
         return checks
 
-    coarse = {name: storage for name, x in recorded.items() if (storage := storage_of(x))}
+    coarse = {}
+    for name, value in recorded.items():
+        storage = storage_of(value)
+        if storage is not None and name != "input.mask":  # ones and zeros are no coarse numbers
+            coarse[name] = storage
     checks = checks_with(coarse)
     computed_with = _computed_with(stage, checks, coarse, recorded)
     if computed_with:
@@ -177,7 +181,7 @@ def _with_zeros(stage: StageTaps, recorded: Values) -> dict[str, Tensor] | None:
     for name, axes in stage.sources.items():
         value = recorded.get(SOURCE + name)
         if value is not None:
-            value = value.reshape((1,) * (len(axes) - value.ndim) + tuple(value.shape))
+            value = _with_axes(value, axes)
             if value.shape[0] == 1:
                 value = value.expand(lengths["branch"], *value.shape[1:])
             filled[SOURCE + name] = value
@@ -186,6 +190,16 @@ def _with_zeros(stage: StageTaps, recorded: Values) -> dict[str, Tensor] | None:
                 return None
             filled[SOURCE + name] = torch.zeros([lengths[axis] for axis in axes])
     return filled
+
+
+def _with_axes(x: Tensor, axes: tuple[str, ...]) -> Tensor:
+    """Return a tensor with the axes of length 1 that a dump may have dropped: its branch, and "one"."""
+    if x.ndim < len(axes) - axes.count("one"):
+        x = x[None]
+    for position, axis in enumerate(axes):
+        if axis == "one" and x.ndim < len(axes):
+            x = x.unsqueeze(position)
+    return x
 
 
 def batch_of(stage: StageTaps, recorded: Values) -> int:
