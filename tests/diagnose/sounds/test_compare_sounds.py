@@ -127,6 +127,13 @@ def test_noise_raises_the_noise_floor():
         assert found.snr_db == pytest.approx(25, abs=1)
 
 
+def test_clipping_is_named():
+    wav = speech("alpha_1") / np.abs(speech("alpha_1")).max()
+    found = compared(0.5 * wav, np.clip(2 * wav, -1, 1))
+    assert "clipping" in found.differing and found.verdict == "DIVERGED"
+    assert "level" in found.differing
+
+
 def test_other_pitch_is_a_difference_in_f0():
     """A speed change of 1 % over a short sound keeps the spectrogram aligned and raises the pitch by 17 cents."""
     for voice in ("alpha", "tebukuro"):

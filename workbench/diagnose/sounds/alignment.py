@@ -111,8 +111,8 @@ def _align_samples(x: Array, y: Array, rate: int, slope: float) -> Alignment:
             fraction = 0.0
     else:
         fraction = 0.0
-    if slope or fraction:
-        first, second = first[EDGE:-EDGE], second[EDGE:-EDGE]
+    edge = min(EDGE, len(first) // 8) if slope or fraction else 0
+    first, second = first[edge : len(first) - edge], second[edge : len(second) - edge]
     energy = float(np.square(first).sum() * np.square(second).sum())
     product = float(first @ second)
     gain = float(np.square(second).sum()) / product if product > 0 else 1.0
@@ -127,7 +127,7 @@ def _align_samples(x: Array, y: Array, rate: int, slope: float) -> Alignment:
         gain=gain,
         reference=first,
         candidate=second / gain,
-        start=(max(0, -lag) + (EDGE if slope or fraction else 0)) / rate,
+        start=(max(0, -lag) + edge) / rate,
         is_resampled=bool(slope or fraction),
     )
 
@@ -136,6 +136,8 @@ def _align_spectra(x: Array, y: Array, rate: int, delay: float, likeness: float)
     """Undo a delay that spectrograms show, and the difference in level."""
     lag = round(delay * rate)
     first, second = common_part(x, y, lag)
+    if not first.any() or not second.any():  # frames overlap at their edges alone, or in silence
+        return Alignment("none", 0.0)
     gain = float(np.sqrt(np.square(second).mean() / np.square(first).mean()))
     return Alignment(
         method="spectrum",

@@ -137,6 +137,13 @@ def _is_speech(part: Array, sound: SoundInput) -> bool:
     return bool(loudest > np.square(sound.wav).mean() * 10 ** (-SPEECH_DB / 10))
 
 
+def clipping(x: SoundInput, y: SoundInput) -> Aspect:
+    """Compare how many samples are at full scale or in flat tops, before anything is undone."""
+    counts = clipped(x.wav), clipped(y.wav)
+    text = f"{counts[0]} and {counts[1]} samples at full scale or in flat tops"
+    return Aspect("clipping", (counts[0] > 0) != (counts[1] > 0), text)
+
+
 def content(found: Alignment, rate: int, top: float) -> tuple[list[Aspect], float]:
     """Compare the aligned sounds: bandwidth, noise floor, spectrum, F0 and harmonics.
 
@@ -157,7 +164,6 @@ def content(found: Alignment, rate: int, top: float) -> tuple[list[Aspect], floa
         if is_edge or abs(difference) >= LOST_DB:
             bandwidth = Aspect("bandwidth", not is_edge, text + (", as after resampling" if is_edge else ""))
             top = frequency
-    flat = clipped(x), clipped(y)
     bands = by_band(x, y, rate, top)
     x, y = below(x, rate, top), below(y, rate, top)
     floors = noise_floor(x, rate), noise_floor(y, rate)
@@ -173,10 +179,7 @@ def content(found: Alignment, rate: int, top: float) -> tuple[list[Aspect], floa
         bool(abs(worst["difference_db"]) >= BAND_DB),
         f"at most {worst['difference_db']:+.1f} dB, from {worst['low_hz']:.0f} to {worst['high_hz']:.0f} Hz",
     )
-    clipping = Aspect(
-        "clipping", (flat[0] > 0) != (flat[1] > 0), f"{flat[0]} and {flat[1]} samples in flat tops"
-    )
-    return [bandwidth, floor, clipping, spectrum, *_voice(x, y, rate)], top
+    return [bandwidth, floor, spectrum, *_voice(x, y, rate)], top
 
 
 def _voice(x: Array, y: Array, rate: int) -> list[Aspect]:

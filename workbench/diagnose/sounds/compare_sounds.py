@@ -16,6 +16,7 @@ from workbench.diagnose.sounds.aspects import (
     OFFSET,
     RESAMPLER_TOP,
     Aspect,
+    clipping,
     content,
     lengths,
     placing,
@@ -192,7 +193,7 @@ def _judge(
     else:
         verdict, reason = "", ""
         measured, top = content(found, rate, top)
-        aspects += measured
+        aspects += [clipping(x, y), *measured]
     snr = signal_to_error(found.reference, found.candidate, rate, top)
     if not verdict:
         verdict, reason, more = _judge_content(found, aspects, snr, top, pair)

@@ -34,6 +34,8 @@ BIN_FLOOR_DB = 90.0  # below the strongest bin of a spectrum; the noise of 16-bi
 SLOPE_DB = 1.0  # a loss at the upper end begins where the levels are so far apart
 LOST_DB = 12.0  # median loss above that place from which the frequencies count as lost
 MIN_BAND_HZ = 200.0  # of a loss
+MIN_TOP_HZ = 500.0  # a change that begins lower is one of the whole spectrum
+MIN_FILTERED = 100  # samples; in fewer the filter does not settle
 FILTER_ORDER = 8  # of `below`; run forwards and backwards, 96 dB an octave
 ROUNDED = 2  # decimals of a decibel or a second in a table
 CENTS = 1200.0  # of an octave
@@ -114,7 +116,7 @@ def noise_floor(wav: Array, rate: int) -> float:
 
 def below(wav: Array, rate: int, top: float) -> Array:
     """Return a sound without what lies above `top` Hz."""
-    if top >= rate / 2:
+    if top >= rate / 2 or len(wav) < MIN_FILTERED:
         return wav
     return sosfiltfilt(butter(FILTER_ORDER, top, fs=rate, output="sos"), wav)
 
@@ -144,7 +146,7 @@ def change_above(reference: Array, candidate: Array, rate: int) -> tuple[float, 
         kept = np.flatnonzero(~is_changed & ~is_empty)
         above = slice(int(kept.max(initial=-1)) + 1, None)  # everything above the last that is kept
         changed = difference[above][is_changed[above]]
-        if len(changed) * frequencies[1] >= MIN_BAND_HZ:
+        if len(changed) * frequencies[1] >= MIN_BAND_HZ and frequencies[above][0] >= MIN_TOP_HZ:
             return float(frequencies[above][0]), float(np.median(changed))
     return None
 

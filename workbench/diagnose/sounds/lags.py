@@ -25,7 +25,8 @@ QUIET_DB = 30.0  # windows so far below the loudest hold no speech
 FRAME_S = 0.01  # seconds between frames of a spectrogram
 SPECTRUM_S = 0.04  # seconds in the window of a spectrum: three periods of a low voice
 RANGE_DB = 50.0  # of a spectrogram; what lies deeper is background
-MEL_BANDS = 40  # of a spectrogram
+MEL_BANDS = 40  # of a spectrogram, fewer at very low rates
+MIN_BAND_HZ = 50.0  # two bins of the spectrum; a narrower band would be empty
 EPS = 1e-20  # energy; keeps quotients of silence finite
 
 
@@ -141,12 +142,13 @@ def spectrogram(wav: Array, rate: int, top: float | None = None) -> Array:
 
     Returns
     -------
-    ndarray (40, T)
+    ndarray (bands, T)
     """
+    n_bands = min(MEL_BANDS, int((top or rate / 2) / MIN_BAND_HZ))
     window = 2 * round(SPECTRUM_S * rate / 2)
-    config = MelConfig(rate, window, window, round(FRAME_S * rate), MEL_BANDS, 0.0, top)
+    config = MelConfig(rate, window, window, round(FRAME_S * rate), n_bands, 0.0, top)
     padded = np.pad(wav, (0, max(0, window - len(wav))))
-    nepers = log_mel(torch.from_numpy(padded).double(), config)[0].numpy()  # (40, T)
+    nepers = log_mel(torch.from_numpy(padded).double(), config)[0].numpy()  # (bands, T)
     decibels = nepers * (20 / np.log(10))
     return np.maximum(decibels, decibels.max() - RANGE_DB)
 

@@ -19,7 +19,9 @@ PITCH_RANGE = (60.0, 500.0)  # Hz, of a speaking voice
 FRAME_S = 0.01  # seconds between two measures of pitch
 VOICED = 0.8  # harmonicity from which a frame has a voice
 QUIET_DB = 30.0  # frames so far below the loudest tenth hold no speech
+FULL_SCALE = 32767 / 32768  # the largest value of a 16-bit file
 CLIPPED_SHARE = 0.9999  # of the peak; three samples in a row above it are a flat top
+MIN_CLIPPED_PEAK = 0.25  # of full scale; in quieter 16-bit sounds neighbours are equal by rounding
 EPS = 1e-20  # power; keeps logarithms finite
 
 
@@ -70,11 +72,13 @@ def properties(sound: SoundInput) -> dict[str, float | int | str]:
 
 
 def clipped(wav: Array) -> int:
-    """Return the number of samples inside flat tops: at the peak, as are both neighbours."""
+    """Return the number of samples at full scale, or in a flat top: at the peak, as are both neighbours."""
     magnitude = np.abs(wav)
     peak = magnitude.max(initial=0.0)
-    is_top = magnitude >= CLIPPED_SHARE * peak if peak else np.zeros(len(wav), dtype=bool)
-    return int((is_top[:-2] & is_top[1:-1] & is_top[2:]).sum())
+    is_top = magnitude >= max(CLIPPED_SHARE * peak, MIN_CLIPPED_PEAK)
+    is_clipped = magnitude >= FULL_SCALE
+    is_clipped[1:-1] |= is_top[:-2] & is_top[1:-1] & is_top[2:]
+    return int(is_clipped.sum())
 
 
 def average_spectrum(wav: Array, rate: int) -> tuple[Array, Array]:
