@@ -187,12 +187,13 @@ def test_the_snippet_and_the_mapping_lead_to_the_block(pipe, right, estimator, t
 def test_lm_and_vocoder_are_bisected_too(pipe, right, name, wrong):
     stage = stage_taps(pipe, name)
     fields = stage.from_fields(pipe, right, 0)
-    values = recompute_taps(stage, pipe.stage(name, "float32"), fields)
+    model, names = pipe.stage(name, "float32"), every_tap(stage)
+    values = recompute_taps(stage, model, fields, names)
     taps = {f"{name}/0/{tap.name}": values[tap.name] for tap in stage.taps}
     healthy = wb.bisect(right, wb.Trace(right.data, right.attrs, taps), pipe, name)
     assert healthy.first == "" and len(healthy.checked) == len(stage.taps)
     # The program goes on with a wrong value.
-    changed = recompute_taps(stage, pipe.stage(name, "float32"), fields | {wrong: values[wrong] * 1.01})
+    changed = recompute_taps(stage, model, fields | {wrong: values[wrong] * 1.01}, names)
     changed[wrong] = values[wrong] * 1.01
     taps = {f"{name}/0/{tap.name}": changed[tap.name] for tap in stage.taps}
     found = wb.bisect(right, wb.Trace(right.data, right.attrs, taps), pipe, name)

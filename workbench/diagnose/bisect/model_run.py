@@ -1,8 +1,7 @@
 """Run our own model on tensors that another program recorded inside its model."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ Exchange = Callable[[str, Tensor], Tensor]
 
 
 @contextmanager
-def exchanged(root: nn.Module, names: Mapping[str, Any] | list[str], exchange: Exchange) -> Iterator[None]:
+def exchanged(root: nn.Module, names: Sequence[str], exchange: Exchange) -> Iterator[None]:
     """Let `exchange` see, and replace, the value at each named tap while the block runs.
 
     Names of submodules that the model lacks are left out.
@@ -44,7 +43,9 @@ def exchanged(root: nn.Module, names: Mapping[str, Any] | list[str], exchange: E
 
 @torch.no_grad()
 @exact_float32()
-def recompute_taps(stage: StageTaps, model: nn.Module, recorded: Values) -> dict[str, Tensor]:
+def recompute_taps(
+    stage: StageTaps, model: nn.Module, recorded: Values, keep: Collection[str] | None = None
+) -> dict[str, Tensor]:
     """Compute every tap from the recorded taps nearest before it.
 
     Parameters
@@ -55,18 +56,22 @@ def recompute_taps(stage: StageTaps, model: nn.Module, recorded: Values) -> dict
     recorded : mapping of str to Tensor
         Taps and sources of the other program. A source that was not recorded is zero, so that what is
         computed from it has no meaning.
+    keep : collection of str, optional
+        Taps to return: the recorded ones unless given. All taps of a large model would fill the memory.
 
     Returns
     -------
     dict of str to Tensor
-        What our model has at each tap. It goes on with the recorded value where there is one, so that an
+        What our model has at these taps. It goes on with the recorded value where there is one, so that an
         error at one tap does not reach the next.
     """
     like = next(model.parameters())
     found: dict[str, Tensor] = {}
+    kept = recorded if keep is None else keep
 
     def exchange(name: str, value: Tensor) -> Tensor:
-        found[name] = value
+        if name in kept:
+            found[name] = value
         other = recorded.get(name)
         fitted = None if other is None else fit(other.to(like.device), value.shape)
         return value if fitted is None else fitted.to(value.dtype)
@@ -76,7 +81,9 @@ def recompute_taps(stage: StageTaps, model: nn.Module, recorded: Values) -> dict
         if name.startswith(SOURCE):
             values[name] = value.to(like) if value.is_floating_point() else value.to(like.device)
     with exchanged(stage.root(model), [tap.name for tap in stage.taps], exchange):
-        found["output"] = stage.run(model, values)
+        output = stage.run(model, values)
+    if "output" in kept:
+        found["output"] = output
     return {name: value.cpu() for name, value in found.items()}
 
 

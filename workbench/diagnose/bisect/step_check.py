@@ -299,6 +299,7 @@ def _other_block(stage: StageTaps, pipe: Pipeline, block: str, check: Check, fil
     model = pipe.stage(stage.name, "float32")
     modules = stage.root(model).get_submodule(stage.stack)
     module = stage.root(model).get_submodule(block)
+    name = block if block in filled else check.tap.name
     given = {}
     # Without the block, its input is its output. Its inner taps do not matter then.
     inside = {tap.name for tap in stage.taps if tap.block == block}
@@ -310,10 +311,9 @@ def _other_block(stage: StageTaps, pipe: Pipeline, block: str, check: Check, fil
 
     handle = module.register_forward_hook(leave_out)
     try:
-        without = recompute_taps(stage, model, outside)
+        without = recompute_taps(stage, model, outside, [name])
     finally:
         handle.remove()
-    name = block if block in filled else check.tap.name
     usual = _output(module, given["args"]) if block in filled else None
     candidates = {f"{block} is left out": without[name]}
     if usual is not None:
