@@ -135,7 +135,9 @@ class Bisection:
             steps = " and ".join(map(str, self.steps))
             texts.append(f"record {len(self.next_taps)} more taps at step {steps} (see snippet and mapping)")
         if self.unchecked:
-            texts.append(f"{len(self.unchecked)} places not checked")
+            texts.append(f"not checked: {self.unchecked[0]}")
+            if len(self.unchecked) > 1:
+                texts[-1] += f", and {len(self.unchecked) - 1} more"
         return f"{self.stage}: " + "; ".join(text for text in texts if text)
 
     def _describe_first(self) -> str:
@@ -161,7 +163,7 @@ class Bisection:
         for check in self.checks:
             verdict = "not checked" if check.reason else "adds an error" if check.is_wrong else "right"
             row = {"step": check.step, "tap": check.tap.name, "block": check.tap.block}
-            row |= {"part": check.tap.part, "verdict": verdict, "added": check.added}
+            row |= {"part": "" if check.between else check.tap.part, "verdict": verdict, "added": check.added}
             rows.append(row | {"allowed": check.allowed, "note": check.reason or check.note})
         columns = ["step", "tap", "block", "part", "verdict", "added", "allowed", "note"]
         return pd.DataFrame(rows, columns=columns)
