@@ -1,7 +1,11 @@
-"""Many runs at once: every variant of every utterance, one batch a stage.
+"""Run many utterances with many sets of options, in batches.
 
-Equal work is done once. Variants that differ only in the flow share their tokens, those that differ only in
-the vocoder share their mel. A *row* of a batch stands for all runs that are equal so far.
+A *variant* is one set of options, and a run is one variant of one utterance. Each stage (LM, flow, vocoder)
+handles all runs, in batches of up to `MAX_ROWS` rows, before the next stage begins.
+
+Work that several runs share is done once. Variants that differ only in the flow's options share their tokens;
+variants that differ only in the vocoder's options share their mel. So one *row* of a batch stands for all
+runs that have had the same inputs and options up to this stage.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -29,11 +33,12 @@ from workbench.speech.stage_runner import StageRunner
 from workbench.trace.record import NOTHING, Recorder, Save, as_save
 from workbench.trace.trace import Trace
 
-MAX_ROWS = 32  # of one batch
+MAX_ROWS = 32  # rows in one batch; the limit bounds the memory that a stage needs
 
-# Options that may differ between the rows of a stage's batch; all others are equal within it.
-FREE = {LM: fast_lm.PER_ROW_OPTIONS, FLOW: fast_flow.PER_ROW_OPTIONS, HIFT: ()}
-WORK: dict[str, Callable[[StageRunner, Sequence[Row]], None]] = {
+# Options that may differ between the rows of one batch of a stage. All other options are equal in a batch.
+PER_ROW_OPTIONS = {LM: fast_lm.PER_ROW_OPTIONS, FLOW: fast_flow.PER_ROW_OPTIONS, HIFT: ()}
+# The function that runs a stage for the rows of one batch, and stores its output in them.
+RUN_STAGE: dict[str, Callable[[StageRunner, Sequence[Row]], None]] = {
     LM: make_tokens,
     FLOW: make_mels,
     HIFT: make_sounds,
@@ -42,28 +47,30 @@ WORK: dict[str, Callable[[StageRunner, Sequence[Row]], None]] = {
 
 @dataclass(eq=False)
 class _Run:
-    """One variant of one utterance, and what the stages made of it so far."""
+    """One variant of one utterance, with the outputs of the stages that have run so far."""
 
     utt: Utterance
     options: Options
     record: Recorder
-    about: dict[str, Any]
-    token: Tensor | None = None
-    mel: Tensor | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)  # of the batch that each stage ran in
+    attrs: dict[str, Any]  # metadata of the trace
+    token: Tensor | None = None  # (L,) speech tokens
+    mel: Tensor | None = None  # (1, M, T) of the target
+    seconds: dict[str, float] = field(default_factory=dict)  # stage -> the run's share of the batch's time
+    rows: dict[str, int] = field(default_factory=dict)  # stage -> number of rows in the run's batch
 
 
 class _SharedRecorder:
-    """The recorders of all runs that share a row: what is added goes to each of them."""
+    """The recorders of all runs that share a row. Each field is added to all of them."""
 
     def __init__(self, records: Sequence[Recorder]) -> None:
         self.records = records
 
     def wants(self, name: str) -> bool:
+        """Return whether any of the recorders keeps a field."""
         return any(record.wants(name) for record in self.records)
 
     def add(self, name: str, value: Tensor, prompt_frames: int = 0) -> None:
+        """Add a field; the first `prompt_frames` of its mel frames belong to the voice prompt."""
         for record in self.records:
             record.add(name, value, prompt_frames)
 
@@ -75,16 +82,20 @@ def run_batch(
     variants: Sequence[Options],
     save: Save | str | Iterable[str] = NOTHING,
 ) -> list[list[Trace]]:
-    """Speak every variant of every utterance; see `Pipeline.synthesise_many`."""
+    """Run every variant of every utterance; see `Pipeline.synthesise_many`.
+
+    The result is indexed [utterance][variant].
+    """
     runs = []
     for utt in utts:
         for options in variants:
             record = Recorder(as_save(save))
-            about = note_inputs(record, utt)
-            about["estimator"] = estimator_name(runner, options)
-            runs.append(_Run(utt, options, record, about))
+            attrs = note_inputs(record, utt)
+            attrs["estimator"] = estimator_name(runner, options)
+            runs.append(_Run(utt, options, record, attrs))
 
-    quiet = runner.watched(lambda steps, name, unit, total=None: steps)  # one bar a stage, below
+    # A copy of the runner without progress bars for the steps of a batch: the bar below counts batches.
+    quiet = runner.watched(lambda steps, name, unit, total=None: steps)
     for stage in (LM, FLOW, HIFT):
         batches = list(_batches(stage, runs))
         for batch in runner.bar(iter(batches), stage, " batch", len(batches)):
@@ -92,31 +103,33 @@ def run_batch(
 
     traces = []
     for run in runs:
-        about = run.about | provenance(runner, run.options, run.record.save)
-        about |= {"first_step": 0, "timings": run.seconds, "rows": run.rows}
-        traces.append(Trace(run.record.finish(), about))
+        attrs = run.attrs | provenance(runner, run.options, run.record.save)
+        # Every trace has `first_step`, the number of the ODE step at which its record begins. It differs from
+        # 0 only for a run that was resumed from another trace; a batch always begins at the start.
+        attrs |= {"first_step": 0, "timings": run.seconds, "rows": run.rows}
+        traces.append(Trace(run.record.finish(), attrs))
     return [traces[i : i + len(variants)] for i in range(0, len(traces), len(variants))]
 
 
 def _batches(stage: str, runs: Sequence[_Run]) -> Iterator[list[list[_Run]]]:
-    """Group runs into batches: a batch is a list of rows, a row a list of runs that are equal so far."""
-    kinds: dict[Hashable, dict[Hashable, list[_Run]]] = {}
+    """Yield the batches of a stage. A batch is a list of rows; a row is the list of runs that share it."""
+    rows_of_batch_key: dict[Hashable, dict[Hashable, list[_Run]]] = {}  # batch key -> row key -> runs
     for run in runs:
-        rows = kinds.setdefault(_batch_key(stage, run), {})
-        rows.setdefault(_row_key(stage, run), []).append(run)
-    for rows in kinds.values():
-        listed = list(rows.values())
-        options = listed[0][0].options
-        size = 1 if options.eager(stage) else MAX_ROWS
-        for begin in range(0, len(listed), size):
-            yield listed[begin : begin + size]
+        runs_of_row_key = rows_of_batch_key.setdefault(_batch_key(stage, run), {})
+        runs_of_row_key.setdefault(_row_key(stage, run), []).append(run)
+    for runs_of_row_key in rows_of_batch_key.values():
+        rows = list(runs_of_row_key.values())
+        options = rows[0][0].options
+        size = 1 if options.eager(stage) else MAX_ROWS  # the eager models take one row at a time
+        for begin in range(0, len(rows), size):
+            yield rows[begin : begin + size]
 
 
 def _row_key(stage: str, run: _Run) -> Hashable:
     """Return a key that is equal for runs which get the same output from a stage.
 
-    Equal are the options of the stage and its inputs: the utterance, and what the stage before it made.
-    Runs that shared a row of the flow hold the very same mel.
+    That is the case when the options of the stage are equal, and its inputs: the utterance and the output of
+    the stage before. Runs that shared a row of the flow hold the same mel tensor, so its id identifies it.
     """
     options = tuple(run.options.of_stage(stage).items())
     if stage == LM:
@@ -128,13 +141,16 @@ def _row_key(stage: str, run: _Run) -> Hashable:
 
 def _batch_key(stage: str, run: _Run) -> Hashable:
     """Return a key that is equal for runs which one batch of a stage can hold."""
-    fixed = tuple(pair for pair in run.options.of_stage(stage).items() if pair[0] not in FREE[stage])
-    draws_tokens = run.utt.source_token is None  # a voice conversion needs no LM
-    return fixed, draws_tokens
+    options = run.options.of_stage(stage)
+    shared = tuple((name, value) for name, value in options.items() if name not in PER_ROW_OPTIONS[stage])
+    # A voice conversion has its tokens already and takes no time in the LM. In a batch with other runs it
+    # would be given a share of the LM's seconds. The split does no harm in the stages after the LM.
+    draws_tokens = run.utt.source_token is None
+    return shared, draws_tokens
 
 
 def _run_stage(runner: StageRunner, stage: str, batch: list[list[_Run]]) -> None:
-    """Run a stage once for each row of a batch, and give its output to all runs of the row."""
+    """Run a stage for one batch, and give the output of each row to all runs that share the row."""
     rows = []
     for runs in batch:
         first = runs[0]
@@ -143,10 +159,10 @@ def _run_stage(runner: StageRunner, stage: str, batch: list[list[_Run]]) -> None
 
     clock = Clock(runner.device)
     with clock(stage):
-        WORK[stage](runner, rows)
+        RUN_STAGE[stage](runner, rows)
 
     for row, runs in zip(rows, batch, strict=True):
         for run in runs:
             run.token, run.mel = row.token, row.mel
-            run.seconds[stage] = clock.seconds[stage] / len(rows)
+            run.seconds[stage] = clock.seconds[stage] / len(rows)  # the same share for every row
             run.rows[stage] = len(rows)
