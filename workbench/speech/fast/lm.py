@@ -1,12 +1,12 @@
-"""The LM made fast: a cache of fixed size, one CUDA graph for a token, sampling on the device.
+"""The LM made fast: a cache of fixed size, one replay of a CUDA graph for each token, sampling on the device.
 
 How a batch is decoded:
 
 1. `FastLM.steps` embeds the prompts and takes a `_BatchDecoder` that is idle, or makes one.
 2. `PromptReader` reads all prompts at once and fills the key-value cache.
-3. The device decodes `CHUNK_TOKENS` tokens (`_BatchDecoder._step`, a CUDA graph) and sends them to the host,
-   while it works on the next chunk already. The host yields them and draws new random numbers.
-4. Until the host has learnt that a row stopped, the row is computed on, but its tokens no longer count.
+3. The device decodes a chunk of `CHUNK_TOKENS` tokens (`_BatchDecoder._step`, a CUDA graph), sends it to the
+   host and goes on with the next chunk. The host yields the tokens and draws new random numbers.
+4. The device computes every row until all rows have stopped. Tokens of a row that has stopped do not count.
 
 Shape letters: `B` rows of the batch, `U` different prompts among them, `P` positions of a prompt, `D` width,
 `H` heads of keys and values.
@@ -41,11 +41,14 @@ if TYPE_CHECKING:
     from workbench.speech.fast.kernels.lm import TritonDecodeStep
 
 CHUNK_TOKENS = 4  # tokens decoded between two transfers to the host
-CHUNKS_AHEAD = 2  # chunks queued on a GPU before the host waits for one: its random draws take uneven time
-PROMPT_BUCKET = 64  # positions: prompts are padded to a multiple, so that few graphs read all lengths
-MAX_PROMPT_GRAPHS = 8  # graphs that read prompts; the least recently used is dropped
-MAX_IDLE_CACHE_BYTES = 2**31  # key-value caches of idle decoders that are kept for later runs
-# Options that may differ between the rows of a batch. The values stand in for them in the key of a decoder.
+# Chunks queued on a GPU behind the one that the host waits for. They keep the GPU busy while the host draws
+# random numbers, which takes a varying time.
+CHUNKS_AHEAD = 2
+PROMPT_BUCKET = 64  # positions: prompts are padded to a multiple of this, so that few graphs read all lengths
+MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
+MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
+# Options that may differ between the rows of a batch. In the key of a decoder, these values replace those of
+# the rows, so that one decoder serves all of them.
 PER_ROW_OPTIONS = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
 
 
@@ -73,8 +76,8 @@ class FastLM:
     ) -> None:
         self.lm, self.decode_step, self.silent_tokens, self.graphs = lm, decode_step, silent_tokens, graphs
         self.dtype, self.device = lm.llm_decoder.weight.dtype, lm.llm_decoder.weight.device
-        self.advance = compiled(_advance, self.device, "rows")
-        # (prompts, padded length) -> PromptReader
+        self.advance = compiled(_advance, self.device, dynamic="rows")  # one version for any number of rows
+        # (number of prompts, padded length) -> PromptReader
         self.prompt_reader = lru_cache(MAX_PROMPT_GRAPHS)(partial(PromptReader, lm, graphs))
         self.lock = Lock()  # held while the prompt readers or the list of idle decoders are used
         self._idle: list[_BatchDecoder] = []
@@ -94,8 +97,8 @@ class FastLM:
             Ids that sound like silence or breath.
         graphs : CudaGraphPool
         exact : bool
-            Round where `LM` rounds. Otherwise, on a GPU, float32 products may be computed in TF32, and with
-            bfloat16 weights the states between the layers are float32.
+            Round where `LM` rounds. If False, on a GPU, float32 products may be computed in TF32, and with
+            bfloat16 weights the hidden states between the layers are float32.
         """
         layers = fuse_layers(lm)
         if not _can_use_kernels(lm, exact):
@@ -113,18 +116,18 @@ class FastLM:
         utts : sequence of Utterance
             One for each row, on the LM's device. An utterance given twice is read once.
         options : sequence of Options
-            One for each row. Options of sampling other than `PER_ROW_OPTIONS` must be the same.
+            One for each row. Options of the LM other than `PER_ROW_OPTIONS` must be the same.
 
         Yields
         ------
         row : int
         step : LMStep
-            In order within a row; stop ids are not yielded.
+            The steps of one row come in order. Stop ids are not yielded.
 
         Raises
         ------
         WorkbenchError
-            When log-probabilities are NaN.
+            If log-probabilities are NaN.
         """
         # Embed each different utterance once.
         prompts: list[Tensor] = []  # (P, D) each
@@ -139,13 +142,14 @@ class FastLM:
         # The cache must hold the longest row: its prompt, its tokens, and the stop id after them.
         limits = []  # (fewest, most) tokens of each row
         positions = 0
-        for utt, o, prompt in zip(utts, options, prompt_of_row, strict=True):
+        for utt, o, prompt_index in zip(utts, options, prompt_of_row, strict=True):
             min_tokens, max_tokens = self.lm.limits(len(utt.text_token), o.max_tokens)
             limits.append((min_tokens, max_tokens))
-            positions = max(positions, len(prompts[prompt]) + max_tokens + 1)
+            positions = max(positions, len(prompts[prompt_index]) + max_tokens + 1)
 
         shared_options = Options(**options[0].of_stage("lm") | PER_ROW_OPTIONS)
-        decoder = self._take_decoder(len(utts), doubled_lengths(positions)[-1], shared_options)
+        cache_length = doubled_lengths(positions)[-1]  # rounded up to 512, 1024, 2048, ...
+        decoder = self._take_decoder(len(utts), cache_length, shared_options)
         try:
             decoder.begin(prompts, prompt_of_row, limits, options)
             yield from decoder.decode()
@@ -153,7 +157,7 @@ class FastLM:
             self._put_back(decoder)
 
     def _take_decoder(self, rows: int, positions: int, options: Options) -> "_BatchDecoder":
-        """Return an idle decoder of this size, or a new one; a busy one holds the state of another run."""
+        """Return an idle decoder of this size, or a new one, as a busy one holds the state of its run."""
         with self.lock:
             for decoder in self._idle:
                 if decoder.key == (rows, positions, options):
@@ -172,28 +176,28 @@ class FastLM:
 def _can_use_kernels(lm: LM, exact: bool) -> bool:
     """Return whether the Triton kernels can replace torch.
 
-    They keep the states between the layers in float32. With half-precision weights `LM` rounds these states,
-    so the kernels are not exact then.
+    The kernels keep the hidden states between the layers in float32. `LM` rounds these states to the type of
+    its weights, so with half-precision weights the kernels are not exact. With float16 they are not used.
     """
     weight = lm.llm_decoder.weight
-    rounds_alike = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not exact)
+    is_accurate_enough = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not exact)
     head_dim_is_power_of_two = lm.config.head_dim.bit_count() == 1  # the attention kernel needs that
-    return rounds_alike and can_compile_tf32(weight.device) and head_dim_is_power_of_two
+    return is_accurate_enough and can_compile_tf32(weight.device) and head_dim_is_power_of_two
 
 
 class _DecodeState(NamedTuple):
     """The state of each row between two tokens. The tensors keep their addresses, for the CUDA graphs."""
 
     position: Tensor  # (B,) index of the next position in the cache
-    n_tokens: Tensor  # (B,) tokens drawn so far
+    n_tokens: Tensor  # (B,) tokens drawn so far, without stop ids
     min_tokens: Tensor  # (B,) stop ids are masked before this count
     max_tokens: Tensor  # (B,) the row stops at this count
     done: Tensor  # (B,) bool, the row has stopped
     has_nan: Tensor  # (B,) bool, a token was drawn from log-probabilities with NaN
     logp: Tensor  # (B, n_ids) log-probabilities of the next token
-    chunk_index: Tensor  # (1,) tokens of the current chunk drawn so far
+    chunk_index: Tensor  # (1,) number of tokens of the current chunk drawn so far
     chunk_tokens: Tensor  # (B, CHUNK_TOKENS) those tokens, -1 where they do not count
-    chunk_logp: Tensor  # (B, CHUNK_TOKENS, n_ids) what they were drawn from
+    chunk_logp: Tensor  # (B, CHUNK_TOKENS, n_ids) log-probabilities that they were drawn from
 
     @classmethod
     def zeros(cls, rows: int, n_ids: int, dtype: torch.dtype, device: torch.device) -> "_DecodeState":
@@ -224,7 +228,7 @@ class _BatchDecoder:
     fast : FastLM
     rows : int
     positions : int
-        Of the cache: prompt and tokens.
+        Length of the cache, which holds prompt and tokens.
     options : Options
         The sampling options that all rows share.
     """
@@ -236,18 +240,18 @@ class _BatchDecoder:
         logp_dtype = torch.promote_types(fast.dtype, torch.float32)
         self.state = _DecodeState.zeros(rows, c.n_ids, logp_dtype, device)
         cache_shape = (c.num_hidden_layers, 2, rows, c.num_key_value_heads, positions, c.head_dim)
-        self.cache = torch.zeros(cache_shape, device=device, dtype=fast.dtype)
-        self.cos, self.sin = lm.qwen.rope(0, positions, self.cache)
+        self.cache = torch.zeros(cache_shape, device=device, dtype=fast.dtype)  # keys and values
+        self.cos, self.sin = lm.qwen.rope(0, positions, like=self.cache)  # (positions, head_dim / 2) each
         self.chunks_ahead = CHUNKS_AHEAD if device.type == "cuda" else 0
         # The device may pick the tokens of all queued chunks before new random numbers reach it.
         picks_between_refills = (self.chunks_ahead + 1) * CHUNK_TOKENS
         self.sampler = DeviceSampler(options, c, fast.silent_tokens, rows, picks_between_refills, device)
-        self._max_position = 0  # that any row can have reached
-        self._tokens_left = 0  # to be queued for the row with the highest limit
+        self._max_position = 0  # no row can be beyond this position of the cache
+        self._tokens_left = 0  # how many tokens of the row with the highest limit are not queued yet
         with fast.graphs.on_compile():
             fast.decode_step.compile_for(rows)
         # One graph for each number of cached positions that attention may read. All are captured now and not
-        # when a run first needs one, since capturing takes longer than many tokens.
+        # when a run first needs them, since capturing a graph takes longer than decoding many tokens.
         self._graphs = {}
         for length in fast.decode_step.attention_lengths(positions):
             self._graphs[length] = fast.graphs.capture(partial(self._step, length))
@@ -270,7 +274,7 @@ class _BatchDecoder:
         limits : sequence of (int, int)
             Fewest and most tokens of each row.
         options : sequence of Options
-            Of each row.
+            One for each row.
         """
         fast, state = self.fast, self.state
         lengths = [len(prompt) for prompt in prompts]
@@ -278,13 +282,13 @@ class _BatchDecoder:
         min_tokens = [fewest for fewest, _ in limits]
         max_tokens = [most for _, most in limits]
 
-        last_position = to_device_async([length - 1 for length in lengths], state.position)  # (U,)
-        prompt_index = to_device_async(prompt_of_row, state.position)  # (B,)
+        last_position = to_device_async([length - 1 for length in lengths], like=state.position)  # (U,)
+        prompt_index = to_device_async(prompt_of_row, like=state.position)  # (B,)
         state.position.copy_((last_position + 1)[prompt_index])
-        state.min_tokens.copy_(to_device_async(min_tokens, state.min_tokens))
-        state.max_tokens.copy_(to_device_async(max_tokens, state.max_tokens))
-        # Clear what a run that overflowed may have left: masked positions get weight 0 in attention, but
-        # 0 * inf is NaN.
+        state.min_tokens.copy_(to_device_async(min_tokens, like=state.min_tokens))
+        state.max_tokens.copy_(to_device_async(max_tokens, like=state.max_tokens))
+        # Clear the cache: the run before may have overflowed and left infinite values. Attention gives weight
+        # 0 to masked positions, but 0 * inf is NaN.
         self.cache.zero_()
 
         padded_length = ceil(longest / PROMPT_BUCKET) * PROMPT_BUCKET
@@ -292,6 +296,7 @@ class _BatchDecoder:
             read_prompts = fast.prompt_reader(len(prompts), padded_length)
             logp, prompt_cache = read_prompts(prompts, last_position)
             state.logp.copy_(logp[prompt_index])
+            # (layers, 2, U, H, padded length, head_dim) -> (layers, 2, B, H, longest, head_dim)
             self.cache[..., :longest, :] = prompt_cache[:, :, prompt_index, :, :longest]
 
         state.n_tokens.zero_()
@@ -304,27 +309,28 @@ class _BatchDecoder:
 
     def decode(self) -> Iterator[tuple[int, LMStep]]:
         """Yield (row, step) of every token, a chunk at a time."""
-        counts = [0] * len(self.state.n_tokens)  # tokens yielded of each row
-        queued = deque[tuple[AsyncCopy, Tensor]]()
+        counts = [0] * len(self.state.n_tokens)  # tokens of each row that were yielded
+        queued = deque[tuple[AsyncCopy, Tensor]]()  # results of `_queue_chunk`, the oldest first
         finished = all(self.state.done.tolist())
         while not finished:
-            # Queue work for the device before waiting for its oldest chunk.
+            # Queue work for the device before waiting for its oldest chunk. There is always one to wait for:
+            # after the last chunk, every row has reached its limit.
             while self._tokens_left > 0 and len(queued) <= self.chunks_ahead:
                 queued.append(self._queue_chunk())
             chunk, chunk_logp = queued.popleft()
-            next_draw, has_nan, done, *chunk_tokens = chunk.tolist()  # lists of B numbers
+            random_numbers_used, has_nan, done, *chunk_tokens = chunk.tolist()  # lists of B numbers
             if any(has_nan):
                 raise WorkbenchError(
                     f"the LM's log-probabilities are NaN after token {min(counts)}; float16 may have "
                     "overflowed. Try lm_dtype='bfloat16' or 'float32'"
                 )
-            for tokens, logp in zip(chunk_tokens, chunk_logp, strict=True):  # in the order of time
+            for tokens, logp in zip(chunk_tokens, chunk_logp, strict=True):  # one token of each row
                 for row, token in enumerate(tokens):
-                    if token >= 0:
+                    if token >= 0:  # -1 marks a token that does not count
                         yield row, LMStep(counts[row], token, logp[row])
                         counts[row] += 1
             finished = all(done)
-            self.sampler.refill(next_draw)
+            self.sampler.refill(random_numbers_used)
 
     def _queue_chunk(self) -> tuple[AsyncCopy, Tensor]:
         """Let the device decode a chunk.
@@ -332,9 +338,9 @@ class _BatchDecoder:
         Returns
         -------
         chunk : AsyncCopy (3 + CHUNK_TOKENS, B)
-            next_draw, has_nan and done after the chunk, then its tokens.
+            `SamplerState.next_draw`, has_nan and done after the chunk, then its tokens.
         chunk_logp : Tensor (CHUNK_TOKENS, B, n_ids)
-            On the device.
+            Log-probabilities that the tokens were drawn from, on the device.
         """
         self._tokens_left -= CHUNK_TOKENS
         self._max_position = min(self._max_position + CHUNK_TOKENS, self.positions)
@@ -347,13 +353,13 @@ class _BatchDecoder:
         return AsyncCopy(chunk), state.chunk_logp.transpose(0, 1).clone()  # the next chunk overwrites it
 
     def _step(self, length: int) -> None:
-        """Pick a token of each row, then compute the log-probabilities of the next one.
+        """Pick a token for each row, then compute the log-probabilities of the next one.
 
         `length` is the number of cached positions that attention reads. The CUDA graphs record this method.
         """
         fast, lm, state = self.fast, self.fast.lm, self.state
         token, draws_used = self.sampler.pick(state.logp, state.n_tokens < state.min_tokens)
-        x = lm.speech_embedding.weight[token]  # (B, D); calling the embedding layer would take 10 us
+        x = lm.speech_embedding.weight[token]  # (B, D); faster than calling the embedding layer
         logits = fast.decode_step.logits(x, self.cache, self.cos, self.sin, state.position, length)
         fast.advance(token, draws_used, lm.config.speech_token_size, state, self.sampler.state)
         torch.log_softmax(logits.to(state.logp.dtype), -1, out=state.logp)
@@ -367,16 +373,16 @@ def _advance(
     Parameters
     ----------
     token, draws_used : Tensor (B,)
-        From `DeviceSampler.pick`.
+        Results of `DeviceSampler.pick`.
     first_stop_id : int
         This id and all above it stop a row.
     state : _DecodeState
-        Changed in place, all but its log-probabilities.
+        Changed in place, except for `logp`.
     sampler : SamplerState
         Changed in place.
     """
-    running = ~state.done  # rows that had not stopped before this token
-    active = running & (token < first_stop_id)  # rows that go on after it: their token counts
+    running = ~state.done  # (B,) rows that had not stopped before this token
+    active = running & (token < first_stop_id)  # (B,) rows whose token counts, as it is not a stop id
 
     # Write the token and its log-probabilities into the chunk.
     counted_token = torch.where(active, token, -1)
@@ -385,8 +391,9 @@ def _advance(
     state.has_nan.logical_or_(running & state.logp.isnan().any(1))
     state.chunk_index.add_(1).remainder_(CHUNK_TOKENS)
 
-    # A stopped row stays where it is: its later tokens overwrite one position of the cache.
+    # A stopped row keeps its position: the device writes its later tokens to one place in the cache.
     state.n_tokens.add_(active)
     state.position.add_(active)
     state.done.logical_or_(~active | (state.n_tokens >= state.max_tokens))
+    # Drawing a stop id uses up random numbers too, but does not enter the sampler's recent tokens.
     record_pick(token, draws_used * running, active, sampler)

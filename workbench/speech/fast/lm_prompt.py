@@ -13,19 +13,20 @@ from workbench.speech.models.lm import LM, KVCache
 
 
 class PromptReader:
-    """Read prompts of one padded length as a CUDA graph: about a thousand kernels, too short for the host.
+    """Read prompts of one padded length, as a CUDA graph.
 
-    The padding comes after the prompt. No real position attends to it, because attention is causal, and
-    decoding overwrites it.
+    Reading takes about a thousand kernels, and the host needs longer to launch them than the GPU to run them.
+    The padding comes after the prompt. No position of the prompt attends to the padding, because attention is
+    causal, and decoding overwrites its keys and values.
 
     Parameters
     ----------
     lm : LM
     graphs : CudaGraphPool
     prompts : int
-        U.
+        Number of prompts, U.
     length : int
-        P, after padding.
+        Padded length, P.
     """
 
     def __init__(self, lm: LM, graphs: CudaGraphPool, prompts: int, length: int) -> None:
@@ -42,14 +43,14 @@ class PromptReader:
         Parameters
         ----------
         prompts : sequence of Tensor (P, D)
-            At most as long as the padded length.
+            Embedded prompts, not longer than the padded length.
         last_position : Tensor (U,)
             Index of each prompt's last position.
 
         Returns
         -------
         logp : Tensor (U, n_ids)
-            Log-probabilities of each prompt's first token.
+            Log-probabilities of the first token after each prompt.
         cache : Tensor (layers, 2, U, H, padded length, head_dim)
             Keys and values. The next call overwrites both results.
         """
@@ -60,6 +61,7 @@ class PromptReader:
         return self.graph()
 
     def _read(self) -> tuple[Tensor, Tensor]:
+        """Compute the results of `__call__`; this is what the graph records."""
         cache = KVCache(self.lm.config.num_hidden_layers)
         hidden = self.lm.qwen(self.x, cache)[self.prompt_index, self.last_position]  # (U, D)
         layers = []

@@ -1,9 +1,9 @@
 """One decoding step of the LM in torch.
 
-For a CPU, and for a GPU where the Triton kernels cannot be compiled or would round differently.
+It is used on a CPU, and on a GPU where the Triton kernels cannot be compiled or would round differently.
 
-Shape letters: `B` rows of the batch, `S` cached positions that attention reads, `D` width, `H` heads of keys
-and values, `G` query heads to each of them.
+Shape letters: `B` rows of the batch, `S` cached positions that attention reads, `D` width, `F` width of the
+MLP, `H` heads of keys and values, `G` query heads that share each of them.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,8 @@ from workbench.speech.fast.cuda_graphs import compiled
 from workbench.speech.fast.fuse import fuse_linear
 from workbench.speech.models.lm import LM, rotate_half
 
-# Attention reads this many cached positions, or 2, 4, 8, ... times as many: few sizes need few CUDA graphs.
+# Attention reads this many cached positions, or 2, 4, 8, ... times as many, since each number of positions
+# needs its own CUDA graph.
 MIN_POSITIONS = 512
 
 
@@ -28,7 +29,7 @@ class FusedLayer(NamedTuple):
     qkv_weight: Tensor  # ((G H + 2 H) head_dim, D): queries, then keys, then values
     qkv_bias: Tensor  # ((G H + 2 H) head_dim,)
     out_weight: Tensor  # (D, G H head_dim)
-    gate_up_weight: Tensor  # (2 F, D): the gate of the MLP, then what it gates
+    gate_up_weight: Tensor  # (2 F, D): the gate projection of the MLP, then the up projection
     down_weight: Tensor  # (D, F)
 
 
@@ -62,7 +63,7 @@ class TorchDecodeStep:
     ----------
     lm : LM
     layers : list of FusedLayer
-        What `fuse_layers` returned for it.
+        What `fuse_layers` returned for the same LM.
     """
 
     def __init__(self, lm: LM, layers: list[FusedLayer]) -> None:
@@ -74,7 +75,7 @@ class TorchDecodeStep:
         self._output_and_mlp = compiled(_output_and_mlp, device, "rows")
 
     def compile_for(self, rows: int) -> None:
-        """Do nothing: torch brings its kernels. `TritonDecodeStep` compiles some here."""
+        """Do nothing; `TritonDecodeStep` compiles its kernels here."""
 
     def attention_lengths(self, positions: int) -> list[int]:
         """Return the values of `length` for which a cache of `positions` positions needs a CUDA graph."""
@@ -92,7 +93,7 @@ class TorchDecodeStep:
         cache : Tensor (layers, 2, B, H, positions, head_dim)
             Keys and values; written at `position`.
         cos, sin : Tensor (positions, head_dim / 2)
-            Of the rotary embedding.
+            Factors of the rotary embedding.
         position : Tensor (B,)
             Index of each row's new position.
         length : int
@@ -105,16 +106,16 @@ class TorchDecodeStep:
         batch = len(x)
         row = torch.arange(batch, device=x.device)
         rope = cos[position], sin[position]  # (B, head_dim / 2) each
-        # A row attends to its new position and those before it; the rest of the cache is of older runs.
+        # A row attends to its new position and those before it. Later positions hold none of its tokens.
         attn_mask = torch.arange(length, device=x.device) <= position[:, None]  # (B, S)
         attn_bias = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(~attn_mask, -torch.inf)
         attn_bias = attn_bias.repeat_interleave(self.kv_heads, dim=0)[:, None]  # (B H, 1, S)
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             q, new_kv = self._attention_inputs(x, rope, layer, self.eps, self.kv_heads, self.head_dim)
-            layer_cache[:, row, :, position] = new_kv  # (B, 2, H, head_dim)
+            layer_cache[:, row, :, position] = new_kv  # (B, 2, H, head_dim): indexed dimensions come first
             k = layer_cache[0, :, :, :length].flatten(0, 1)  # (B H, S, head_dim)
             v = layer_cache[1, :, :, :length].flatten(0, 1)
-            # The G queries of a key's head are the rows of one matrix: no key is read twice.
+            # The G queries that share a head of keys are the rows of one matrix, so each key is read once.
             q = q.flatten(0, 1)  # (B H, G, head_dim)
             scores = torch.baddbmm(attn_bias, q, k.mT, alpha=self.head_dim**-0.5)  # (B H, G, S)
             attn_out = torch.bmm(scores.softmax(-1), v).view(batch, -1)  # (B, H G head_dim)

@@ -1,9 +1,9 @@
 """Repetition-aware sampling on the device, for several utterances at once.
 
-The rules are those of `models.sampling.Sampler` and so, for equal log-probabilities, are the tokens.
-`Sampler` draws exponential random numbers from a generator on the CPU, one for each candidate of a choice.
-Here the same numbers are drawn ahead, on the CPU too, and copied to the device, into a ring buffer for each
-row. The device counts how many of them it has used.
+The rules are those of `models.sampling.Sampler`, and equal log-probabilities give the same tokens. `Sampler`
+draws exponential random numbers from a generator on the CPU, one for each candidate of a choice. Here the CPU
+draws the same numbers in advance and copies them to the device, into a ring buffer for each row. The device
+counts how many of them it has used.
 
 Shape letters: `B` rows of the batch, `C` candidates of a choice.
 """
@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from workbench.speech.config import LMConfig, Options
 from workbench.speech.fast.cuda_graphs import compiled, to_device_async
 
-MIN_PARALLEL_DRAWS = 200_000  # random numbers; they take 4 ms, below that threads cost more than they save
-DRAW_THREADS = 8
+# Threads draw at least this many random numbers, which takes 4 ms without threads. For fewer numbers, threads
+# cost more time than they save.
+MIN_PARALLEL_DRAWS = 200_000
+DRAW_THREADS = 8  # each thread draws for one row at a time
 
 
 class SamplerState(NamedTuple):
@@ -28,12 +30,12 @@ class SamplerState(NamedTuple):
 
     stop_ids: Tensor  # (n_ids,) bool, ids that are masked while it is too early to stop
     silent_ids: Tensor  # (n_ids,) bool, ids that never count as repeated
-    reversed_ids: Tensor  # (n_ids,) n_ids - 1, ..., 1, 0: sorts equal probabilities, the lower id first
+    reversed_ids: Tensor  # (n_ids,) n_ids - 1, ..., 1, 0: of equal probabilities, the lower id sorts first
     top_p: Tensor  # (B,) float32
-    max_repeats: Tensor  # (B,) float64, a token that is this often in the window counts as repeated
-    recent_tokens: Tensor  # (B, win_size) the window: latest tokens, -1 where there are none yet
+    max_repeats: Tensor  # (B,) float64, a token counts as repeated if it is in the window this often
+    recent_tokens: Tensor  # (B, win_size) the window: the latest tokens, or -1 before there are any
     draws: Tensor  # (B, buffer) exponential random numbers, a ring buffer
-    next_draw: Tensor  # (B,) index of the next one, counted from the start of the run
+    next_draw: Tensor  # (B,) index of the next number to use, counted from the start of the run
 
 
 class DeviceSampler:
@@ -44,12 +46,12 @@ class DeviceSampler:
     options : Options
         top_k, win_size, silent_tokens_repeat, repetition_fallback and mask_stop_ids, the same for every row.
     config : LMConfig
-        Which ids stop.
+        Says which ids stop a row.
     silent_tokens : sequence of int
         Ids that sound like silence or breath.
     rows : int
     picks : int
-        Tokens picked between two calls of `refill`, at most.
+        The most tokens that a row picks between two calls of `refill`.
     device : torch.device
     """
 
@@ -63,7 +65,7 @@ class DeviceSampler:
         device: torch.device,
     ) -> None:
         self.top_k = min(options.top_k, config.n_ids)
-        # Candidates of the second choice, after a repetition: as many as of the first, or all ids.
+        # Candidates of the second choice, after a repetition: as many as in the first, or all ids (None).
         self.fallback_top_k = self.top_k if options.repetition_fallback == "top_k" else None
         draws_per_pick = self.top_k + (self.fallback_top_k or config.n_ids)
 
@@ -71,7 +73,7 @@ class DeviceSampler:
         first_special = config.speech_token_size  # sos; eos and the other ids that stop follow it
         never_repeated = () if options.silent_tokens_repeat else sorted(silent_tokens)
         self.state = SamplerState(
-            # Without the guard sos alone, as upstream: see `Sampler._mask_stops`.
+            # Without `mask_stop_ids` only sos is masked, as upstream does; see `Sampler._mask_stops`.
             stop_ids=ids >= first_special if options.mask_stop_ids else ids == first_special,
             silent_ids=torch.isin(ids, torch.tensor(never_repeated, device=device, dtype=ids.dtype)),
             reversed_ids=config.n_ids - 1 - ids,
@@ -125,7 +127,7 @@ class DeviceSampler:
         self._refilled = list(next_draw)
 
     def pick(self, logp: Tensor, too_early: Tensor) -> tuple[Tensor, Tensor]:
-        """Pick a token of each row; `record_pick` then makes the choice count.
+        """Pick a token for each row. The state does not change until `record_pick` is called.
 
         Parameters
         ----------
@@ -138,7 +140,7 @@ class DeviceSampler:
         -------
         token : Tensor (B,)
         draws_used : Tensor (B,)
-            Random numbers that the choice takes.
+            How many random numbers the choice uses.
         """
         return self._choose(logp, too_early, self.state, self.top_k, self.fallback_top_k)
 
@@ -151,7 +153,7 @@ class DeviceSampler:
 
 
 def record_pick(token: Tensor, draws_used: Tensor, active: Tensor, state: SamplerState) -> None:
-    """Update the sampler's state after a pick. Not part of `pick`, so that it is compiled with what follows.
+    """Update the sampler's state after a pick. Apart from `pick`, so that it is compiled with its caller.
 
     Parameters
     ----------
@@ -173,7 +175,7 @@ def _choose(
 ) -> tuple[Tensor, Tensor]:
     """Draw from the nucleus. If the token is repeated, mask it and draw again; see `DeviceSampler.pick`.
 
-    There is no branch on values in a CUDA graph: both draws are always made, and `where` takes one of them.
+    A CUDA graph cannot branch on values, so both draws are always made, and `where` takes one of them.
     """
     scores = logp.float().masked_fill(too_early[:, None] & state.stop_ids, -torch.inf)
 
@@ -183,8 +185,8 @@ def _choose(
     repeats = (state.recent_tokens == first).sum(1)
     is_repeated = (repeats >= state.max_repeats) & ~state.silent_ids[first[:, 0]]
 
-    # Second draw: without the first token, from the `fallback_top_k` likeliest ids or from all. It takes the
-    # random numbers after those of the first.
+    # Second draw: without the first token, from the `fallback_top_k` likeliest ids or from all ids. It uses
+    # the random numbers that follow those of the first draw.
     scores = scores.scatter(1, first, -torch.inf)
     next_draw = state.next_draw + n_first
     if fallback_top_k is None:
@@ -227,7 +229,7 @@ def _exponential_race(probs: Tensor, n_candidates: Tensor, draws: Tensor, next_d
     ----------
     probs : Tensor (B, C)
     n_candidates : Tensor (B,)
-        Only the first so many of a row's probabilities take part.
+        How many of a row's probabilities take part, counted from the first.
     draws : Tensor (B, buffer)
     next_draw : Tensor (B,)
 
@@ -237,7 +239,7 @@ def _exponential_race(probs: Tensor, n_candidates: Tensor, draws: Tensor, next_d
     """
     column = torch.arange(probs.shape[1], device=probs.device)
     q = draws.gather(1, (next_draw[:, None] + column) % draws.shape[1])  # (B, C)
-    race = (probs / q).masked_fill(column >= n_candidates[:, None], -1.0)
+    race = (probs / q).masked_fill(column >= n_candidates[:, None], -1.0)  # below all ratios
     return race.argmax(1, keepdim=True)
 
 
