@@ -1,8 +1,8 @@
 """One decoding step of the LM on a GPU, in five Triton kernels a layer.
 
-With a single position a GPU waits for launches and for memory, not for arithmetic. cuBLAS and torch's
-compiler need a dozen kernels for a layer, and half of its time goes into the matrix products of attention,
-which have one row: 76 us a layer in float32 on an H200, of which reading the weights takes 15. The five
+With a single position a GPU waits for launches and for memory, not for arithmetic. In float32 on an H200,
+cuBLAS and torch's compiler take 76 us for one layer, in a dozen kernels. Reading the layer's weights takes
+only 15 us of these. Half of the 76 us goes into attention, whose matrix products have a single row. The five
 kernels here are
 
     RMS norm + QKV projection  (`project`)
@@ -11,12 +11,12 @@ kernels here are
     RMS norm + gate and up projections + SwiGLU  (`project`)
     down projection + residual  (`project`)
 
-The state between the layers is float32.
+The hidden state between the layers (the residual stream) is float32.
 
 Shape letters: `B` rows of the batch, `D` width, `H` heads of keys and values.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -31,6 +31,14 @@ from workbench.speech.models.lm import LM
 CACHE_BLOCK = 256  # cached positions that attention loads at a time
 
 
+class HeadSizes(NamedTuple):
+    """The sizes of the attention heads."""
+
+    n_heads: int  # heads of queries
+    n_kv_heads: int  # heads of keys and values, H
+    head_dim: int  # width of a head, a power of two
+
+
 class TritonDecodeStep:
     """Run the decoder stack for one new position of each row.
 
@@ -39,15 +47,15 @@ class TritonDecodeStep:
     lm : LM
         On a GPU, in float32 or bfloat16.
     layers : list of FusedLayer
-        What `fuse_layers` returned for it.
+        What `fuse_layers` returned for the same LM.
     precision : {"tf32x3", "tf32"}
-        Of float32 products of several rows; "tf32x3" is as accurate as float32.
+        Precision of float32 products of several rows, see `project`; "tf32x3" is as accurate as float32.
     """
 
     def __init__(self, lm: LM, layers: list[FusedLayer], precision: str) -> None:
         c = lm.config
         self.lm, self.layers, self.precision = lm, layers, precision
-        self.heads = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.heads = HeadSizes(c.num_attention_heads, c.num_key_value_heads, c.head_dim)
         self.eps = c.rms_norm_eps
 
     def compile_for(self, rows: int) -> None:
@@ -64,7 +72,8 @@ class TritonDecodeStep:
         qkv = zeros((n_heads + 2 * n_kv_heads) * head_dim)
         attn_out = zeros(n_heads * head_dim)
         position = torch.zeros(rows, device=device, dtype=torch.long)
-        # 16 positions, like the number of a real cache: Triton compiles multiples of 16 separately.
+        # The length of the cache is a multiple of 16, as real lengths are: Triton compiles a separate version
+        # of a kernel for sizes that are multiples of 16.
         cache = torch.zeros(2, rows, n_kv_heads, 16, head_dim, device=device, dtype=dtype)
         rope = torch.zeros(1, head_dim // 2, device=device, dtype=dtype)
         compile_in_parallel(
@@ -78,11 +87,34 @@ class TritonDecodeStep:
         )
 
     def attention_lengths(self, positions: int) -> list[int]:
-        """Return one length for all: the kernel reads just the positions that a row has filled."""
+        """Return the values of `length` for which `FastLM` captures a graph of `logits`.
+
+        One graph is enough: the attention kernel reads only the positions that a row has filled.
+        """
         return [positions]
 
-    def logits(self, x: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, _: int) -> Tensor:
-        """Write the new position into the cache and return the logits; see `TorchDecodeStep.logits`."""
+    def logits(
+        self, x: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, length: int
+    ) -> Tensor:
+        """Write the new position's keys and values into the cache, and return the logits that follow it.
+
+        Parameters
+        ----------
+        x : Tensor (B, D)
+            Embedded tokens.
+        cache : Tensor (layers, 2, B, H, positions, head_dim)
+            Keys and values; written at `position`.
+        cos, sin : Tensor (positions, head_dim / 2)
+            Factors of the rotary embedding.
+        position : Tensor (B,)
+            Index of each row's new position.
+        length : int
+            Unused; `TorchDecodeStep.logits` needs it.
+
+        Returns
+        -------
+        Tensor (B, n_ids), float32
+        """
         x = x.float()
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             qkv = self._project(x, layer.qkv_weight, norm=layer.attention_norm, bias=layer.qkv_bias)
@@ -97,9 +129,9 @@ class TritonDecodeStep:
 
 
 def attend(
-    qkv: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, heads: tuple[int, int, int]
+    qkv: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, heads: HeadSizes
 ) -> Tensor:
-    """Apply the rotary embedding, attend to the cache and the new position, and write that into the cache.
+    """Apply the rotary embedding, attend to past and new position, and write the new one into the cache.
 
     Parameters
     ----------
@@ -108,9 +140,10 @@ def attend(
     cache : Tensor (2, B, H, positions, head_dim)
         Keys and values. Positions before `position` are read, `position` is written.
     cos, sin : Tensor (positions, head_dim / 2)
+        Factors of the rotary embedding.
     position : Tensor (B,)
-    heads : (int, int, int)
-        Query heads; heads H of keys and values; head_dim, a power of two.
+        Index of each row's new position.
+    heads : HeadSizes
 
     Returns
     -------
@@ -126,14 +159,14 @@ def attend(
         sin,
         position,
         y,
-        cache.stride(0),
-        cache.shape[3],
-        head_dim**-0.5,
+        cache.stride(0),  # values_offset
+        cache.shape[3],  # positions
+        head_dim**-0.5,  # scale
         HEADS=n_heads,
         KV_HEADS=n_kv_heads,
         DIM=head_dim,
         BLOCK=CACHE_BLOCK,
-        num_warps=8,
+        num_warps=8,  # 256 threads, one for each position of a block
     )
     return y
 
@@ -144,23 +177,24 @@ def _attend(
     cache_ptr,  # (2, B, KV_HEADS, positions, DIM)
     cos_ptr,  # (positions, DIM / 2)
     sin_ptr,  # (positions, DIM / 2)
-    position_ptr,  # (B,) int64
+    position_ptr,  # (B,) int64, each row's new position
     y_ptr,  # (B, HEADS DIM) float32
-    values_offset,  # elements from the keys to the values in the cache
-    positions,  # of the cache
+    values_offset,  # distance from the keys to the values in the cache, in elements
+    positions,  # length of the cache
     scale,  # DIM ** -0.5
-    HEADS: tl.constexpr,  # of queries
-    KV_HEADS: tl.constexpr,  # of keys and values
-    DIM: tl.constexpr,  # of a head
+    HEADS: tl.constexpr,  # heads of queries
+    KV_HEADS: tl.constexpr,  # heads of keys and values
+    DIM: tl.constexpr,  # width of a head
     BLOCK: tl.constexpr,  # cached positions loaded at a time
 ):
-    """`attend` for one row and one query head in each program, with a running softmax over the cache."""
+    """Compute `attend` for one row and one query head in each program, with a running softmax."""
     row, head = tl.program_id(0), tl.program_id(1)
-    kv_head = head // (HEADS // KV_HEADS)
+    kv_head = head // (HEADS // KV_HEADS)  # the head of keys and values that this query head uses
     position = tl.load(position_ptr + row)
 
-    # Load the new position's query and key, and apply the rotary embedding. It turns the first half of a head
-    # against the second, so each half is a vector of its own: q1, q2, k1, k2. The query carries the scale.
+    # Load the new position's query and key, and apply the rotary embedding. It rotates each element of a
+    # head's first half together with one of the second half, so the halves are separate vectors: q1, q2, k1,
+    # k2. The query is multiplied by the scale of the scores.
     HALF: tl.constexpr = DIM // 2
     half_index, dim_index = tl.arange(0, HALF), tl.arange(0, DIM)
     cos = tl.load(cos_ptr + position * HALF + half_index).to(tl.float32)
@@ -177,9 +211,11 @@ def _attend(
     cached_values = cached_keys + values_offset
 
     # Start the softmax with the new position itself. `max_score` is the highest score so far, `weight_sum`
-    # the sum of exp(score - max_score), `attn_out` the values times these weights, before dividing by it.
+    # is the sum of the weights exp(score - max_score), and `attn_out` is the sum of the values times these
+    # weights; it is divided by `weight_sum` at the end.
     max_score = tl.sum(q1 * k1 + q2 * k2, 0)
-    weight_sum, attn_out = tl.exp(max_score - max_score), v  # a tensor of 1: its own score is the highest
+    weight_sum = tl.exp(max_score - max_score)  # 1, or NaN where the score is not finite
+    attn_out = v
     start = 0
     while start < position:
         # Load a block of cached keys (in halves) and values, (BLOCK, HALF) and (BLOCK, DIM).
@@ -191,7 +227,8 @@ def _attend(
         past_v_ptrs = cached_values + past[:, None] * DIM + dim_index[None, :]
         past_v = tl.load(past_v_ptrs, mask=past_mask, other=0.0).to(tl.float32)
 
-        # Scores (BLOCK,), and the softmax update: sums so far shrink if the highest score has risen.
+        # Compute the scores (BLOCK,) and update the softmax. If the highest score has risen, the sums so far
+        # are scaled down.
         scores = tl.sum(past_k1 * q1[None, :] + past_k2 * q2[None, :], 1)
         scores = tl.where(past < position, scores, float("-inf"))
         new_max = tl.maximum(max_score, tl.max(scores, 0))
@@ -202,7 +239,7 @@ def _attend(
         start += BLOCK
     tl.store(y_ptr + (row * HEADS + head) * DIM + dim_index, attn_out / weight_sum)
 
-    # Write the new key and value into the cache; one of the query heads that share them does it.
+    # Write the new key and value into the cache. Of the query heads that share them, the first one does it.
     if head % (HEADS // KV_HEADS) == 0:
         new_offset = position * DIM
         tl.store(cached_keys + new_offset + half_index, k1.to(cache_ptr.dtype.element_ty))

@@ -1,8 +1,11 @@
-"""Matrix products of a few rows, in one Triton kernel with the steps before and after. For GPUs alone.
+"""Linear layers for a few rows, each in one Triton kernel. They run on GPUs only.
 
-These are the linear layers of the LM's decoding step; `kernels.lm` says why they are written by hand. With
-several rows the products run on tensor cores; a float32 product is then three in TF32, which keeps its
-accuracy (see `tf32x3`).
+The kernel also computes the RMS norm before the matrix product, and the bias, SwiGLU and residual after it.
+These are the linear layers of the LM's decoding step; `kernels.lm` says why they are written by hand.
+
+Products of several rows run on tensor cores. These multiply TF32 numbers, which have 11 significant bits. To
+keep the accuracy of float32, each number is split into a high and a low part, and each float32 product is
+computed as three TF32 products of these parts; the module `tf32x3` gives the details.
 
 Shape letters: `B` rows, `D` inputs, `O` outputs.
 """
@@ -11,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Projections with fewer outputs than this compute fewer of them in a program: there are then enough programs
-# for all multiprocessors of the GPU.
+# Below this number of outputs, each program computes 2 outputs rather than 4. A small layer then still has
+# enough programs for all multiprocessors of the GPU.
 FEW_OUTPUTS = 2048
 
 
@@ -26,7 +29,7 @@ def project(
     gated: bool = False,
     precision: str = "tf32x3",
 ) -> Tensor:
-    """Multiply a few rows by a matrix, in one kernel with the steps before and after.
+    """Apply a linear layer to a few rows: RMS norm, matrix product, SwiGLU, bias, residual, in this order.
 
     Parameters
     ----------
@@ -36,14 +39,15 @@ def project(
     norm : Tensor (D,), optional
         Weight of an RMS norm that is applied to x first.
     eps : float
-        Of the norm.
+        Epsilon of the norm.
     bias : Tensor (O,), optional
     add : Tensor (B, O), float32, optional
         Residual, added to the result.
     gated : bool
-        The result is SwiGLU: silu(first half of the products) * second half.
+        Whether to apply SwiGLU: silu(first half of the products) * second half.
     precision : {"tf32x3", "tf32"}
-        Of float32 products of several rows.
+        Precision of the products of several rows with float32 weights: three TF32 products each, or one.
+        Ignored for a single row and for bfloat16 weights.
 
     Returns
     -------
@@ -52,16 +56,17 @@ def project(
     rows, inputs = x.shape
     outputs = len(weight) // 2 if gated else len(weight)
     y = x.new_empty(rows, outputs)
-    # Block sizes were measured on an H200.
+    # Block sizes and numbers of warps were chosen by measurements on an H200.
     if rows == 1:
         kernel = _project_one_row
         tile = {"BLOCK_OUT": 2 if outputs < FEW_OUTPUTS else 4, "BLOCK_IN": 1024, "num_warps": 4}
     else:
         kernel = _project_rows
         padded_rows = max(16, triton.next_power_of_2(rows))  # tensor cores multiply at least 16 rows
-        # Inputs of a block, so that the blocks of x and of the weights stay in shared memory together.
-        elements = 2048 if gated else 4096
-        block_in = elements // (padded_rows * weight.element_size())
+        # Bytes of one part of a block of x, in the weights' type. The blocks of x and of the weights must fit
+        # into shared memory together, and a gated layer loads two blocks of weights at a time.
+        part_bytes = 2048 if gated else 4096
+        block_in = part_bytes // (padded_rows * weight.element_size())
         tile = {"ROWS": padded_rows, "BLOCK_OUT": 16, "PARTS": 4, "BLOCK_IN": block_in}
         tile |= {"PRECISION": precision, "num_warps": 4, "num_stages": 3}
     kernel[(triton.cdiv(outputs, tile["BLOCK_OUT"]),)](
@@ -89,7 +94,7 @@ def _project_one_row(
     bias_ptr,  # (OUTPUTS,) or None
     add_ptr,  # (1, OUTPUTS) or None
     y_ptr,  # (1, OUTPUTS)
-    rows,  # not used: the signature is that of `_project_rows`
+    rows,  # unused; `_project_rows` needs it, and both kernels are called with the same arguments
     eps,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -97,15 +102,16 @@ def _project_one_row(
     BLOCK_OUT: tl.constexpr,  # outputs of one program
     BLOCK_IN: tl.constexpr,  # inputs loaded at a time
 ):
-    """`project` of one row. No tensor cores: reading the weights is all that takes time."""
+    """Compute `project` for one row, without tensor cores: most of the time goes into reading weights."""
     out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     out_mask = out < OUTPUTS
-    # Products are added up elementwise, and over the inputs only once, after the loop.
+    # `acc` keeps one partial sum for each column of the block. The columns are summed after the loop.
     acc = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
-    acc_up = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)  # of the second half of the weights, if GATED
-    squares = tl.zeros((BLOCK_IN,), tl.float32)  # for the RMS norm
+    acc_up = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)  # likewise for the second half of the weights
+    squares = tl.zeros((BLOCK_IN,), tl.float32)  # sums of x ** 2, for the RMS norm
+    # The loop is unrolled (`static_range`), since it is short: 5 passes for the LM's widest layer.
     for start in tl.static_range(0, INPUTS, BLOCK_IN):
-        # Load a block of weights: rows `out`, columns `column`.
+        # Load a block of weights (BLOCK_OUT, BLOCK_IN).
         column = start + tl.arange(0, BLOCK_IN)
         in_mask = column < INPUTS
         mask = out_mask[:, None] & in_mask[None, :]
@@ -114,8 +120,8 @@ def _project_one_row(
         if GATED:
             weight_up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=mask, other=0.0).to(tl.float32)
 
-        # Load the inputs. The norm is x / rms(x) * norm. Its weight is applied here; dividing by the rms
-        # waits until after the loop, when the sum of the squares is known, so that x is read once.
+        # Load the inputs. The RMS norm is x / rms(x) * norm. Its weight is applied here. The division comes
+        # after the loop, when the sum of the squares is known, so that x is read only once.
         x = tl.load(x_ptr + column, mask=in_mask, other=0.0)
         if norm_ptr is not None:
             squares += x * x
@@ -128,14 +134,14 @@ def _project_one_row(
     if GATED:
         up = tl.sum(acc_up, 1)
 
-    # Second half of the norm: one factor for the whole row.
+    # Finish the norm: divide the row by its root mean square.
     if norm_ptr is not None:
         inverse_rms = tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps)
         y *= inverse_rms
         if GATED:
             up *= inverse_rms
 
-    # SwiGLU, bias, residual.
+    # Apply SwiGLU, bias and residual.
     if GATED:
         y = y * tl.sigmoid(y) * up
     if bias_ptr is not None:
@@ -160,21 +166,21 @@ def _project_rows(
     GATED: tl.constexpr,
     ROWS: tl.constexpr,  # rows, padded for the tensor cores
     BLOCK_OUT: tl.constexpr,  # outputs of one program
-    PARTS: tl.constexpr,  # sums that are kept apart, one for each warp
-    BLOCK_IN: tl.constexpr,  # inputs loaded at a time, of each part
-    PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,  # parts that the inputs are cut into, one for each warp
+    BLOCK_IN: tl.constexpr,  # inputs of one part that are loaded at a time
+    PRECISION: tl.constexpr,  # "tf32x3" or "tf32"
 ):
-    """`project` of several rows, on tensor cores.
+    """Compute `project` for several rows, on tensor cores.
 
-    The inputs are cut into PARTS, and each warp adds up the products of its own part. One sum after the other
-    would take longer than reading the weights does.
+    The inputs are cut into PARTS, and each warp sums the products of its own part. A single serial sum over
+    all inputs would take longer than reading the weights does.
     """
     out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     row, part = tl.arange(0, ROWS), tl.arange(0, PARTS)
     out_mask, row_mask = out < OUTPUTS, row < rows
     acc = tl.zeros((PARTS, ROWS, BLOCK_OUT), tl.float32)
-    acc_up = tl.zeros((PARTS, ROWS, BLOCK_OUT), tl.float32)  # of the second half of the weights, if GATED
-    squares = tl.zeros((PARTS, ROWS), tl.float32)  # for the RMS norm
+    acc_up = tl.zeros((PARTS, ROWS, BLOCK_OUT), tl.float32)  # likewise for the second half of the weights
+    squares = tl.zeros((PARTS, ROWS), tl.float32)  # sums of x ** 2, for the RMS norm
     for start in range(0, INPUTS, PARTS * BLOCK_IN):
         # Load the inputs, (PARTS, ROWS, BLOCK_IN), and the weights, (PARTS, BLOCK_IN, BLOCK_OUT).
         column = start + part[:, None] * BLOCK_IN + tl.arange(0, BLOCK_IN)[None, :]  # (PARTS, BLOCK_IN)
@@ -185,25 +191,25 @@ def _project_rows(
         weight_mask = out_mask[None, None, :] & in_mask[:, :, None]
         weight = tl.load(weight_ptrs, mask=weight_mask, other=0.0)
 
-        # First half of the norm, as in `_project_one_row`.
+        # Apply the weight of the norm; the division comes after the loop, as in `_project_one_row`.
         if norm_ptr is not None:
             squares += tl.sum(x * x, 2)
             x *= tl.load(norm_ptr + column, mask=in_mask, other=0.0).to(tl.float32)[:, None, :]
 
-        x = x.to(weight.dtype)
+        x = x.to(weight.dtype)  # `tl.dot` multiplies matrices of one type: bfloat16 weights round x as well
         acc = tl.dot(x, weight, acc, input_precision=PRECISION)
         if GATED:
             weight_up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=weight_mask, other=0.0)
             acc_up = tl.dot(x, weight_up, acc_up, input_precision=PRECISION)
-    y, up = tl.sum(acc, 0), tl.sum(acc_up, 0)  # (ROWS, BLOCK_OUT)
+    y, up = tl.sum(acc, 0), tl.sum(acc_up, 0)  # (ROWS, BLOCK_OUT) each; `up` is unused unless GATED
 
-    # Second half of the norm: one factor for each row.
+    # Finish the norm: divide each row by its root mean square.
     if norm_ptr is not None:
         inverse_rms = tl.rsqrt(tl.sum(squares, 0) / INPUTS + eps)[:, None]
         y *= inverse_rms
         up *= inverse_rms
 
-    # SwiGLU, bias, residual.
+    # Apply SwiGLU, bias and residual.
     if GATED:
         y = y * tl.sigmoid(y) * up
     y_offset = row[:, None] * OUTPUTS + out[None, :]
