@@ -23,7 +23,8 @@ MakeContext = Callable[[], AbstractContextManager]
 # Attention kernels that torch may choose. cuDNN's is left out: torch would try it first in half precision,
 # and it plans anew for every sequence length, 30 ms each.
 ATTENTION_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-# Compiled versions that torch keeps of one function: one for each set of sizes, dtypes and TF32 settings.
+# Compiled versions that torch keeps of one function, where its default is 8. It makes one for each set of
+# sizes, dtypes and TF32 settings.
 MAX_COMPILED_VERSIONS = 64
 MIN_TF32_CAPABILITY = (8, 0)  # compute capability of the A100, the first GPU with TF32 tensor cores
 

@@ -1,11 +1,11 @@
 """One velocity evaluation of the flow, made fast: the layers of the DiT, and a CUDA graph of all of them.
 
-- Linear layers with the same input are fused to one. Where tensor cores compute float32 products faster as
-  three in TF32, linear layers do that (see `tf32x3`).
-- What lies between two linear layers is one kernel: compiled by torch, or our own.
+- Linear layers with the same input are fused into one. Where three TF32 products are faster than one float32
+  product, linear layers split their products in this way (see `tf32x3`).
+- The operations between two linear layers are one kernel, compiled by torch or written in Triton.
 
 Shape letters: `B` utterances, `S` frames, `M` mel bins, `D` width, `H` heads, `N` rows of any matrix. An
-evaluation has 2 B rows: all utterances with their conditions, then all without.
+evaluation has 2 B rows: first all utterances with their conditions, then all utterances without conditions.
 """
 
 from collections.abc import Callable
@@ -28,15 +28,15 @@ class FastBlock(NamedTuple):
     """The linear layers of one block of the estimator."""
 
     qkv: Operator  # (N, D) -> (N, 3 H dim_head)
-    attn_out: Operator
-    mlp_in: Operator
-    mlp_out: Operator
+    attn_out: Operator  # (N, H dim_head) -> (N, D)
+    mlp_in: Operator  # (N, D) -> (N, width of the MLP)
+    mlp_out: Operator  # (N, width of the MLP) -> (N, D)
 
 
 class FastDiT(NamedTuple):
     """The estimator's layers and functions, in the form that its device computes fastest.
 
-    Each linear layer reads its input in the layout that `linear_input` gives it: as it is, or split for TF32.
+    `linear_input` lays out the input of a linear layer: it splits numbers for TF32, or changes nothing.
     """
 
     dit: DiT  # the rest of the estimator: embeddings and modulations
@@ -49,13 +49,13 @@ class FastDiT(NamedTuple):
     rotate: Callable[..., Tensor]  # compiled `_rotate`
     activate: Callable[..., Tensor]  # compiled `_activate`
     compiled_linear_input: Operator
-    attend: Operator | None  # a kernel for attention without a mask, that also lays out its output
+    attend: Operator | None  # a kernel for attention without a mask; includes `linear_input`
 
 
 def consume_dit(dit: DiT) -> FastDiT:
-    """Build the fast estimator from one that nobody else uses."""
+    """Build the fast estimator from one that nobody else uses; see `FastFlow.consume`."""
     device, dtype = dit.proj_out.weight.device, dit.proj_out.weight.dtype
-    splits = tf32x3_is_faster(device, dtype)
+    splits = tf32x3_is_faster(device, dtype)  # whether linear layers split their products for TF32
     linear_input = split_tf32 if splits else _unchanged
     return FastDiT(
         dit=dit,
@@ -84,7 +84,7 @@ def _consume_block(block: Block, splits: bool) -> FastBlock:
         mlp_in=_linear(mlp_in.weight, mlp_in.bias, splits),
         mlp_out=_linear(mlp_out.weight, mlp_out.bias, splits),
     )
-    if splits:  # block by block, so that not all weights are in memory four times at once
+    if splits:  # freed block by block, so that the original weights and split weights never are all in memory
         for layer in (attention.to_q, attention.to_k, attention.to_v, attn_out, mlp_in, mlp_out):
             layer.weight.data = layer.weight.new_empty(0)
     return fast
@@ -98,9 +98,9 @@ class VelocityGraph:
     estimator : FastDiT
     graphs : CudaGraphPool
     utterances : int
-        B.
+        Number of utterances, B.
     length : int
-        S.
+        Number of frames, S.
     bias_rows : int
         Rows of the attention bias: 0 without a mask, 1 where all frames attend to the same frames, or S.
     """
@@ -122,12 +122,13 @@ class VelocityGraph:
             self.attn_bias = torch.zeros(rows, 1, bias_rows, length, device=device, dtype=dtype)
         self.modulation = torch.zeros(6 * dit.config.depth + 2, width, device=device, dtype=dtype)
 
-        # A model in half precision has rounded the rotary frequencies as well, and the angles of late frames
-        # would be far off. So they are computed anew.
+        # A model in half precision has rounded its rotary frequencies too, and the angles of late frames
+        # would be wrong. So the frequencies are computed again in float32.
         rotary = dit.rotary_embed if dtype == state_dtype else RotaryEmbed(dit.config.dim_head).to(device)
         cos, sin = rotary(length)  # (S, dim_head / 2)
-        # One row for each row of q and k, so that one compiled `_rotate` serves any length.
-        self.cos, self.sin = cos.repeat(rows, 1)[:, None], sin.repeat(rows, 1)[:, None]  # (2 B S, 1, ...)
+        # Repeated for each row of q and k, so that one compiled `_rotate` serves any length:
+        # (2 B S, 1, dim_head / 2) each.
+        self.cos, self.sin = cos.repeat(rows, 1)[:, None], sin.repeat(rows, 1)[:, None]
         self.graph = graphs.capture(self._velocity)
 
     def __call__(self, x: Tensor, input_bias: Tensor, attn_bias: Tensor | None, modulation: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class VelocityGraph:
         attn_bias : Tensor (2 B, 1, 1 or S, S) or None
             Added to the scores of attention.
         modulation : Tensor (6 depth + 2, D)
-            Of this time; see `FastFlow._compute_modulations`.
+            Modulations for the time of this evaluation; see `FastFlow._compute_modulations`.
 
         Returns
         -------
@@ -161,14 +162,14 @@ class VelocityGraph:
         estimator = self.estimator
         rows, length, _ = self.input_bias.shape
 
-        # Input projection: the part of x is the same with and without conditions.
+        # Input projection. The part that comes from x is the same with and without conditions.
         weight = estimator.dit.input_embed.proj.weight[:, : self.x.shape[1]]
         x_part = F.linear(self.x.transpose(1, 2).to(self.input_bias.dtype), weight)  # (B, S, D)
         h = (self.input_bias.unflatten(0, (2, -1)) + x_part).flatten(0, 1)  # (2 B, S, D)
         h = (h + estimator.conv_pos(h)).flatten(0, 1)  # (2 B S, D): from here on, rows are frames
 
-        # `y` is the normalised and modulated input of the next layer. The norm after a block is the first
-        # norm of the next block, or that of the output.
+        # `h` is the residual stream, and `y` the normalised and modulated input of the next layer. The norm
+        # after a block is the first norm of the next block, or the norm before the output.
         *modulations, final_modulation = self.modulation[:, None].split(6)  # (6, 1, D) each, (2, 1, D)
         next_modulations = [*modulations[1:], final_modulation]
         shift_msa, scale_msa = modulations[0][:2]
@@ -204,7 +205,7 @@ class VelocityGraph:
 
 
 def _norm(h: Tensor, shift: Tensor, scale: Tensor, linear_input: Operator) -> Tensor:
-    """Compute `dit.modulate`, whose 1 is in `scale` already."""
+    """Normalise and modulate as `dit.modulate` does; `scale` already includes the 1 that it adds."""
     return linear_input(torch.addcmul(shift, F.layer_norm(h, h.shape[-1:], eps=NORM_EPS), scale))
 
 
@@ -235,14 +236,14 @@ def _unchanged(x: Tensor) -> Tensor:
 
 
 def _linear(weight: Tensor, bias: Tensor, splits: bool) -> Operator:
-    """Return a linear layer, in float32 products or in three TF32 products each."""
+    """Return a linear layer that computes float32 products, or with `splits` three TF32 products for each."""
     return Tf32x3Linear(weight, bias) if splits else partial(F.linear, weight=weight, bias=bias)
 
 
 def _choose_add_and_norm(
     device: torch.device, splits: bool, linear_input: Operator
 ) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return `_add_and_norm` without its last argument: our own kernel where products are split."""
+    """Return a function like `_add_and_norm` without `linear_input`: our own kernel if products are split."""
     if not splits or not can_compile(device):
         return partial(compiled(_add_and_norm, device, "rows"), linear_input=linear_input)
     from workbench.speech.fast.kernels.flow import add_and_norm  # needs Triton
@@ -251,7 +252,7 @@ def _choose_add_and_norm(
 
 
 def _attention_kernel(head_width: int, device: torch.device) -> Operator | None:
-    """Return our own kernel for attention without a mask, if it can be compiled and knows this width."""
+    """Return our own kernel for attention without a mask, if it can be compiled for heads of this width."""
     if not can_compile(device):
         return None
     from workbench.speech.fast.kernels.attention import attend, supports_head_width  # needs Triton

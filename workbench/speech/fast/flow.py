@@ -2,12 +2,12 @@
 
 - Time embeddings, and the shifts, scales and gates made from them, depend on the grid of times alone.
 - What mu, cond and spks add to the estimator's input depends on the utterance alone.
-- The rest of a velocity evaluation is one CUDA graph for each number of rows, length and mask: see `dit`. It
-  does not depend on the grid, the solver or the guidance: a sweep over them captures nothing, and each step
-  can be recorded.
+- The rest of a velocity evaluation is a CUDA graph, see `dit`. Each number of rows, length and kind of mask
+  needs its own graph. A graph does not depend on the grid, the solver or the guidance, so a sweep over these
+  needs no new one. As a graph holds a single evaluation, each step of the solver can be recorded in a trace.
 
-Shape letters: `B` utterances, `S` frames, `M` mel bins, `D` width, `H` heads. An evaluation has 2 B rows: all
-utterances with their conditions, then all without.
+Shape letters: `B` utterances, `S` frames, `M` mel bins, `D` width. An evaluation has 2 B rows: first all
+utterances with their conditions, then all utterances without conditions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,10 +25,10 @@ from workbench.speech.fast.dit import FastDiT, VelocityGraph, consume_dit
 from workbench.speech.models.dit import attention_mask
 from workbench.speech.models.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
 
-MASK_BUCKET = 16  # frames: with a mask, lengths are rounded up to a multiple, as torch's kernels want it
+MASK_BUCKET = 16  # frames: with a mask, lengths are rounded up to a multiple of this, for torch's kernels
 PER_ROW_OPTIONS = ("cfg_rate", "temperature", "noise_seed", "speed")  # may differ between rows of a batch
 MAX_GRIDS = 8  # tables of modulations kept, one for each grid of times; the least recently used is dropped
-MAX_GRAPHS = 8  # CUDA graphs kept, likewise
+MAX_GRAPHS = 8  # CUDA graphs kept; the least recently used is dropped
 
 
 class FastFlow:
@@ -39,7 +39,7 @@ class FastFlow:
     Parameters
     ----------
     flow : Flow
-        Computes conditions. Its estimator may have lost its weights, see `consume`.
+        Computes conditions. The layers of its estimator may have lost their weights, see `consume`.
     estimator : FastDiT
         Made from the flow's estimator.
     graphs : CudaGraphPool
@@ -58,8 +58,8 @@ class FastFlow:
     def consume(cls, flow: Flow, graphs: CudaGraphPool) -> "FastFlow":
         """Build the fast path from a flow that nobody else uses.
 
-        Linear layers of the estimator become views of fused weights. Where products are split for TF32, they
-        lose their weights, since the split weights take three times the memory already.
+        Linear layers of the estimator become views of fused weights. Where products are split for TF32, these
+        layers lose their own weights, since the split weights already take three times their memory.
 
         Parameters
         ----------
@@ -76,7 +76,7 @@ class FastFlow:
         streaming: bool = False,
         start: int = 0,
     ) -> Iterator[list[FlowStep]]:
-        """Solve the ODEs of several utterances in step.
+        """Solve the ODEs of several utterances together, step by step.
 
         Parameters
         ----------
@@ -85,7 +85,7 @@ class FastFlow:
         states : sequence of Tensor (1, M, S)
             Noise, or the state at knot `start`.
         options : sequence of Options
-            With the same n_timesteps, t_scheduler and solver; cfg_rate and temperature may differ.
+            One for each utterance. Options of the flow other than `PER_ROW_OPTIONS` must be the same.
         streaming, start
             As in `Flow.steps`.
 
@@ -102,7 +102,7 @@ class FastFlow:
         with self._lock:
             velocity_graph = self._velocity_graph(len(lengths), padded_length, bias_rows)
 
-        # The states, padded: at least float32, so that they are not rounded from step to step.
+        # The padded states (B, M, S). They are at least float32, so that they are not rounded at every step.
         state_dtype = torch.promote_types(self.dtype, torch.float32)
         x = torch.zeros(
             len(lengths), self.dit.config.mel_dim, padded_length, device=self.device, dtype=state_dtype
@@ -115,10 +115,10 @@ class FastFlow:
         cfg_rates = cfg_rates[:, None, None]  # (B, 1, 1)
         input_bias = self._input_bias(conditions, padded_length)
 
-        # The modulations of the whole grid, wherever the solver starts: computed for fewer times, the matrix
-        # product might round differently.
+        # The modulations are computed for the whole grid, even if the solver starts later, since a matrix
+        # product with fewer rows might round differently.
         times = _evaluation_times(options[0], state_dtype)
-        evaluations_per_step = len(times) // options[0].n_timesteps
+        evaluations_per_step = len(times) // options[0].n_timesteps  # more than 1 for higher-order solvers
         modulations = self._modulations(times)[start * evaluations_per_step :]
         next_modulation = iter(modulations)
 
@@ -136,7 +136,7 @@ class FastFlow:
         """Return what the conditions add to the projected input, (2 B, S, D).
 
         The estimator's first layer is linear in (x, cond, mu, spks), so its products with the last three and
-        its bias are computed once. Without conditions only the bias is left.
+        its bias are computed once. Rows without conditions have the bias alone.
         """
         proj, mel_dim = self.dit.input_embed.proj, self.dit.config.mel_dim
         projected: dict[int, Tensor] = {}
@@ -154,7 +154,7 @@ class FastFlow:
         return torch.cat([*with_conditions, without_conditions])
 
     def _compute_modulations(self, times: tuple[float, ...]) -> Tensor:
-        """Return shifts, scales plus one, and gates of all layers, (times, 6 depth + 2, D).
+        """Return the shifts, scales (plus 1) and gates of all layers, (times, 6 depth + 2, D).
 
         Each block has six, in the order of `dit.Block.forward`; the shift and scale of the final norm follow.
         """
@@ -173,7 +173,7 @@ class FastFlow:
 def _attention_bias(
     lengths: Sequence[int], chunk: int | None, device: torch.device, dtype: torch.dtype
 ) -> Tensor | None:
-    """Return what is added to the scores of attention: 0 where a frame may attend, -inf where not.
+    """Return the bias of the attention scores: 0 where a frame may attend to another, -inf where it may not.
 
     Parameters
     ----------

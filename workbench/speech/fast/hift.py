@@ -1,9 +1,9 @@
 """The vocoder made fast: folded weight norm, fused activations, smaller convolutions, and CUDA graphs.
 
-The vocoder is causal but for its first layers, which see a few frames to the right: zeros at the end. So a
-mel may be padded with zeros to one of few lengths, and the waveform cut afterwards, and no sample changes.
-Only the spectrum of the excitation and the inverse STFT depend on where the sound ends. They run outside of
-the graphs, at the true length.
+The vocoder is causal except for its first layers, which look a few frames ahead and see zeros after the end.
+So a mel can be padded with zeros and the waveform cut afterwards without changing a sample, and a few padded
+lengths serve all mels. Only the spectrum of the excitation and the inverse STFT depend on where the sound
+ends. They run outside of the graphs, at the true length.
 
 Shape letters: `B` mels, `T` frames of a mel, `S` frames after padding, `N` samples. `HiFT` explains the
 parts: f0, source (the harmonic excitation), trunk, head.
@@ -31,7 +31,7 @@ from workbench.speech.models.hift import (
 )
 from workbench.speech.models.numerics import conv1d_by_matmul, exact_float32, fast_float32
 
-BUCKET = 64  # mel frames: lengths are rounded up to a multiple, so that few graphs serve all lengths
+BUCKET = 64  # mel frames: lengths are rounded up to a multiple of this, so that few graphs serve all lengths
 MAX_GRAPHS = 8  # pairs of CUDA graphs kept; the least recently used is dropped
 
 
@@ -44,7 +44,7 @@ class FastHiFT:
     ----------
     hift : HiFT
         With its layers replaced; see `consume`.
-    noise : callable (samples) -> Tensor (1, at least so many, 9)
+    noise : callable (samples) -> Tensor (1, `samples` or more, 9)
         Uniform excitation noise.
     graphs : CudaGraphPool
     """
@@ -53,9 +53,9 @@ class FastHiFT:
         self.hift, self.graphs = hift, graphs
         self.device = hift.conv_post.bias.device
         self._draw_noise = noise
-        # The longest noise needed so far, (1, N, 9); a shorter one is its beginning.
+        # The longest noise needed so far, (1, N, 9). A shorter noise is the beginning of it.
         self._noise = torch.zeros(1, 0, hift.config.nb_harmonics + 1, device=self.device)
-        # (mels, padded frames) -> _VocoderGraphs
+        # (number of mels, padded frames) -> _VocoderGraphs
         self._vocoder_graphs = lru_cache(MAX_GRAPHS)(partial(_VocoderGraphs, self))
         self._lock = Lock()  # held while graphs are used: all callers share their tensors
 
@@ -63,13 +63,13 @@ class FastHiFT:
     def consume(cls, hift: HiFT, noise: Callable[[int], Tensor], graphs: CudaGraphPool) -> "FastHiFT":
         """Build the fast path from a vocoder that nobody else uses; many of its layers are replaced.
 
-        Nor may a deep copy of it be in use: torch keeps the weight norm of a layer in the layer's class,
-        which a copy shares.
+        A deep copy of it must not be in use either: torch keeps the weight norm of a layer in the layer's
+        class, which a copy shares.
 
         Parameters
         ----------
         hift : HiFT
-        noise : callable (samples) -> Tensor (1, at least so many, 9)
+        noise : callable (samples) -> Tensor (1, `samples` or more, 9)
             Uniform excitation noise.
         graphs : CudaGraphPool
         """
@@ -105,14 +105,14 @@ class FastHiFT:
         for mel in mels:
             check_mel(mel, c, finalize)
         longest = max(mel.shape[-1] for mel in mels)
-        samples = longest * c.hop_length  # not of the padded length, which stored noise may not reach
+        samples = longest * c.hop_length  # the stored noise may be too short for the padded length
         padded_frames = math.ceil(longest / BUCKET) * BUCKET
         padded_mels = torch.cat([F.pad(mel, (0, padded_frames - mel.shape[-1])) for mel in mels])
         dtype = hift.conv_post.bias.dtype
-        bins_per_frame = math.prod(c.upsample_rates)  # frames of the excitation's spectrum for one of the mel
-        padded_spectrum_length = padded_frames * bins_per_frame + 1
+        stft_frames_per_mel_frame = math.prod(c.upsample_rates)
+        padded_spectrum_length = padded_frames * stft_frames_per_mel_frame + 1
 
-        # Outside of the graphs all is exact: TF32 is for the trunk, where nearly all of the time goes.
+        # Outside of the graphs, float32 is exact. TF32 is for the trunk, which takes nearly all of the time.
         with self._lock, self.graphs.compute_mode(exact_float32):
             if samples > self._noise.shape[1]:
                 self._noise = self._draw_noise(samples).to(self.device)
@@ -129,7 +129,7 @@ class FastHiFT:
             for source in sources:
                 spectrum = hift.stft(source.to(dtype))
                 if not finalize:  # as in `HiFT.trunk`
-                    spectrum = spectrum[..., : -c.conv_pre_look_right * bins_per_frame]
+                    spectrum = spectrum[..., : -c.conv_pre_look_right * stft_frames_per_mel_frame]
                 spectra.append(spectrum)
 
             # Second graph: the trunk, on spectra padded again.
@@ -157,7 +157,7 @@ class _VocoderGraphs:
         self.mel = torch.zeros(mels, c.in_channels, frames, device=device, dtype=mel_dtype)
         spectrum_length = frames * math.prod(c.upsample_rates) + 1
         self.spectrum = torch.zeros(mels, c.istft_n_fft + 2, spectrum_length, device=device, dtype=dtype)
-        # TF32 is for the trunk alone: the excitation costs little.
+        # The excitation costs little, so it stays exact, and only the trunk may use TF32.
         self._excite_graph = fast.graphs.capture(self._excite, exact_float32)
         self._trunk_graph = fast.graphs.capture(self._trunk)
 
@@ -183,7 +183,7 @@ class _VocoderGraphs:
 
 
 class _FusedSnake(nn.Module):
-    """`Snake` as one kernel, with its division computed once."""
+    """`Snake` as one kernel; the reciprocal of alpha is computed once."""
 
     def __init__(self, snake: Snake) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ class _PolyphaseConv1d(nn.Module):
 
     `UpsamplingConv1d` repeats every value `rate` times, so several taps meet the same value. Here these taps
     are summed beforehand, separately for each of the `rate` output samples (phases) that belong to an input
-    value: of 16, 11 and 7 taps 3 are left.
+    value. This leaves 3 taps of the released layers' 16, 11 and 7.
     """
 
     def __init__(self, conv: UpsamplingConv1d) -> None:
@@ -268,7 +268,7 @@ def _can_use_conv_kernel(hift: HiFT) -> bool:
 def _use_conv_kernel(hift: HiFT, products: int) -> None:
     """Replace the residual blocks whose number of channels our own kernel supports, in place.
 
-    `products` is that of `FusedResBlock`.
+    `products` is 1 or 3; see `FusedResBlock`.
     """
     from workbench.speech.fast.kernels.conv import MIN_CHANNELS, FusedResBlock, compile_for  # needs Triton
 

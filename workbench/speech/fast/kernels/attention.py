@@ -1,8 +1,8 @@
-"""Float32 attention without a mask, on tensor cores: one Triton kernel. For GPUs alone.
+"""Float32 attention without a mask, on tensor cores: one Triton kernel. It runs on GPUs only.
 
-Flash attention libraries compute in half precision, and torch's float32 attention keeps the tensor cores
-waiting. This kernel is flash attention with each product made of three in TF32 (see `tf32x3`). The matrix of
-scores stays in registers.
+Flash attention libraries compute in half precision, and in torch's float32 attention the tensor cores often
+wait for data. This kernel is flash attention in which each float32 product is computed as three TF32 products
+(see `tf32x3`). The matrix of scores stays in registers.
 
 Source: Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022.
 
@@ -26,13 +26,14 @@ MIN_HEAD_WIDTH = 16  # the smallest matrix that Triton multiplies
 class Tile(NamedTuple):
     """The block sizes of one program of the kernel, and its resources."""
 
-    queries: int  # frames that it computes
-    keys: int  # frames that it loads at a time
+    queries: int  # query frames that the program computes
+    keys: int  # key frames that it loads at a time
     warps: int
-    stages: int  # of Triton's pipeline: loads that run ahead of the arithmetic
+    stages: int  # stages of Triton's pipeline, in which loads run ahead of the arithmetic
 
 
-TILE = Tile(64, 64, 4, 2)  # the fastest of those tried on an H200, though a few registers spill
+# The fastest tile of those tried on an H200, although a few registers spill to memory.
+TILE = Tile(queries=64, keys=64, warps=4, stages=2)
 
 
 def supports_head_width(width: int) -> bool:
@@ -62,7 +63,7 @@ def attend(qkv: Tensor) -> Tensor:
         y,
         length,
         heads,
-        1 / (width**0.5 * log(2)),  # log(2), because the kernel takes powers of 2 in place of e
+        1 / (width**0.5 * log(2)),  # scale; log(2), because the kernel uses powers of 2 and not of e
         DROPPED_BITS,
         width,
         TILE.queries,
@@ -73,20 +74,20 @@ def attend(qkv: Tensor) -> Tensor:
     return y
 
 
-# Not specialised by these two: one kernel for all sizes, since compiling one takes seconds.
+# Compiling takes seconds, so Triton compiles one kernel for all values of these two arguments.
 @triton.jit(do_not_specialize=["length", "heads"])
 def _attend(
     qkv,  # (B, S, 3, H, D) float32
     y,  # (B S, 3 H D)
     length,  # S
     heads,  # H
-    scale,
+    scale,  # factor of the scores
     dropped_bits: tl.constexpr,
     width: tl.constexpr,  # D
     block_queries: tl.constexpr,
     block_keys: tl.constexpr,
 ):
-    """`attend` for a block of query frames of one head and row in each program."""
+    """Compute `attend` for a block of query frames of one head and row in each program."""
     query = tl.program_id(0) * block_queries + tl.arange(0, block_queries)
     query_mask = (query < length)[:, None]
     columns = tl.arange(0, width)[None, :]
@@ -94,14 +95,14 @@ def _attend(
     first_frame = tl.program_id(2).to(tl.int64) * length
     qkv += first_frame * 3 * frame_size + tl.program_id(1) * width
 
-    # Load the queries (block_queries, width) and split them. They carry the scale of the scores.
+    # Load the queries (block_queries, width), multiply them by the scale of the scores, and split them.
     q_ptrs = qkv + query[:, None] * 3 * frame_size + columns
     q = tl.load(q_ptrs, mask=query_mask, other=0.0) * scale
     q_big = round_to_tf32(q)
     q_small = q - q_big
 
-    # Running softmax, for each query: `max_score` is the highest score so far, `weight_sum` the sum of
-    # 2 ** (score - max_score), `acc` the values times these weights, not yet divided by the sum.
+    # Running softmax, for each query: `max_score` is the highest score so far, `weight_sum` is the sum of the
+    # weights 2 ** (score - max_score), and `acc` is the sum of the values times these weights.
     # Scores are keys by queries, and `acc` is transposed as well: k and v, which are split anew in every pass
     # of the loop, are then the operands that tensor cores read from registers. The other way round takes a
     # third longer.
@@ -122,8 +123,8 @@ def _attend(
         scores = tl.dot(k_big, q_big.T, scores, input_precision="tf32")
         scores = tl.where((key < length)[:, None], scores, float("-inf"))
 
-        # Softmax update: sums so far shrink where the highest score has risen. The GPU has an instruction for
-        # powers of two.
+        # Update the softmax. Where the highest score has risen, the sums so far are scaled down. The GPU has
+        # an instruction for `exp2`.
         new_max = tl.maximum(max_score, tl.max(scores, 0))
         p = tl.exp2(scores - new_max[None, :])
         shrink = tl.exp2(max_score - new_max)
@@ -138,8 +139,8 @@ def _attend(
         v_big = round_to_tf32(v)
         v_small = v - v_big
 
-        # Weighted values of this block, summed apart from `acc`: added to a large sum, tensor cores would cut
-        # off the last bits of all that came before.
+        # The weighted values of this block are summed apart from `acc`. With `acc` as the start of the sum,
+        # tensor cores would cut off its last bits in each of the three products.
         block_acc = tl.dot(v_small, p_big, input_precision="tf32")
         block_acc = tl.dot(v_big, p_small, block_acc, input_precision="tf32")
         block_acc = tl.dot(v_big, p_big, block_acc, input_precision="tf32")

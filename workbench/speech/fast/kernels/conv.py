@@ -1,9 +1,10 @@
-"""Causal convolutions on tensor cores, in float32 or in TF32: one Triton kernel. For GPUs alone.
+"""Causal convolutions on tensor cores, in float32 or in TF32: one Triton kernel. It runs on GPUs only.
 
-cuDNN computes float32 convolutions without tensor cores, at half the speed the arithmetic allows, and
-transposes the data before and after many of them. This kernel takes one TF32 product, or three: with three,
-each float32 is the sum of a big and a small TF32 number, and of the four products of such sums all but
-small * small are computed. That is float32 but for its last bits; see `tf32x3`.
+cuDNN computes float32 convolutions without tensor cores, at half the speed that the arithmetic allows, and
+transposes the data before and after many of them. This kernel computes each float32 product as one TF32
+product, or as three. With three, each float32 number is the sum of a big and a small TF32 number, and of the
+four products of such sums all but small * small are computed. The result is accurate to all but the last bits
+of float32; see `tf32x3`.
 
 Shape letters: `B` batch, `G` groups, `C` channels of a group, `L` length.
 """
@@ -26,16 +27,19 @@ MIN_CHANNELS = 16  # C must be a multiple of this, the smallest matrix that Trit
 class Tile(NamedTuple):
     """The block sizes of one program of the kernel, and its resources."""
 
-    length: int  # samples that it computes
-    n_out: int  # channels that it computes
-    n_in: int  # channels that it loads at a time
+    length: int  # positions that the program computes
+    n_out: int  # output channels that it computes
+    n_in: int  # input channels that it loads at a time
     warps: int
-    stages: int  # of Triton's pipeline: loads that run ahead of the arithmetic
+    stages: int  # stages of Triton's pipeline, in which loads run ahead of the arithmetic
 
 
-# By the number of products. Of five tiles measured on an H200, the best for 16 rows in TF32 (one product),
-# and for a single row in float32 (three).
-TILES = {1: Tile(128, 128, 32, 8, 3), 3: Tile(64, 64, 32, 4, 3)}
+# Number of products -> tile. Each is the best of five tiles measured on an H200: for 1 product with a batch
+# of 16 rows, for 3 products with a single row.
+TILES = {
+    1: Tile(length=128, n_out=128, n_in=32, warps=8, stages=3),
+    3: Tile(length=64, n_out=64, n_in=32, warps=4, stages=3),
+}
 
 
 class SnakeWeights(NamedTuple):
@@ -48,7 +52,7 @@ class SnakeWeights(NamedTuple):
 class PackedConv(NamedTuple):
     """A convolution with its weights laid out for the kernel."""
 
-    weight: Tensor  # (1 or 2, G, kernel, C out, C in): rounded to TF32; with 2, also the rounding's remainder
+    weight: Tensor  # (1 or 2, G, kernel, C out, C in): rounded to TF32; with 2, then the remainder
     bias: Tensor  # (G C,)
     dilation: int
 
@@ -59,7 +63,7 @@ class FusedResBlock(nn.Module):
     Parameters
     ----------
     block : ResBlock
-        Without weight norm; its activations have `alpha` and `inverse`.
+        A block without weight norm, whose activations have `alpha` and `inverse`.
     products : {1, 3}
         3 is exact, 1 rounds to TF32.
     """
@@ -67,7 +71,7 @@ class FusedResBlock(nn.Module):
     def __init__(self, block: ResBlock, products: int) -> None:
         super().__init__()
         self.first_activation = block.activations1[0]
-        # Each pair of convolutions ends with the first activation of the next pair; the last one with none.
+        # Each pair of convolutions ends with the first activation of the next pair; the last pair has none.
         next_activations: list[SnakeWeights | None] = [_weights_of(a) for a in block.activations1[1:]]
         next_activations.append(None)
         self.pairs = []
@@ -88,10 +92,11 @@ class FusedResBlock(nn.Module):
 def compile_for(channels: set[int], products: int, device: torch.device) -> None:
     """Compile all variants of the kernel that `FusedResBlock` uses with these numbers of channels."""
     calls = []
+    # Compiled versions differ in the block sizes, which `convolve` finds in this way.
     for size in {gcd(each, TILES[products].n_out) for each in channels}:
         conv = nn.Conv1d(size, size, 3, device=device)
         packed = pack_conv(conv, products)
-        activation = SnakeWeights(conv.bias.detach(), conv.bias.detach())
+        activation = SnakeWeights(conv.bias.detach(), conv.bias.detach())  # any two tensors (C,)
         for length in (16, 17):  # Triton compiles lengths that are multiples of 16 separately
             x = torch.zeros(1, size, length, device=device)
             calls += [
@@ -112,7 +117,7 @@ def pack_conv(conv: nn.Conv1d, products: int) -> PackedConv:
     Parameters
     ----------
     conv : Conv1d
-        float32, with as many output as input channels C in a group, a multiple of `MIN_CHANNELS`.
+        In float32. Each group has C input and C output channels, a multiple of `MIN_CHANNELS`.
     products : {1, 3}
         3 is exact, 1 rounds to TF32.
     """
@@ -140,15 +145,16 @@ def convolve(
     Returns
     -------
     sum : Tensor (B, G C, L) or None
-        Convolution plus residual. None with an activation and no residual: between two convolutions only the
-        activated tensor is needed.
+        Convolution plus residual. None with an activation and without a residual: between the two
+        convolutions of a pair only the activated tensor is needed.
     activated : Tensor (B, G C, L) or None
-        The activation of the sum.
+        The sum after the activation; None without one.
     """
     batch, _, length = x.shape
     parts, groups, taps, channels, _ = conv.weight.shape
     products = 1 if parts == 1 else 3
     tile = TILES[products]
+    # The tile's sizes are powers of two; smaller ones are used where they do not divide C.
     block_out, block_in = gcd(channels, tile.n_out), gcd(channels, tile.n_in)
     alpha, inverse = activation or (None, None)
     y = None if residual is None and activation is not None else torch.empty_like(x)
@@ -179,7 +185,7 @@ def convolve(
     return y, activated
 
 
-# Not specialised by these three: one kernel for all shapes, since compiling one takes seconds.
+# Compiling takes seconds, so Triton compiles one kernel for all values of these three arguments.
 @triton.jit(do_not_specialize=["groups", "taps", "dilation"])
 def _convolve(
     x,  # (B, G C, L) float32
@@ -200,18 +206,18 @@ def _convolve(
     block_out: tl.constexpr,
     block_in: tl.constexpr,
 ):
-    """`convolve` for a block of positions and output channels of one group and row in each program."""
+    """Compute `convolve` for a block of positions and channels of one group and row in each program."""
     out = tl.program_id(0) * block_out + tl.arange(0, block_out)
     position = tl.program_id(1) * block_length + tl.arange(0, block_length)
-    # The third index counts rows and their groups: it finds the group's channels in x and in y.
+    # The third index of the grid counts the groups of all rows, in the order of x and y.
     group_offset = tl.program_id(2).to(tl.int64) * channels * length
     group = tl.program_id(2) % groups
     group_weights = taps * channels * channels
     weight += group * group_weights
     bias += group * channels
     acc = tl.zeros((block_length, block_out), tl.float32)
-    # One loop over taps and blocks of input channels, so that Triton's pipeline of loads never ends in
-    # between. Taps change fastest, because neighbouring taps read nearly the same part of x.
+    # A single loop runs over taps and blocks of input channels, so that Triton's pipeline of loads is never
+    # interrupted. Taps change fastest, because neighbouring taps read nearly the same part of x.
     for i in range(taps * (channels // block_in)):
         tap, channel = i % taps, i // taps * block_in + tl.arange(0, block_in)
 
@@ -231,7 +237,7 @@ def _convolve(
             acc = tl.dot(x_big, weight_small, acc, input_precision="tf32")
         acc = tl.dot(x_big, weight_big, acc, input_precision="tf32")
 
-    # Bias, residual, activation. Each result is written only if it is wanted.
+    # Apply bias, residual and activation. Each result is stored only if the caller wants it.
     acc += tl.load(bias + out)[None, :]
     y_offset = group_offset + out[None, :] * length + position[:, None]
     y_mask = (position < length)[:, None]
