@@ -36,6 +36,23 @@ def test_samples_divided_by_32767_are_16_bit():
     assert storage_of((values() * 5000).round() / 32767).name == "16 bit"
 
 
+def test_quiet_16_bit_samples_are_not_taken_for_float16():
+    assert storage_of((values() * 300).round() / 32768).name == "16 bit"
+
+
+def test_a_few_values_have_the_form_of_the_other_fields():
+    t = torch.linspace(0, 1, 11).cos()
+    trace = Trace(
+        {"flow/t": FORMS["3 decimals"](t), "flow/mel": FORMS["3 decimals"](values(800)).reshape(80, 10)}, {}
+    )
+    assert {name: storage.name for name, storage in coarse_fields(trace).items()} == {
+        "flow/t": "3 decimals",
+        "flow/mel": "3 decimals",
+    }
+    full = Trace({"flow/t": t, "flow/mel": trace["flow/mel"]}, {})
+    assert list(coarse_fields(full)) == ["flow/mel"]
+
+
 @pytest.mark.parametrize(
     "x",
     [
@@ -57,7 +74,7 @@ def test_rounding_to_the_form_is_explained_and_twice_as_much_is_not(name):
     exact = values() * 0.1
     stored = FORMS[name](exact)
     storage = storage_of(stored)
-    assert torch.allclose(beyond_storage(stored, exact, storage), exact.double(), rtol=0, atol=1e-9)
+    assert torch.allclose(beyond_storage(stored, exact, storage).double(), exact.double(), rtol=0, atol=1e-9)
     rest = beyond_storage(stored, exact + 2 * storage.spacing_at(stored).float(), storage)
     assert (rest - exact.double()).abs().max() > 0
 

@@ -15,15 +15,7 @@ from torch import Tensor
 from workbench.trace.schema import SUFFIX
 from workbench.trace.trace import Trace
 
-# So many values other than 0 must have the form. By chance one float32 value in 8,192 is exact in float16 and
-# one in ten has its last decimal right, so that fewer values would prove nothing.
-MIN_HALF_VALUES = 8
-MIN_GRID_VALUES = 32
-HALF_FORMATS = (("bfloat16", torch.bfloat16, 7, 133), ("float16", torch.float16, 10, 24))
-MAX_GRID_BITS = 23  # a float32 value below 1 has 24 bits, so that a finer grid is no restriction
-# Largest whole numbers that a sample is divided by, where it is not a power of two.
-SAMPLE_SCALES = (127, 32_767)
-MAX_DIGITS = 7  # float32 holds no more
+MIN_GRID_VALUES = 32  # with so many values a form that was not used does not fit by chance
 FLOAT32_ERROR = 2.0**-23  # relative; twice the largest rounding error of one operation
 
 
@@ -33,6 +25,7 @@ class Storage(NamedTuple):
     name: str  # such as "float16", "16 bit", "4 decimals"
     # Values -> distances to the next number that the form can hold, float64.
     spacing_at: Callable[[Tensor], Tensor]
+    error: float = 0.0  # relative, with which float32 holds the numbers of the form
 
 
 def storage_of(x: Tensor) -> Storage | None:
@@ -45,21 +38,40 @@ def storage_of(x: Tensor) -> Storage | None:
     """
     if not x.is_floating_point():
         return None
+    values = _telling_values(x)
+    fitting = []
+    for min_count, forms in FAMILIES:
+        if len(values) >= min_count:
+            # Of a family the coarsest form counts: what has 2 decimals has 3 as well.
+            found = next((form for form in forms if fits(values, form)), None)
+            if found is not None:
+                fitting.append(found)
+    # Quiet 16-bit samples are exact in float16 as well: what loses more digits is what was used.
+    return max(fitting, key=lambda form: float(form.spacing_at(values).square().mean()), default=None)
+
+
+def _telling_values(x: Tensor) -> Tensor:
+    """Return the values (n,) that show a form, float64."""
     wide = x.detach().double().cpu()
-    values = wide[wide.isfinite() & (wide != 0)]
-    if len(values) < MIN_HALF_VALUES:
-        return None
-    for name, dtype, mantissa_bits, min_exponent in HALF_FORMATS:
-        some = values[:MIN_GRID_VALUES]
-        if torch.equal(some.to(dtype).double(), some) and torch.equal(values.to(dtype).double(), values):
-            return Storage(name, functools.partial(_half_spacing, mantissa_bits, 2.0**-min_exponent))
-    if len(values) < MIN_GRID_VALUES:
-        return None
-    for find in (_binary_grid, _sample_grid, _decimals, _significant_digits):
-        # A few values rule most forms out, so that a large tensor is seldom searched as a whole.
-        if find(values[:MIN_GRID_VALUES]) and (found := find(values)):
-            return found
-    return None
+    return wide[wide.isfinite() & (wide != 0)]
+
+
+def fits(values: Tensor, form: Storage) -> bool:
+    """Whether all values (n,), none of them 0, can be held by a form."""
+    # A few values rule most forms out, so that a large tensor is seldom searched as a whole.
+    some = values[:MIN_GRID_VALUES]
+    return all(_are_whole(part / form.spacing_at(part), form.error) for part in (some, values))
+
+
+def _are_whole(scaled: Tensor, relative_error: float) -> bool:
+    """Whether scaled values are whole numbers, but for the rounding of the float32 values they came from."""
+    error = (scaled - scaled.round()).abs()
+    tolerance = scaled.abs() * relative_error
+    # Beyond 0.05 every number would pass: float32 is too coarse to tell.
+    return bool((tolerance < 0.05).all() and (error <= tolerance).all())
+
+
+# ---- the forms
 
 
 def _half_spacing(mantissa_bits: int, smallest: float, x: Tensor) -> Tensor:
@@ -78,54 +90,49 @@ def _digit_spacing(count: int, x: Tensor) -> Tensor:
     return 10.0 ** (exponent - count + 1)
 
 
-def _binary_grid(values: Tensor) -> Storage | None:
-    """Recognise multiples of a power of two, as integer samples divided by 32768 are."""
-    for bits in range(MAX_GRID_BITS + 1):
-        scaled = values * 2.0**bits
-        if torch.equal(scaled, scaled.round()):
-            return Storage(f"{bits + 1} bit", functools.partial(_constant_spacing, 2.0**-bits))
-    return None
+def _grid(name: str, spacing: float, error: float = FLOAT32_ERROR) -> Storage:
+    return Storage(name, functools.partial(_constant_spacing, spacing), error)
 
 
-def _sample_grid(values: Tensor) -> Storage | None:
-    """Recognise integer samples that were divided by the largest of them, such as 32767."""
-    for scale in SAMPLE_SCALES:
-        if _are_whole(values * scale):
-            bits = (scale + 1).bit_length()
-            return Storage(f"{bits} bit", functools.partial(_constant_spacing, 1 / scale))
-    return None
-
-
-def _decimals(values: Tensor) -> Storage | None:
-    """Recognise numbers printed with a fixed number of decimals."""
-    for count in range(1, MAX_DIGITS):
-        if _are_whole(values * 10.0**count):
-            return Storage(f"{count} decimals", functools.partial(_constant_spacing, 10.0**-count))
-    return None
-
-
-def _significant_digits(values: Tensor) -> Storage | None:
-    """Recognise numbers printed with a fixed number of significant digits."""
-    for count in range(1, MAX_DIGITS):
-        if _are_whole(values / _digit_spacing(count, values)):
-            return Storage(f"{count} digits", functools.partial(_digit_spacing, count))
-    return None
-
-
-def _are_whole(scaled: Tensor) -> bool:
-    """Whether scaled values are whole numbers, but for the rounding of the float32 values they came from."""
-    error = (scaled - scaled.round()).abs()
-    tolerance = scaled.abs() * FLOAT32_ERROR
-    # Beyond 0.05 every number would pass: float32 is too coarse to tell.
-    return bool((tolerance < 0.05).all() and (error <= tolerance).all())
+# (values that must have the form, forms from coarse to fine), for each family of forms. By chance one float32
+# value in 8,192 is exact in float16 and one in ten has its last decimal right.
+FAMILIES = (
+    (8, [Storage("bfloat16", functools.partial(_half_spacing, 7, 2.0**-133))]),
+    (8, [Storage("float16", functools.partial(_half_spacing, 10, 2.0**-24))]),
+    # Integer samples divided by a power of two, as 32768. A float32 value below 1 has 24 bits itself.
+    (32, [_grid(f"{bits + 1} bit", 2.0**-bits, error=0.0) for bits in range(24)]),
+    # Integer samples divided by the largest of them.
+    (32, [_grid(f"{bits} bit", 1 / (2 ** (bits - 1) - 1)) for bits in (8, 16)]),
+    (32, [_grid(f"{count} decimals", 10.0**-count) for count in range(1, 7)]),
+    (
+        32,
+        [
+            Storage(f"{count} digits", functools.partial(_digit_spacing, count), FLOAT32_ERROR)
+            for count in range(1, 7)
+        ],
+    ),
+)
 
 
 def coarse_fields(trace: Trace) -> dict[str, Storage]:
     """Return the form of every field that was not stored in full float32."""
-    found = {}
+    found, others = {}, []
     for name in trace:
-        if not name.endswith(SUFFIX) and (storage := storage_of(trace[name])):
+        if name.endswith(SUFFIX) or not trace[name].is_floating_point():
+            continue
+        storage = storage_of(trace[name])
+        if storage is not None:
             found[name] = storage
+        else:
+            others.append(name)
+    # A field of a few values shows no form by itself, but it may have the one that the other fields have.
+    forms = {storage.name: storage for storage in found.values()}
+    for name in others:
+        values = _telling_values(trace[name])
+        if 0 < len(values) < MIN_GRID_VALUES:
+            fitting = [form for form in forms.values() if fits(values, form)]
+            if fitting:
+                found[name] = max(fitting, key=lambda form: float(form.spacing_at(values).square().mean()))
     return found
 
 

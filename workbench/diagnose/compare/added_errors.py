@@ -4,6 +4,8 @@ Every result is computed again by our model from the inputs that the candidate r
 the candidate has, any error in it came with its inputs.
 """
 
+from collections.abc import Set
+
 from workbench.diagnose.compare.distance import place_name
 from workbench.diagnose.compare.rounding import StoredRun, recompute
 from workbench.diagnose.compare.transitions import Transition, entry, transitions
@@ -22,8 +24,20 @@ def _is_recorded(trace: Trace, field: str, index: int | None) -> bool:
     return field in trace and (index is None or index < len(trace[field]))
 
 
-def added_errors(run: StoredRun, pipe: Pipeline, options: Options) -> tuple[Errors, dict[str, str]]:
+def added_errors(
+    run: StoredRun, pipe: Pipeline, options: Options, target_only: Set[str]
+) -> tuple[Errors, dict[str, str]]:
     """Recompute every result of the candidate from its own inputs.
+
+    Parameters
+    ----------
+    run : StoredRun
+        The candidate.
+    pipe : Pipeline
+    options : Options
+        Of the run.
+    target_only : set of str
+        Fields without the prompt's frames: nothing can be computed from them, nor they from others.
 
     Returns
     -------
@@ -41,8 +55,11 @@ def added_errors(run: StoredRun, pipe: Pipeline, options: Options) -> tuple[Erro
             if _is_recorded(candidate, field, step.index):
                 recorded.append(field)
         missing = step.missing_inputs(candidate)
-        if missing:
+        cut = sorted(target_only.intersection((*step.inputs, *recorded)))
+        if missing or cut:
             reason = f"{', '.join(missing)} not recorded"
+            if cut:
+                reason = f"{', '.join(cut)} recorded without the prompt's frames"
             unchecked |= dict.fromkeys((place_name(field, step.index) for field in recorded), reason)
         elif recorded:
             errors.update(_errors_of_step(step, recorded, run, pipe, options))

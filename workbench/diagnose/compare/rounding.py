@@ -83,6 +83,7 @@ class Recomputed(NamedTuple):
     value: Tensor
     exact: Tensor  # in float64
     variants: list[Tensor]  # from inputs that would have been stored the same
+    field_effect: float = 0.0  # of storage on the whole field, where this is one entry of it
 
     def entry_count(self) -> int | None:
         """Return how many entries of a loop the transition gives at once; None for a single result."""
@@ -94,14 +95,18 @@ class Recomputed(NamedTuple):
         if k is None:
             return self
         variants = [variant[k] for variant in self.variants]
-        return Recomputed(self.field, k, self.value[k], self.exact[k], variants)
+        # By chance the variants may all be near in one entry, if it is a single number.
+        return Recomputed(self.field, k, self.value[k], self.exact[k], variants, self._storage_effect())
+
+    def _storage_effect(self) -> float:
+        effects = [relative(self.value, variant) for variant in self.variants]
+        return max([self.field_effect, *effects])
 
     @property
     def allowed(self) -> float:
         """The relative L2 by which a right run may differ: rounding, and the storage of its inputs."""
         rounding = max(relative(self.exact, self.value), EPS)
-        effects = [relative(self.value, variant) for variant in self.variants]
-        return ALLOWANCE * rounding + STORAGE_ALLOWANCE * max(effects, default=0.0)
+        return ALLOWANCE * rounding + STORAGE_ALLOWANCE * self._storage_effect()
 
 
 def recompute(step: Transition, run: StoredRun, pipe: Pipeline, options: Options) -> list[Recomputed]:

@@ -112,6 +112,17 @@ def transitions(trace: Trace) -> Iterator[Transition]:
     yield Transition(SPECTRUM, None, ("flow/mel", "hift/source"), _spectrum_and_wav)
 
 
+def target_fields(reference: Trace, candidate: Trace) -> set[str]:
+    """Return the fields of which the candidate has the target's frames alone, without the prompt's."""
+    found = set()
+    for field in candidate:
+        if "frame" in (dims_of(field) or ()) and field in reference and reference.prompt_frames:
+            frames, all_frames = candidate[field].shape[-1], reference[field].shape[-1]
+            if frames == all_frames - reference.prompt_frames:
+                found.add(field)
+    return found
+
+
 def _step_count(trace: Trace) -> int:
     """Return how many steps of the ODE the run recorded, in any of its fields."""
     knots = [len(trace[name]) for name in ("flow/t", "flow/x") if name in trace]

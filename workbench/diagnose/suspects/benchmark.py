@@ -51,8 +51,8 @@ class Row(NamedTuple):
     view: str  # what was kept of the run, and how it was stored
     made: str  # names of the faults in it
     named: str  # names that find_suspects gave
-    # "right"; "wrong": a fault was named that is not there; "none": nothing was named; "no effect": the faults
-    # changed nothing; "no run": the faulty run failed
+    # "right"; "wrong": a fault was named that is not there; "none": a listed one was not named;
+    # "no effect": the faults changed nothing; "no run": the faulty run failed
     outcome: str
 
 
@@ -244,7 +244,7 @@ def _named(found: Diagnosis) -> str:
 
 
 def table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Return by case and view: runs with an effect, shares of right, wrong and missed, runs without effect."""
+    """Return by case and view the number of runs, and the shares of right, wrong and missed answers."""
     frame = pd.DataFrame(rows, columns=COLUMNS)
     frame.loc[frame["case"] == "right run", "view"] = "all forms"
     frame["effect"] = ~frame["outcome"].isin(("no effect", "no run"))

@@ -86,6 +86,7 @@ def observe(candidate: Trace, predictor: Predictor) -> Observed:
         if step.outputs == ("lm/drawn_token",) and predictor.can_predict("lm/drawn_token"):
             continue  # drawing from the candidate's own probabilities does not show how many it should draw
         lacking = step.missing_inputs(candidate)
+        lacking += predictor.target_only.intersection((*step.inputs, *recorded))
         if lacking:
             for name in recorded:
                 missing.setdefault(name, lacking)

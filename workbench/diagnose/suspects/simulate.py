@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from workbench.diagnose.compare.rounding import PERTURBED_TRACES, StoredRun, checkpoint_objection
+from workbench.diagnose.compare.transitions import target_fields
 from workbench.diagnose.suspects.faults import (
     HEALTHY,
     Fault,
@@ -153,6 +154,8 @@ class Predictor:
         self.candidate_tokens = candidate.get("lm/speech_token")  # (token,) or None
         self.candidate_has_mel = "flow/mel" in candidate
         self.stage_trace = functools.cache(self._stage_trace)
+        # Fields of which the candidate has the target's frames alone.
+        self.target_only = target_fields(reference, candidate)
         self._floors: dict[str, Tensor | float] = {}  # audio field -> see `_storage_floor`
 
     # ---- what can be predicted
@@ -263,6 +266,8 @@ class Predictor:
         if field in AUDIO_FIELDS:
             mel = log_mel(trace[field].float(), self.pipe.config.mel)[0]  # (mel, frame)
             return (mel.exp() + self._storage_floor(field)).log()
+        if field in self.target_only and trace is not self.candidate:
+            return trace[field][..., trace.prompt_frames :]
         return trace[field]
 
     def _storage_floor(self, field: str) -> Tensor | float:
