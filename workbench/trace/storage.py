@@ -6,7 +6,7 @@ The numbers show the form themselves: all samples of a 16-bit file are multiples
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -46,8 +46,15 @@ def storage_of(x: Tensor) -> Storage | None:
             found = next((form for form in forms if fits(values, form)), None)
             if found is not None:
                 fitting.append(found)
-    # Quiet 16-bit samples are exact in float16 as well: what loses more digits is what was used.
-    return max(fitting, key=lambda form: float(form.spacing_at(values).square().mean()), default=None)
+    return _coarsest(fitting, values)
+
+
+def _coarsest(forms: Iterable[Storage], values: Tensor) -> Storage | None:
+    """Return the form that loses most digits of the values: of several that fit it is the one that was used.
+
+    Quiet 16-bit samples, for example, are exact in float16 as well.
+    """
+    return max(forms, key=lambda form: float(form.spacing_at(values).log().mean()), default=None)
 
 
 def _telling_values(x: Tensor) -> Tensor:
@@ -131,8 +138,8 @@ def coarse_fields(trace: Trace) -> dict[str, Storage]:
         values = _telling_values(trace[name])
         if 0 < len(values) < MIN_GRID_VALUES:
             fitting = [form for form in forms.values() if fits(values, form)]
-            if fitting:
-                found[name] = max(fitting, key=lambda form: float(form.spacing_at(values).square().mean()))
+            if form := _coarsest(fitting, values):
+                found[name] = form
     return found
 
 
