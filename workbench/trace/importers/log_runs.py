@@ -1,52 +1,49 @@
 """Group the lines of a text log into runs, and turn each run into a trace of statistics.
 
-`group_lines` handles each source ("PY", "RUST") on its own, in three passes over its lines:
-
-1. Lines below one heading are merged into one line.
-2. Lines of the ODE that print no step get one, from the next line that has a step or by counting.
-3. Lines are added to a run until one cannot belong to it: then the next run begins.
-
-For example, these lines are two runs, because the steps begin again:
+`group_lines` handles each source ("PY", "RUST") on its own. `log_steps` merges the lines of a section and
+gives a step to lines that print none. Then lines are added to a run until one cannot belong to it. That line
+begins the next run. For example, these lines are two runs, because the steps begin again:
 
     [PY ODE] step 1: x max=4.18
     [PY ODE] step 2: x max=4.05
     [PY ODE] step 1: x max=4.11
 
-An ODE of n steps has n velocities and n + 1 states (knots): step k leads from knot k to knot k + 1, both
-counted from 0 in a trace. A log may count from 0 or 1, and may print the state before or after a step.
+An ODE of n steps has n velocities and n + 1 states, which are called knots. Step k leads from knot k to knot
+k + 1, both counted from 0 in a trace. A log may count from 0 or 1, and may print the state before or after a
+step.
 """
 
 import math
-from collections import Counter
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from workbench.trace.importers.log_lines import SHAPE, LogLine, LogNames, PrintedValue, TensorName
-from workbench.trace.schema import FIELDS, LOOPS, REGIONS, SAMPLE_RATE, STATS, SUFFIX, dims_of
+from workbench.trace.importers.log_lines import IDS, LogLine, PrintedValue
+from workbench.trace.importers.log_names import LogNames
+from workbench.trace.importers.log_numbers import Rounded
+from workbench.trace.importers.log_statistics import SHAPE
+from workbench.trace.importers.log_steps import (
+    STEP_WIDTH,
+    counts_from_zero,
+    is_looped,
+    merge_below_headings,
+    number_steps,
+)
+from workbench.trace.schema import FIELDS, REGIONS, SAMPLE_RATE, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace
 
 MAX_RUNS = 200  # of one source; bounds memory for a log of any length
-MAX_STEPS = 200  # of the ODE, three times what a run may have; bounds the size of a trace
-# Statistic that logs print of a step, and the name of its slot. The schema has no field for the widths of
-# steps, but they add up to the times of the knots, flow/t.
-STEP_WIDTH = "dt"
+MAX_STEPS = 200  # largest step of an ODE that is read; bounds the size of a trace. Runs have about 10 steps
 HALF_UNITS = "half_units"  # attribute of a trace: half a unit of the last printed digit, by field
 # Statistics of a tensor with one positive value, such as a time: each of them is that value.
 STATS_OF_ONE_NUMBER = ("min", "max", "mean", "mean_abs", "rms")
+# Relative uncertainty of a printed standard deviation. `Tensor.std` divides by n - 1 where the rms needs n.
+# From 50 values on this changes the deviation by at most one percent.
+STD_ERROR = 0.01
 
-# A field, and the index of its knot, step or draw; None for a field without such a dimension.
+# The place of a printed number: a field, or STEP_WIDTH, and the index of its entry. Fields of the ODE have an
+# entry for each knot or step; the index of all other fields is None.
 Slot = tuple[str, int | None]
-
-
-class Rounded(NamedTuple):
-    """A number as it was printed."""
-
-    value: float
-    half_unit: float  # half a unit of its last digit: the largest error that rounding made
-
-
 Statistics = dict[str, Rounded]  # by name, such as "max"
 
 
@@ -58,7 +55,7 @@ def group_lines(lines: list[LogLine], names: LogNames) -> tuple[list["LoggedRun"
     lines : list of LogLine
         Lines with statistics, in the order of the file.
     names : LogNames
-        The table that they were read by.
+        The table of names that the lines were read with. It gives the number of the first step.
 
     Returns
     -------
@@ -77,126 +74,21 @@ def group_lines(lines: list[LogLine], names: LogNames) -> tuple[list["LoggedRun"
     for tag in sorted({line.tag for line in lines}):
         source_lines = [line for line in lines if line.tag == tag]
         source_names = names
-        if _counts_from_zero(source_lines):
+        if counts_from_zero(source_lines):
             source_names = names._replace(first_step=0)
-        merged_lines = _merge_below_headings(source_lines)
-        numbered_lines = _number_steps(merged_lines, source_names)
+        steps = range(source_names.first_step, source_names.first_step + MAX_STEPS + 1)
+        numbered_lines = number_steps(merge_below_headings(source_lines), steps)
 
         source_runs = [LoggedRun(tag, source_names)]
-        for line in numbered_lines:
+        for k, line in enumerate(numbered_lines):
             if source_runs[-1].is_followed_by(line):
+                if len(source_runs) == MAX_RUNS:
+                    left_out += len(numbered_lines) - k
+                    break
                 source_runs.append(LoggedRun(tag, source_names))
-            if len(source_runs) <= MAX_RUNS:
-                source_runs[-1].add(line)
-            else:
-                left_out += 1
-        runs += [run for run in source_runs if run.statistics]
+            source_runs[-1].add(line)
+        runs += [run for run in source_runs if run.statistics or run.token_ids]
     return runs, left_out
-
-
-def _counts_from_zero(lines: list[LogLine]) -> bool:
-    """Whether a source numbers its first velocity or step width with 0, so that the table does not apply.
-
-    A state "step 0: x" proves nothing: it may be the noise before step 1.
-    """
-    at_zero = [line for line in lines if line.step == 0]
-    return any(_is_of_step(value) for line in at_zero for value in line.values)
-
-
-def _is_looped(field: str) -> bool:
-    """Whether a field has an entry for each knot, step or draw."""
-    return FIELDS[field].dims[0] in LOOPS
-
-
-def _needs_step(value: PrintedValue) -> bool:
-    """Whether a number belongs to a step or knot, so that its place is unknown without a step."""
-    if value.tensor is None:
-        return value.kind == STEP_WIDTH
-    return _is_looped(value.tensor.field) and value.tensor.knot != "last"
-
-
-def _is_of_step(value: PrintedValue) -> bool:
-    """Whether a number belongs to a step (a velocity, a width), not to a knot (a state)."""
-    return _needs_step(value) and (value.tensor is None or not value.tensor.knot)
-
-
-def _keys(values: tuple[PrintedValue, ...]) -> set[tuple[TensorName | None, str]]:
-    """Return which statistics of which tensors are printed."""
-    return {(value.tensor, value.kind) for value in values}
-
-
-def _merge_below_headings(lines: list[LogLine]) -> list[LogLine]:
-    """Merge lines below one heading into one line, as long as no statistic repeats.
-
-    The three lines below become one, which prints x, mu and spks:
-
-        [PY CFG inputs]
-          x_in: mean=0.5
-          mu_in[0]: mean=0.25
-          spks_in[0]: mean=0.125
-    """
-    merged: list[LogLine] = []
-    for line in lines:
-        last = merged[-1] if merged else None
-        same_section = last is not None and last.heading == line.heading and last.step == line.step
-        if same_section and not _keys(last.values) & _keys(line.values):
-            merged[-1] = last._replace(values=last.values + line.values)
-        else:
-            merged.append(line)
-    return merged
-
-
-def _number_steps(lines: list[LogLine], names: LogNames) -> list[LogLine]:
-    """Give a step to each line of the ODE that prints none.
-
-    Such lines wait for the next line that prints a step, and belong to that step. Here v1 is of step 3:
-
-        [PY CFM] v1 mean=0.5
-        [PY ODE] step 3: x max=3.0
-
-    Lines that wait for a line of another kind, or for the end of the log, are counted from the first step on.
-    """
-    numbered: list[LogLine] = []
-    waiting: list[LogLine] = []
-    for line in lines:
-        if line.step is None and any(_needs_step(value) for value in line.values):
-            waiting.append(line)
-        else:
-            numbered += _count_steps(waiting, line.step, names)
-            waiting = []
-            numbered.append(line)
-    numbered += _count_steps(waiting, None, names)
-    return numbered
-
-
-def _count_steps(waiting: list[LogLine], next_step: int | None, names: LogNames) -> list[LogLine]:
-    """Number the waiting lines; lines whose step is out of range are dropped.
-
-    Parameters
-    ----------
-    waiting : list of LogLine
-        Lines of the ODE without a step.
-    next_step : int or None
-        The step of the line after them. Then the last v1 is of that step, the v1 before it is of the step
-        before, and so on. Without it the first v1 is of the first step, the second v1 of the second step.
-    names : LogNames
-        States the first step.
-    """
-    backwards = next_step is not None
-    repeats: Counter[tuple[TensorName | None, str]] = Counter()  # how often each statistic was printed so far
-    numbered = []
-    for line in reversed(waiting) if backwards else waiting:
-        looped_values = tuple(value for value in line.values if _needs_step(value))
-        keys = _keys(looped_values)
-        # How many steps this line is away from the step that counting begins with.
-        steps_away = max(repeats[key] for key in keys)
-        repeats.update(keys)
-        step = next_step - steps_away if backwards else names.first_step + steps_away
-        if names.first_step <= step <= names.first_step + MAX_STEPS:
-            numbered.append(line._replace(step=step))
-    if backwards:
-        numbered.reverse()
-    return numbered
 
 
 class LoggedRun:
@@ -207,7 +99,7 @@ class LoggedRun:
     tag : str
         The source.
     names : LogNames
-        States how the source counts steps.
+        The table of names, with the number that this source gives to its first step.
     """
 
     def __init__(self, tag: str, names: LogNames) -> None:
@@ -215,6 +107,7 @@ class LoggedRun:
         self.names = names
         self.statistics: dict[Slot, Statistics] = {}
         self.shapes: dict[str, list[int]] = {}  # by field, as printed
+        self.token_ids: dict[str, tuple[int, ...]] = {}  # by field
         self.prompt_frames: int | None = None
         self.step: int | None = None  # the last one that was printed
         self.line_numbers: list[int] = []  # of the first and the last line
@@ -236,6 +129,11 @@ class LoggedRun:
         # rounded differently is not another value ("mu max=1"), and a count of NaN proves nothing, because
         # many logs say only that there are some.
         for printed in line.values:
+            if (
+                printed.kind == IDS
+                and self.token_ids.get(printed.tensor.field, printed.value) != printed.value
+            ):
+                return True
             slot = self._slot(printed, line.step)
             if slot is None:
                 continue
@@ -256,6 +154,8 @@ class LoggedRun:
                 self._add_statistic(slot, kind, new)
             elif printed.kind == SHAPE:
                 self.shapes.setdefault(printed.tensor.field, list(printed.value))
+            elif printed.kind == IDS:
+                self.token_ids[printed.tensor.field] = printed.value
             elif printed.kind == "prompt_frames" and math.isfinite(printed.value):
                 self.prompt_frames = int(printed.value)
         if line.step is not None:
@@ -276,14 +176,18 @@ class LoggedRun:
             statistics[kind] = new
 
     def _slot(self, printed: PrintedValue, step: int | None) -> Slot | None:
-        """Return where a statistic belongs; None for a shape or length, or a step before the first one."""
-        if printed.kind in (SHAPE, "prompt_frames"):
+        """Return where a statistic belongs.
+
+        None for what is no statistic (a shape, a length, token ids), and for a step before the first one.
+        """
+        if printed.kind in (SHAPE, IDS, "prompt_frames"):
             return None
-        if printed.tensor is not None and not _is_looped(printed.tensor.field):
+        if printed.tensor is not None and not is_looped(printed.tensor.field):
             return printed.tensor.field, None
         if printed.tensor is not None and printed.tensor.knot == "last":
             return printed.tensor.field, self._last_knot()
-        # Entries count from 0, and step k leads from knot k to knot k + 1.
+        # All other values belong to a step, and `number_steps` gave each such line one. Entries count from 0,
+        # and step k leads from knot k to knot k + 1.
         index = step - self.names.first_step
         if printed.tensor is not None and printed.tensor.knot == "after":
             index += 1
@@ -293,7 +197,10 @@ class LoggedRun:
         return field, index
 
     def _last_knot(self) -> int:
-        """Return the index of the final state: after the printed steps, else after the table's count."""
+        """Return the index of the final state.
+
+        It follows from the largest step that was printed; if no step was, from the table's number of steps.
+        """
         knots = []
         for field, index in self.statistics:
             if index is not None:
@@ -301,7 +208,7 @@ class LoggedRun:
         return max(knots, default=self.names.step_count)
 
     def trace(self, source: str) -> Trace:
-        """Return the run as a trace that has `.stats` alone.
+        """Return the run as a trace of statistics (`flow/x.stats`) and token ids, without any other tensor.
 
         Parameters
         ----------
@@ -315,6 +222,8 @@ class LoggedRun:
             entries = {index: found for (name, index), found in statistics.items() if name == field}
             if entries:
                 data[field + SUFFIX], half_units[field] = _as_tensor(field, entries)
+        for field, ids in self.token_ids.items():
+            data[field] = torch.tensor(ids)  # (tokens,)
         attrs = {
             "sample_rate": SAMPLE_RATE,
             "timings": {},
@@ -329,18 +238,25 @@ class LoggedRun:
         return Trace(data, attrs)
 
     def _knot_times(self) -> dict[Slot, Statistics]:
-        """Return flow/t at each knot: the sum of the step widths before it, until a width is missing."""
+        """Return flow/t after each step: the sum of the widths up to it, until a width is missing.
+
+        Knot 0 gets no time, because no log prints it: it is 0 by definition.
+        """
         times: dict[Slot, Statistics] = {}
         time = 0.0
         half_unit = 0.0
         step = 0
-        while STEP_WIDTH in self.statistics.get((STEP_WIDTH, step), {}):
-            width = self.statistics[STEP_WIDTH, step][STEP_WIDTH]
+        while (width := self._step_width(step)) is not None:
             time += width.value
             half_unit += width.half_unit
-            step += 1
+            step += 1  # the time is that of the knot behind the step
             times["flow/t", step] = dict.fromkeys(STATS_OF_ONE_NUMBER, Rounded(time, half_unit))
         return times
+
+    def _step_width(self, step: int) -> Rounded | None:
+        """Return the width of a step; None where it was not printed."""
+        printed = self.statistics.get((STEP_WIDTH, step), {})
+        return printed.get(STEP_WIDTH)
 
 
 def _kind_and_value(printed: PrintedValue) -> tuple[str, Rounded]:
@@ -360,8 +276,8 @@ def _as_tensor(field: str, entries: dict[int | None, Statistics]) -> tuple[Tenso
 
     A log prints statistics of all frames, so those of the regions prompt and target are NaN.
     """
-    is_looped = None not in entries
-    n_entries = max(entries) + 1 if is_looped else 1
+    is_looped_field = None not in entries
+    n_entries = max(entries) + 1 if is_looped_field else 1
     values = torch.full((n_entries, len(STATS)), math.nan, dtype=torch.float64)
     half_units = torch.zeros((n_entries, len(STATS)), dtype=torch.float64)
     for index, statistics in entries.items():
@@ -374,7 +290,7 @@ def _as_tensor(field: str, entries: dict[int | None, Statistics]) -> tuple[Tenso
         unknown = torch.full_like(values, math.nan)
         by_region = [values if region == "whole" else unknown for region in REGIONS]
         values = torch.stack(by_region, dim=-2)  # (entries, 6) -> (entries, 3 regions, 6)
-    if is_looped:
+    if is_looped_field:
         return values, half_units.tolist()
     return values[0], half_units[0].tolist()
 
@@ -382,13 +298,12 @@ def _as_tensor(field: str, entries: dict[int | None, Statistics]) -> tuple[Tenso
 def _with_rms(statistics: Statistics) -> Statistics:
     """Return the statistics that a trace has, with the rms where mean and standard deviation were printed.
 
-    rms^2 = mean^2 + std^2 holds for a deviation that is divided by n. torch divides by n - 1, so one percent
-    of the deviation is added to the uncertainty.
+    rms^2 = mean^2 + std^2 holds for a deviation that is divided by n; `STD_ERROR` allows for n - 1.
     """
     kept = {kind: rounded for kind, rounded in statistics.items() if kind in STATS}
     if "std" in statistics and "mean" in statistics and "rms" not in statistics:
         mean = statistics["mean"]
         std = statistics["std"]
-        half_unit = mean.half_unit + std.half_unit + std.value / 100
+        half_unit = mean.half_unit + std.half_unit + std.value * STD_ERROR
         kept["rms"] = Rounded(math.hypot(mean.value, std.value), half_unit)
     return kept

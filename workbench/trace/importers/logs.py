@@ -1,7 +1,7 @@
 """Read text logs: what a program printed of its tensors becomes a trace of statistics for each run.
 
-A log is read line by line in bounded memory. `log_lines` finds the statistics of one line, `log_runs` groups
-lines into runs and steps.
+A log is read line by line in bounded memory. `log_lines` reads one line, `log_runs` groups lines into runs.
+Lines that seem to print statistics and could not be read are counted and quoted, by their problem.
 """
 
 import os
@@ -11,15 +11,32 @@ from html import escape
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.trace.importers.log_lines import NAMES, LineReader, LogNames
+from workbench.trace.importers.log_lines import FORMAT, NAME, NO_NAME, NUMBER, LineReader
+from workbench.trace.importers.log_names import NAMES
 from workbench.trace.importers.log_runs import MAX_STEPS, group_lines
 from workbench.trace.trace import Trace
 
-MAX_LINE_LENGTH = 8192  # characters that are read of a line; the rest is skipped, to bound memory
+MAX_LINE_LENGTH = 16_384  # characters that are read of a line: 2 minutes of token ids; bounds the memory
+CUT = " \u2026"  # stands for the rest of a longer line, so that no list of ids is taken as complete
 MAX_LINES = 50_000  # lines with statistics that are kept; further ones are only counted
-MAX_EXAMPLES = 3  # lines that were not understood and are quoted
+MAX_VALUES = 1_000_000  # numbers on these lines, about 200 MB
+MAX_EXAMPLES = 3  # lines with one problem that are quoted
 MAX_EXAMPLE_LENGTH = 120  # characters of each
-LOG_SUFFIXES = (".log", ".txt")
+LOG_SUFFIXES = (".log", ".txt", ".out", ".csv", ".tsv", ".md", ".jsonl")
+
+STEP = "step"  # problem of a line whose step is too large, in addition to those of `log_lines`
+# What lines with each problem have, and what to change.
+ADVICE = {
+    NAME: "a name that the table of names does not have: add the name to a copy of logs.toml and pass the "
+    "copy as `names` (--names in the shell)",
+    NO_NAME: "statistics of no tensor: print its name directly before them, as in 'mu min=-4.1'",
+    NUMBER: "a number that cannot be read for certain: print it with a decimal point, without grouping and "
+    "without a unit, such as 5817890.5 or -1.5e-3",
+    FORMAT: "numbers in an unknown format, which no table of names changes: print each number behind "
+    "the name of its statistic, such as 'step 3: x min=-4.1 max=4.2', each row of a table with all cells of "
+    "its header, token ids complete and on one line, with ggml the sum of all values",
+    STEP: f"a step that is no integer from 0 to {MAX_STEPS}: count the steps of each run from 0 or 1",
+}
 
 
 @dataclass(frozen=True)
@@ -36,9 +53,11 @@ class Log:
     lines : int
         How many lines were read; a carriage return ends a line as well.
     unparsed : int
-        Lines that seem to print statistics, but with a name or step that the table does not have.
+        Lines that seem to print statistics and could not be read, or not completely.
     examples : list of str
         The first few of them.
+    problems : dict
+        The same lines by problem, a key of `ADVICE`: how many there are, and the first few.
     left_out : int
         Lines with statistics that were skipped, because the log has too many.
 
@@ -60,6 +79,7 @@ class Log:
     unparsed: int
     examples: list[str]
     left_out: int
+    problems: dict[str, tuple[int, list[str]]]
 
     def pick(self, number: int | None = None) -> Trace:
         """Return a run by its number, counted from 1; without a number, the only run.
@@ -80,12 +100,7 @@ class Log:
     @property
     def notes(self) -> list[str]:
         """Sentences on the lines that were not read; empty if all were."""
-        notes = []
-        if self.unparsed:
-            notes.append(
-                f"{self.name}: {self.unparsed} lines print statistics under a name or step that the table "
-                f"does not have; the first: {'; '.join(self.examples)}"
-            )
+        notes = [f"{self.name}: {note}" for note in _problem_notes(self.problems)]
         if self.left_out:
             notes.append(
                 f"{self.name}: too many lines with statistics; {self.left_out} were skipped: split the file"
@@ -133,38 +148,44 @@ def read_log(path: str | os.PathLike, names: str | os.PathLike = NAMES) -> Log:
     4.1
     """
     path = Path(path)
-    table = LogNames.load(names)
-    reader = LineReader(table)
+    reader = LineReader(names)
     kept = []
-    examples = []
-    number = unparsed = left_out = 0
+    problems: dict[str, tuple[int, list[str]]] = {}
+    examples: list[str] = []
+    number = left_out = n_values = 0
     for number, text in enumerate(_lines(path), 1):
         line = reader.read(number, text)
         if line is None:
             continue
         step_fits = line.step is None or line.step <= MAX_STEPS
-        if line.unknown or not step_fits:
-            unparsed += 1
-            if len(examples) < MAX_EXAMPLES:
-                examples.append(f"{number}: {' '.join(text.split())[:MAX_EXAMPLE_LENGTH]}")
+        problem = line.problem if step_fits else STEP
+        if problem:
+            example = f"{number}: {' '.join(text.split())[:MAX_EXAMPLE_LENGTH]}"
+            count, quoted = problems.get(problem, (0, []))
+            problems[problem] = (count + 1, [*quoted, example][:MAX_EXAMPLES])
+            examples = [*examples, example][:MAX_EXAMPLES]
         if line.values and step_fits:
-            if len(kept) < MAX_LINES:
+            n_values += len(line.values)
+            if len(kept) < MAX_LINES and n_values <= MAX_VALUES:
                 kept.append(line)
             else:
                 left_out += 1
 
-    runs, dropped = group_lines(kept, table)
+    runs, dropped = group_lines(kept, reader.names)
     traces = [run.trace(path.name) for run in runs]
     traces = [trace for trace in traces if len(trace)]  # a run may have printed nothing but step widths
     if not traces:
-        not_understood = f"; not understood: {'; '.join(examples)}" if unparsed else ""
+        notes = _problem_notes(problems) or [
+            "expected lines such as '[PY ODE] step 3: x min=-4.1, max=4.2', with names of tensors that the "
+            "table has"
+        ]
         raise WorkbenchError(
-            f"{path.name}: none of {number} lines prints a statistic of a tensor in {Path(names).name}"
-            f"{not_understood}. Expected lines such as '[PY ODE] step 3: x min=-4.1, max=4.2'; "
-            "add names to a copy of the table"
+            f"{path.name}: none of {number} lines prints a statistic of a tensor in {Path(names).name} that "
+            f"could be read; {'; '.join(notes)}"
         )
     traces = sorted(traces, key=lambda trace: trace.attrs["lines"])
-    log = Log(path.name, traces, number, unparsed, examples, left_out + dropped)
+    unparsed = sum(count for count, _ in problems.values())
+    log = Log(path.name, traces, number, unparsed, examples, left_out + dropped, problems)
     for trace in traces:
         trace.attrs["notes"] = log.notes
     return log
@@ -176,7 +197,7 @@ def open_run(source: Trace | str | os.PathLike, names: str | os.PathLike = NAMES
     Parameters
     ----------
     source : Trace or path
-        A log ends in .log or .txt; "server.log#2" is its second run.
+        A log ends in .log, .txt, .csv or another of `LOG_SUFFIXES`; "server.log#2" is its second run.
     names : path
         Table for logs, as in `read_log`.
 
@@ -191,6 +212,15 @@ def open_run(source: Trace | str | os.PathLike, names: str | os.PathLike = NAMES
     if path.suffix.lower() in LOG_SUFFIXES:
         return read_log(path, names).pick(number)
     return Trace.load(path)
+
+
+def _problem_notes(problems: dict[str, tuple[int, list[str]]]) -> list[str]:
+    """Return a sentence for each problem: how many lines have it, what to change, and the first of them."""
+    notes = []
+    for problem, (count, quoted) in problems.items():
+        lines = "1 line" if count == 1 else f"{count:,} lines"
+        notes.append(f"{lines} with {ADVICE[problem]}; the first: {'; '.join(quoted)}")
+    return notes
 
 
 def _split_number(path: Path) -> tuple[Path, int | None]:
@@ -215,8 +245,9 @@ def _lines(path: Path) -> Iterator[str]:
         with open(path, encoding=encoding, errors="replace") as file:
             at_line_start = True
             while text := file.readline(MAX_LINE_LENGTH):
+                is_whole = text.endswith("\n") or len(text) < MAX_LINE_LENGTH
                 if at_line_start:
-                    yield text
+                    yield text if is_whole else text.rpartition(" ")[0] + CUT
                 at_line_start = text.endswith("\n")
     except OSError as error:
         raise WorkbenchError(f"{path} cannot be read ({error.strerror}); expected a text log") from error

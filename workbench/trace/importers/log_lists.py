@@ -1,0 +1,128 @@
+"""Read what logs print of a tensor beside statistics: lists of token ids, and the sums of ggml callbacks."""
+
+import re
+from typing import NamedTuple
+
+from workbench.trace.importers.log_names import UNKNOWN, LogNames, TensorName, any_spelling, with_spaces
+from workbench.trace.importers.log_numbers import Rounded, read_numbers
+from workbench.trace.schema import FIELDS
+
+# ---- token ids: "generated_tokens(19): 236 234 8", "speech_token = tensor([[236, 234]], device='cuda:0')"
+
+COUNT = r"(?:\s*[(\[]\s*(?:(?:n|len|count)\s*=\s*)?(?P<count>[0-9]{1,6})\s*[)\]])?"  # "(19)"
+OPENING = r"(?P<sign>\s*+[=:]?\s*+)(?P<opening>(?!torch\.size)(?:[a-z_.]{1,20}\()?[\[({]*)"
+IDS = r"(?P<ids>[0-9][0-9,;\s]*+)"
+REST = r"[\])}]*(?:,\s*[a-z][^\[\]]*)?[)\s]*\.?\s*"  # "]], device='cuda:0')"
+CLOSING = tuple(")]}")
+MAX_DIGITS = 9  # of an id; a vocabulary is far smaller
+MIN_LISTED = 2  # ids; one number behind a name without brackets is rather their count
+MIN_REFUSED = (
+    3  # numbers; fewer that do not look like a list are not counted as a list that was not understood
+)
+
+
+class TokenIds(NamedTuple):
+    """A list of token ids."""
+
+    tensor: TensorName
+    ids: tuple[int, ...] | None  # None where the list is not complete
+    start: int  # position of the name
+
+
+class TokenIdReader:
+    """Find lists of token ids.
+
+    Parameters
+    ----------
+    names : LogNames
+    """
+
+    def __init__(self, names: LogNames) -> None:
+        self._names = names
+        of_ids = [
+            name
+            for name, tensor in names.tensors.items()
+            if tensor.field and FIELDS[tensor.field].unit == "id"
+        ]
+        pattern = any_spelling(of_ids) if of_ids else "(?!)"
+        self._name = re.compile(f"(?<![a-z0-9])(?P<name>{pattern})")
+        self._list = re.compile(f"{COUNT}{OPENING}{IDS}(?P<rest>.*)", re.DOTALL)
+
+    def read(self, text: str) -> TokenIds | None:
+        """Return the list of ids on a line in lower case; None where there is none."""
+        name = self._name.search(text)
+        listed = self._list.match(text, name.end()) if name else None
+        if listed is None:
+            return None
+        ids = listed["ids"].strip(" \t\r\n,;")
+        parts = re.split(r"\s*[,;]\s*", ids) if "," in ids or ";" in ids else ids.split()
+        is_shape = listed["opening"].startswith("(") and not listed["sign"].strip()  # "speech_token (1, 141)"
+        if is_shape or (len(parts) < MIN_LISTED and not listed["opening"]):
+            return None
+        is_integer = all(part.isdigit() and len(part) <= MAX_DIGITS for part in parts)
+        count_fits = listed["count"] is None or int(listed["count"]) == len(parts)
+        is_closed = not listed["opening"] or listed["rest"][:1] in CLOSING
+        tensor = self._names.tensors[with_spaces(name["name"])]
+        if re.fullmatch(REST, listed["rest"]) and is_integer and count_fits and is_closed:
+            return TokenIds(tensor, tuple(int(part) for part in parts), name.start())
+        return TokenIds(tensor, None, name.start()) if len(parts) >= MIN_REFUSED else None
+
+
+# ---- ggml: a callback prints each tensor of the graph, at the end "sum = -1468.477535"
+
+NODE = re.compile(
+    r"(?<![a-z_])(?P<who>[a-z_]+):\s+(?P<name>[\w.\-]+?)(?:-(?P<index>[0-9]{1,6}))?(?P<view>\s+\([^()]*\))?"
+    r"\s+=\s+\([a-z0-9_]+\)\s.*=\s\{(?P<sizes>[0-9]+(?:,\s*[0-9]+){0,3})\}\s*$"
+)
+SUM = re.compile(r"\s*sum\s*=\s*(\S+)\s*$")
+# The first versions of the callback add up the printed values alone: three at each end of a dimension.
+SUMS_PRINTED_VALUES = "ggml_debug"
+MAX_PRINTED = 6
+SUM_ERROR = 3e-5  # relative, of a sum that is made in float32: measured up to 0.8e-5 for 25,600 values
+
+
+class NodeMean(NamedTuple):
+    """The mean of one tensor, from the sum that a callback prints."""
+
+    tensor: TensorName
+    index: int | None  # of the loop, from 0; None where the name has none
+    shape: tuple[int, ...]
+    mean: Rounded | None  # None where the sum is not of all values
+
+
+class GgmlCallbackReader:
+    """Find tensors that a ggml evaluation callback prints, one line after another.
+
+    Parameters
+    ----------
+    names : LogNames
+    """
+
+    def __init__(self, names: LogNames) -> None:
+        self._names = names
+        self._node: re.Match[str] | None = None  # of the table, whose sum is not yet printed
+
+    def read(self, text: str) -> NodeMean | None:
+        """Return a tensor when its sum is printed; None for any other line."""
+        if "= {" in text:
+            node = NODE.search(text)
+            name = with_spaces(node["name"]) if node and not node["view"] else ""
+            is_known = self._names.tensors.get(name, UNKNOWN).field
+            self._node = node if is_known else None
+            return None
+        printed = SUM.match(text) if self._node else None
+        if printed is None:
+            return None
+        node, self._node = self._node, None
+        shape = tuple(int(size) for size in node["sizes"].split(","))
+        count = 1
+        for size in shape:
+            count *= size
+        is_partial = node["who"] == SUMS_PRINTED_VALUES and max(shape) > MAX_PRINTED
+        numbers = read_numbers([printed[1]])
+        mean = None
+        if numbers and count and not is_partial:
+            (total,) = numbers
+            mean = Rounded(total.value / count, (total.half_unit + SUM_ERROR * abs(total.value)) / count)
+        index = int(node["index"]) if node["index"] else None
+        return NodeMean(self._names.tensors[with_spaces(node["name"])], index, shape, mean)
