@@ -28,6 +28,7 @@ from workbench.speech.pipeline import Pipeline
 from workbench.trace.schema import BRANCH_VELOCITIES
 
 BLOCKS = {"flow": "decoder.estimator.transformer_blocks", "lm": "llm.model.model.layers"}
+SOURCE = "a kind of fault"
 # Results that a part of a model makes: (start of the part's dotted name, fields), the first that fits.
 FIELDS_OF_PART = {
     "flow": (
@@ -91,13 +92,13 @@ def _block_fault(kind: str, cause: str, stage: str, change: Callable, *numbers: 
         f"{kind}({stage} {named})",
         _fields_of(stage, paths[0]),
         cause.format(*numbers, stage=stage),
-        "a kind of fault",
+        SOURCE,
         patches=(changed_model(stage, lambda model: change(model, *paths)),),
     )
 
 
-def _blocks(kind: str, cause: str, change: Callable, neighbours: bool) -> Callable:
-    """Return a function that yields one fault for each block, or for each pair of neighbours."""
+def _blocks(kind: str, cause: str, change: Callable, neighbours: bool) -> Kind:
+    """Return the kind with one fault for each block, or for each pair of neighbours."""
 
     def faults(pipe: Pipeline) -> Iterator[Fault]:
         for stage in BLOCKS:
@@ -106,13 +107,11 @@ def _blocks(kind: str, cause: str, change: Callable, neighbours: bool) -> Callab
                 numbers = (number, number - 1) if neighbours else (number,)
                 yield _block_fault(kind, cause, stage, change, *numbers)
 
-    return faults
+    return Kind(kind, faults)
 
 
-def _tensors(
-    kind: str, cause: str, ending: str, change: Callable[[Tensor], Tensor], fits: Callable
-) -> Callable:
-    """Return a function that yields one fault for each weight or bias of all models that `fits`."""
+def _tensors(kind: str, cause: str, ending: str, change: Callable[[Tensor], Tensor], fits: Callable) -> Kind:
+    """Return the kind with one fault for each weight or bias of all models that `fits`."""
 
     def faults(pipe: Pipeline) -> Iterator[Fault]:
         for stage in FIELDS_OF_PART:
@@ -124,11 +123,11 @@ def _tensors(
                     f"{kind}({path})",
                     _fields_of(stage, path),
                     cause.format(path=path),
-                    "a kind of fault",
+                    SOURCE,
                     patches=(changed_model(stage, changed),),
                 )
 
-    return faults
+    return Kind(kind, faults)
 
 
 def _is_square(tensor: Tensor) -> bool:
@@ -137,20 +136,16 @@ def _is_square(tensor: Tensor) -> bool:
 
 def _quantised(pipe: Pipeline) -> Iterator[Fault]:
     groups = {-1: "tensor", 0: "channel", 32: "group of 32", 64: "group of 64", 128: "group of 128"}
-    for stage in FIELDS_OF_PART:
+    for stage, fields in (("lm", ("lm/logp",)), ("flow", ("flow/spks", *BRANCH_VELOCITIES))):
         for bits in (8, 4):
             for group, per in groups.items():
                 change = functools.partial(with_quantised_weights, bits=bits, group=group)
-                fields = dict.fromkeys(field for _, fields in FIELDS_OF_PART[stage] for field in fields)
-                if stage == "hift":
-                    fields = {"hift/f0": None, "hift/source": None}  # its linear layers are there
                 yield Fault(
                     f"quantised({stage} int{bits} per {per})",
-                    tuple(fields),
+                    fields,
                     f"the weights of the {stage}'s linear layers are int{bits} with one scale per {per}",
-                    "a kind of fault",
+                    SOURCE,
                     patches=(changed_model(stage, change),),
-                    rounds=True,
                 )
 
 
@@ -159,21 +154,19 @@ def _quantised(pipe: Pipeline) -> Iterator[Fault]:
 
 def _numbers(
     kind: str, fields: tuple[str, ...], cause: str, values: Iterable[float], change: Callable[[float], Patch]
-) -> Callable:
-    """Return a function that yields one fault for each value of a number."""
+) -> Kind:
+    """Return the kind with one fault for each value of a number."""
 
     def faults(pipe: Pipeline) -> Iterator[Fault]:
         for value in values:
             text = f"{value:g}"
-            yield Fault(
-                f"{kind}({text})", fields, cause.format(text), "a kind of fault", patches=(change(value),)
-            )
+            yield Fault(f"{kind}({text})", fields, cause.format(text), SOURCE, patches=(change(value),))
 
-    return faults
+    return Kind(kind, faults)
 
 
-def _inputs(kind: str, field: str, cause: str, values: Iterable[float], change: Callable) -> Callable:
-    """Return a function that yields one fault of the front end for each value."""
+def _inputs(kind: str, field: str, cause: str, values: Iterable[float], change: Callable) -> Kind:
+    """Return the kind with one fault of the front end for each value."""
 
     def faults(pipe: Pipeline) -> Iterator[Fault]:
         for value in values:
@@ -181,99 +174,69 @@ def _inputs(kind: str, field: str, cause: str, values: Iterable[float], change: 
                 f"{kind}({value:g})",
                 (field,),
                 cause.format(f"{value:g}"),
-                "a kind of fault",
+                SOURCE,
                 change_utterance=change(value),
             )
 
-    return faults
+    return Kind(kind, faults)
 
 
-def _options(kind: str, fields: tuple[str, ...], cause: str, name: str, values: Iterable) -> Callable:
-    """Return a function that yields one fault for each value of an option."""
+def _options(kind: str, fields: tuple[str, ...], cause: str, name: str, values: Iterable) -> Kind:
+    """Return the kind with one fault for each value of an option."""
 
     def faults(pipe: Pipeline) -> Iterator[Fault]:
         for value in values:
             options = {name: value}
-            yield Fault(f"{kind}({value})", fields, cause.format(value), "a kind of fault", options=options)
+            yield Fault(f"{kind}({value})", fields, cause.format(value), SOURCE, options=options)
 
-    return faults
+    return Kind(kind, faults)
 
 
 _LATE = (-8, -4, -3, -2, -1, 1, 2, 3, 4, 8)
 
 KINDS: tuple[Kind, ...] = (
-    Kind(
-        "block-left-out",
-        _blocks("block-left-out", "block {0} of the {stage} is left out", without_block, False),
+    _blocks("block-left-out", "block {0} of the {stage} is left out", without_block, False),
+    _blocks("blocks-swapped", "blocks {1} and {0} of the {stage} are swapped", with_blocks_swapped, True),
+    _blocks(
+        "block-stale", "block {0} of the {stage} has the weights of block {1}", with_block_repeated, True
     ),
-    Kind(
-        "blocks-swapped",
-        _blocks("blocks-swapped", "blocks {1} and {0} of the {stage} are swapped", with_blocks_swapped, True),
-    ),
-    Kind(
-        "block-stale",
-        _blocks(
-            "block-stale", "block {0} of the {stage} has the weights of block {1}", with_block_repeated, True
-        ),
-    ),
-    Kind(
-        "bias-missing",
-        _tensors("bias-missing", "{path} is missing: zero", ".bias", torch.zeros_like, torch.any),
-    ),
-    Kind(
-        "weight-transposed",
-        _tensors("weight-transposed", "{path} is transposed", ".weight", lambda w: w.T.clone(), _is_square),
-    ),
+    _tensors("bias-missing", "{path} is missing: zero", ".bias", torch.zeros_like, torch.any),
+    _tensors("weight-transposed", "{path} is transposed", ".weight", lambda w: w.T.clone(), _is_square),
     Kind("quantised", _quantised),
-    Kind(
+    _numbers(
         "rope-base",
-        _numbers(
-            "rope-base",
-            BRANCH_VELOCITIES,
-            "the estimator's rotary base is {}; it should be 10,000",
-            (100, 1_000, 5_000, 20_000, 50_000, 100_000, 500_000, 1_000_000),
-            parameter_patches.estimator_rope,
-        ),
+        BRANCH_VELOCITIES,
+        "the estimator's rotary base is {}; it should be 10,000",
+        (100, 1_000, 5_000, 20_000, 50_000, 100_000, 500_000, 1_000_000),
+        parameter_patches.estimator_rope,
     ),
-    Kind(
+    _numbers(
         "lm-rope-base",
-        _numbers(
-            "lm-rope-base",
-            ("lm/logp",),
-            "the LM's rotary base is {}; it should be 1,000,000",
-            (50_000, 100_000, 500_000, 5_000_000, 10_000_000),
-            lambda base: Patch(lm.Qwen2, "rope", patches.rope_with_base(base)),
-        ),
+        ("lm/logp",),
+        "the LM's rotary base is {}; it should be 1,000,000",
+        (50_000, 100_000, 500_000, 5_000_000, 10_000_000),
+        lambda base: Patch(lm.Qwen2, "rope", patches.rope_with_base(base)),
     ),
-    Kind(
+    _numbers(
         "attention-scale",
-        _numbers(
-            "attention-scale",
-            BRANCH_VELOCITIES,
-            "the estimator's attention scale is {} times the right one",
-            (0.25, 0.5, 0.7071067811865476, 1.4142135623730951, 2, 4),
-            functools.partial(parameter_patches.attention_scale, dit),
-        ),
+        BRANCH_VELOCITIES,
+        "the estimator's attention scale is {} times the right one",
+        (0.25, 0.5, 0.7071067811865476, 1.4142135623730951, 2, 4),
+        functools.partial(parameter_patches.attention_scale, dit),
     ),
-    Kind(
+    _numbers(
         "norm-epsilon",
-        _numbers(
-            "norm-epsilon",
-            BRANCH_VELOCITIES,
-            "the epsilon of the estimator's layer norms is {}; it should be 1e-6",
-            (1e-12, 1e-8, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2),
-            lambda eps: Patch(dit, "NORM_EPS", eps),
-        ),
+        BRANCH_VELOCITIES,
+        "the epsilon of the estimator's layer norms is {}; it should be 1e-6",
+        (1e-12, 1e-8, 1e-7, 1e-5, 1e-4, 1e-3, 1e-2),
+        lambda eps: Patch(dit, "NORM_EPS", eps),
     ),
-    Kind(
+    _numbers(
         "padded-without-mask",
-        _numbers(
-            "padded-without-mask",
-            BRANCH_VELOCITIES,
-            "frames are padded to a multiple of {} without a mask",
-            (8, 16, 32, 64, 100, 128, 256, 512),
-            parameter_patches.padded_estimator,
-        ),
+        BRANCH_VELOCITIES,
+        "frames are padded to a multiple of {} without a mask",
+        (8, 16, 32, 64, 100, 128, 256, 512),
+        parameter_patches.padded_estimator,
     ),
     Kind(
         "time-wrong",
@@ -282,7 +245,7 @@ KINDS: tuple[Kind, ...] = (
                 f"time-wrong({name})",
                 BRANCH_VELOCITIES,
                 f"the estimator is given the time {name}",
-                "a kind of fault",
+                SOURCE,
                 patches=(parameter_patches.changed_time(change),),
             )
             for name, change in (
@@ -292,137 +255,98 @@ KINDS: tuple[Kind, ...] = (
             )
         ),
     ),
-    Kind(
+    _options(
         "solver-other",
-        _options(
-            "solver-other",
-            BRANCH_VELOCITIES,
-            "the ODE is solved by {}; upstream's solver is Euler's",
-            "solver",
-            [name for name in flow.SOLVERS if name != "euler"],
-        ),
+        BRANCH_VELOCITIES,
+        "the ODE is solved by {}; upstream's solver is Euler's",
+        "solver",
+        [name for name in flow.SOLVERS if name != "euler"],
     ),
-    Kind(
+    _options(
         "steps-other",
-        _options(
-            "steps-other",
-            ("flow/t",),
-            "the ODE has {} steps",
-            "n_timesteps",
-            [2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 16, 20, 25, 30, 32, 50],
-        ),
+        ("flow/t",),
+        "the ODE has {} steps",
+        "n_timesteps",
+        [2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 16, 20, 25, 30, 32, 50],
     ),
-    Kind(
+    _numbers(
         "guidance-rate",
-        _numbers(
-            "guidance-rate",
-            ("flow/velocity",),
-            "the guidance rate is {}",
-            (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0),
-            parameter_patches.guidance_rate,
-        ),
+        ("flow/velocity",),
+        "the guidance rate is {}",
+        (0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.65, 0.75, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 3.0),
+        parameter_patches.guidance_rate,
     ),
     *(
-        Kind(
+        _numbers(
             f"{name}-scaled",
-            _numbers(
-                f"{name}-scaled",
-                (f"flow/{name}",),
-                f"{name} is {{}} times what it should be",
-                (0.1, 0.5, 0.7071067811865476, 1.4142135623730951, 2, 10),
-                functools.partial(parameter_patches.scaled_condition, name),
-            ),
+            (f"flow/{name}",),
+            f"{name} is {{}} times what it should be",
+            (0.1, 0.5, 0.7071067811865476, 1.4142135623730951, 2, 10),
+            functools.partial(parameter_patches.scaled_condition, name),
         )
         for name in ("mu", "cond", "spks")
     ),
-    Kind(
+    _options(
         "temperature",
-        _options(
-            "temperature",
-            ("flow/x",),
-            "the noise is multiplied by {}; it should be 1",
-            "temperature",
-            [0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.1, 1.2, 1.5],
-        ),
+        ("flow/x",),
+        "the noise is multiplied by {}; it should be 1",
+        "temperature",
+        [0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.1, 1.2, 1.5],
     ),
-    Kind(
+    _numbers(
         "stft-shifted",
-        _numbers(
-            "stft-shifted",
-            SPECTRUM,
-            "the excitation is {} samples late in its STFT",
-            _LATE,
-            parameter_patches.source_late,
-        ),
+        SPECTRUM,
+        "the excitation is {} samples late in its STFT",
+        _LATE,
+        parameter_patches.source_late,
     ),
-    Kind(
+    _numbers(
         "wav-shifted",
-        _numbers(
-            "wav-shifted",
-            ("hift/wav",),
-            "the inverse STFT is cut {} samples late",
-            _LATE,
-            parameter_patches.wav_late,
-        ),
+        ("hift/wav",),
+        "the inverse STFT is cut {} samples late",
+        _LATE,
+        parameter_patches.wav_late,
     ),
-    Kind(
+    _numbers(
         "harmonics-fewer",
-        _numbers(
-            "harmonics-fewer",
-            ("hift/source",),
-            "the excitation has {} sines; it should have nine",
-            range(1, 9),
-            parameter_patches.fewer_harmonics,
-        ),
+        ("hift/source",),
+        "the excitation has {} sines; it should have nine",
+        range(1, 9),
+        parameter_patches.fewer_harmonics,
     ),
-    Kind(
+    _numbers(
         "voiced-threshold",
-        _numbers(
-            "voiced-threshold",
-            ("hift/source",),
-            "frames count as voiced from {} Hz on; it should be 10 Hz",
-            (5, 20, 30, 40, 50, 60, 70, 80, 100, 120, 150, 200),
-            lambda hz: patches.source_config(nsf_voiced_threshold=hz),
-        ),
+        ("hift/source",),
+        "frames count as voiced from {} Hz on; it should be 10 Hz",
+        (5, 20, 30, 40, 50, 60, 70, 80, 100, 120, 150, 200),
+        lambda hz: patches.source_config(nsf_voiced_threshold=hz),
     ),
-    Kind(
+    _numbers(
         "source-rate",
-        _numbers(
-            "source-rate",
-            ("hift/source",),
-            "the excitation is made for {} Hz, not for the vocoder's rate",
-            (16_000, 22_050, 44_100, 48_000),
-            lambda rate: patches.source_config(sampling_rate=int(rate)),
-        ),
+        ("hift/source",),
+        "the excitation is made for {} Hz, not for the vocoder's rate",
+        (16_000, 22_050, 44_100, 48_000),
+        lambda rate: patches.source_config(sampling_rate=int(rate)),
     ),
-    Kind(
+    _inputs(
         "prompt-tokens-late",
-        _inputs(
-            "prompt-tokens-late",
-            "flow/mu",
-            "the prompt's tokens are {} late against its mel",
-            (-2, -1, 1, 2),
-            parameter_patches.prompt_tokens_late,
-        ),
+        "in/flow_prompt_token",
+        "the prompt's tokens are {} late against its mel",
+        (-2, -1, 1, 2),
+        parameter_patches.prompt_tokens_late,
     ),
-    Kind(
+    _inputs(
         "prompt-mel-late",
-        _inputs(
-            "prompt-mel-late",
-            "in/prompt_mel",
-            "the prompt's mel is {} frames late against its tokens",
-            (-4, -3, -2, -1, 2, 3, 4),
-            lambda late: patches.changed_prompt_mel(lambda mel: mel.roll(int(late), dims=-1)),
-        ),
+        "in/prompt_mel",
+        "the prompt's mel is {} frames late against its tokens",
+        (-4, -3, -2, -1, 2, 3, 4),
+        lambda late: patches.changed_prompt_mel(lambda mel: mel.roll(int(late), dims=-1)),
     ),
-    Kind(
+    _numbers(
         "lm-tokens-shifted",
-        _numbers(
-            "lm-tokens-shifted",
-            ("lm/logp",),
-            "the LM's prompt tokens are off by {} in the embedding",
-            (-2, -1, 1, 2),
-            parameter_patches.lm_tokens_shifted,
-        ),
+        ("lm/logp",),
+        "the LM's prompt tokens are off by {} in the embedding",
+        (-2, -1, 1, 2),
+        parameter_patches.lm_tokens_shifted,
     ),
 )

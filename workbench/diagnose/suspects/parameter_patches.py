@@ -84,20 +84,23 @@ def source_late(late: float) -> Patch:
     """Shift the excitation by samples before its STFT."""
 
     def stft(self: hift.HiFT, source: Tensor, original=hift.HiFT.stft) -> Tensor:
-        return original(self, late(source, int(late)))
+        return original(self, moved(source, int(late)))
 
     return Patch(hift.HiFT, "stft", stft)
 
 
 def wav_late(late: float) -> Patch:
     """Cut the inverse STFT's result a number of samples late."""
-    return Patch(hift.HiFT, "istft", patches.change_result(hift.HiFT.istft, lambda wav: late(wav, int(late))))
+    return Patch(
+        hift.HiFT, "istft", patches.change_result(hift.HiFT.istft, lambda wav: moved(wav, int(late)))
+    )
 
 
-def late(x: Tensor, late: int) -> Tensor:
+def moved(x: Tensor, late: int) -> Tensor:
     """Shift the last axis by samples, zeros at the free end."""
-    moved = F.pad(x, (late, 0))[..., : x.shape[-1]] if late > 0 else F.pad(x, (0, -late))[..., -x.shape[-1] :]
-    return moved
+    if late > 0:
+        return F.pad(x, (late, 0))[..., : x.shape[-1]]
+    return F.pad(x, (0, -late))[..., -x.shape[-1] :]
 
 
 def fewer_harmonics(count: float) -> Patch:
@@ -119,7 +122,7 @@ def lm_tokens_shifted(by: float) -> Patch:
     """Look the speech tokens up in another row of the LM's embedding."""
 
     def embed(self: lm.LM, text_token: Tensor, prompt: Tensor, original=lm.LM.embed) -> Tensor:
-        rows = self.speech_embedding.num_embeddings
-        return original(self, text_token, (prompt + int(by)).clamp(0, rows - 1))
+        size = self.config.speech_token_size
+        return original(self, text_token, (prompt + int(by)) % size)
 
     return Patch(lm.LM, "embed", embed)

@@ -83,7 +83,8 @@ class Scorer:
         observation = self.observations[number]
         without, with_fault = self.predict(number, others), self.predict(number, (*others, fault))
         score_without = self.score(number, others)
-        if without is None or with_fault is None or with_fault.shape != observation.found.shape:
+        shape = observation.found.shape
+        if without is None or with_fault is None or not shape == without.shape == with_fault.shape:
             return score_without
         expected_error = observation.distance(with_fault, without)
         if expected_error <= observation.allowed:

@@ -20,6 +20,7 @@ from workbench.trace.schema import BRANCH_VELOCITIES
 MIN_NAMED_SCORE = 0.3
 # So many of the wrong results in a group must fit: one in ten may be off where a loop amplifies rounding.
 MIN_FITTING = 0.9
+MAX_LEFT = 0.1  # of a small error, by a fault that explains it
 MAX_TIE = 0.1  # decades; faults whose totals differ by less explain a run equally well
 MAX_PAIRED = 6  # faults of a group that are tried in all pairs: 15 pairs
 # A member of a pair must point in the direction of the error, and lower the score of the group alone.
@@ -30,7 +31,7 @@ MIN_GAIN_OF_MEMBER = 0.02
 FAULTY_STEPS = 3
 # Faults of kinds that are tried by simulated runs: so many of one kind, and in all.
 MAX_RUNS_OF_KIND = 20
-MAX_RUNS = 60
+MAX_RUNS = 40
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,13 @@ class Search:
             return Verdict(fields, places, before)  # explained by what was named before
         if blocked := self._unexplained_before(observations[0]):
             return Verdict(fields, places, reason=f"it may follow from {blocked}, which nothing explains")
-        average = sum(scorer.score(number, chosen) for number in wrong) / len(wrong)
-        if average < MIN_NAMED_SCORE:
-            return Verdict(fields, places, reason="the error is too small to tell faults apart")
-
         candidates = self._candidates(self.catalogue, group, wrong)
         fitting = [(fault,) for fault in candidates if self._explains((fault,), wrong)]
         reason = "no known fault gives what was recorded"
-        if not fitting:
+        average = sum(scorer.score(number, chosen) for number in wrong) / len(wrong)
+        if average < MIN_NAMED_SCORE:
+            reason = "the error is too small to tell faults apart"
+        elif not fitting:
             tried, untried = self._affordable(self._candidates(self.of_kinds(), group, wrong), observations)
             # One is enough: faults of these kinds differ where they differ at all.
             first = next((fault for fault in tried if self._explains((fault,), wrong)), None)
@@ -228,10 +228,20 @@ class Search:
         misfits = sum(score > MAX_FIT_SCORE for score in scores)
         if misfits > (1 - MIN_FITTING) * len(wrong):
             return False
+        # An error that is hardly more than what counts as fitting is explained only by a fault that removes
+        # nearly all of it.
         gain = sum(scorer.score(number, chosen) - score for number, score in zip(wrong, scores, strict=True))
-        if gain / len(wrong) < MIN_NAMED_SCORE:
-            return False  # the error was hardly more than what counts as fitting
+        if gain / len(wrong) < MIN_NAMED_SCORE and not self._removes(together, wrong):
+            return False
         return not self._is_contradicted(together)
+
+    def _removes(self, together: Faults, wrong: list[int]) -> bool:
+        """Whether the distances to the wrong results shrink to a small part, also below what is allowed."""
+        for number in wrong:
+            before = self.scorer.distance(number, self.chosen)
+            if self.scorer.distance(number, together) > MAX_LEFT * before:
+                return False
+        return True
 
     def _is_contradicted(self, together: Faults) -> bool:
         """Whether a result fits worse with these faults than with those that were chosen before."""

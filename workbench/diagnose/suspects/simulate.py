@@ -37,6 +37,8 @@ RANK = {name: place for place, name in enumerate(FIELDS)}  # place of a field in
 PREFIXES = ("in", *NAMES)  # first part of field names, in causal order: in, lm, flow, hift
 # Compared as log-mels: their phase depends on every earlier f0, so that samples of equal sounds may differ.
 AUDIO_FIELDS = ("hift/source", "hift/wav")
+# Results of the front end that have known faults; the others are taken as given.
+COMPARED_INPUTS = ("in/flow_prompt_token", "in/prompt_mel")
 FLOOR_SPACINGS = 4.0  # level of the floor, in spacings of the stored samples: well above what rounding leaves
 
 
@@ -169,9 +171,8 @@ class Predictor:
             # is compared as a log-mel, tells the same without it.
             return False
         if prefix == "in":
-            # Of the front end's results only the prompt's mel has faults in the catalogue.
             on_both_sides = field in self.candidate and field in reference
-            return field == "in/prompt_mel" and self.has_reference and on_both_sides
+            return field in COMPARED_INPUTS and self.has_reference and on_both_sides
         if prefix == "lm":
             return self.lm_inputs_known and self.flow_inputs_known and self.same_seed
         if prefix == "hift" and self.candidate_has_mel:
@@ -221,8 +222,9 @@ class Predictor:
         options : Options
         """
         field = name.removesuffix(SUFFIX)
-        if field == "in/prompt_mel":  # no model computes it: faults change it directly
-            return faulty_utterance(faults, flow_utterance(self.simulator.reference)).prompt_mel[0]
+        if field in COMPARED_INPUTS:  # no model computes them: faults change them directly
+            utt = faulty_utterance(faults, flow_utterance(self.simulator.reference))
+            return utt.prompt_mel[0] if field == "in/prompt_mel" else utt.flow_prompt_token
         try:
             trace = self.stage_trace(field.partition("/")[0], faults, options)
         except (WorkbenchError, RuntimeError):  # the run failed: a mel of NaN, or lengths that do not fit
