@@ -115,9 +115,7 @@ class Search:
             reason = "the error is too small to tell faults apart"
         elif not fitting:
             tried, untried = self._affordable(self._candidates(self.of_kinds(), group, wrong), observations)
-            # One is enough: faults of these kinds differ where they differ at all.
-            first = next((fault for fault in tried if self._explains((fault,), wrong)), None)
-            fitting = [] if first is None else [(first,)]
+            fitting = self._fitting_of_kinds(tried, wrong)
             if untried:
                 reason += f" ({untried} faults with a parameter were not tried: each needs a run)"
         if not fitting and observations[0].is_local:
@@ -143,6 +141,19 @@ class Search:
         return ""
 
     # ---- which faults to try
+
+    def _fitting_of_kinds(self, faults: list[Fault], wrong: list[int]) -> list[Faults]:
+        """Return the first fault that explains a group, and those of its kind that do as well.
+
+        Unlike kinds seldom come to the same, but on one utterance a parameter may have several values.
+        """
+        first = next((fault for fault in faults if self._explains((fault,), wrong)), None)
+        if first is None:
+            return []
+        akin = [fault for fault in faults if kind_of(fault) == kind_of(first)]
+        if len(akin) > MAX_RUNS_OF_KIND:
+            return [(first,)]
+        return [(fault,) for fault in akin if self._explains((fault,), wrong)]
 
     def _affordable(
         self, faults: list[Fault], observations: Sequence[Observation]
