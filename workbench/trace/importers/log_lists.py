@@ -10,10 +10,11 @@ from workbench.trace.schema import FIELDS
 # ---- token ids: "generated_tokens(19): 236 234 8", "speech_token = tensor([[236, 234]], device='cuda:0')"
 
 COUNT = r"(?:\s*[(\[]\s*(?:(?:n|len|count)\s*=\s*)?(?P<count>[0-9]{1,6})\s*[)\]])?"  # "(19)"
-OPENING = r"(?P<sign>\s*+[=:]?\s*+)(?P<opening>(?!torch\.size)(?:[a-z_.]{1,20}\()?[\[({]*)"
+OPENING = r"[\"']?(?P<sign>\s*+[=:]?\s*+)(?P<opening>(?!torch\.size)(?:[a-z_.]{1,20}\()?[\[({]*)"
 IDS = r"(?P<ids>[0-9][0-9,;\s]*+)"
-REST = r"[\])}]*(?:,\s*[a-z][^\[\]]*)?[)\s]*\.?\s*"  # "]], device='cuda:0')"
-CLOSING = tuple(")]}")
+# Behind a complete list: brackets and no further list, as in "]], device='cuda:0')"; else the line's end.
+END_OF_BRACKETS = re.compile(r"[\])}]+(?!\s*,?\s*[\[0-9])")
+END = re.compile(r"\s*\.?\s*$")
 MAX_DIGITS = 9  # of an id; a vocabulary is far smaller
 MIN_LISTED = 2  # ids; one number behind a name without brackets is rather their count
 MIN_REFUSED = (
@@ -61,9 +62,9 @@ class TokenIdReader:
             return None
         is_integer = all(part.isdigit() and len(part) <= MAX_DIGITS for part in parts)
         count_fits = listed["count"] is None or int(listed["count"]) == len(parts)
-        is_closed = not listed["opening"] or listed["rest"][:1] in CLOSING
+        end = END_OF_BRACKETS if listed["opening"] else END
         tensor = self._names.tensors[with_spaces(name["name"])]
-        if re.fullmatch(REST, listed["rest"]) and is_integer and count_fits and is_closed:
+        if end.match(listed["rest"]) and is_integer and count_fits:
             return TokenIds(tensor, tuple(int(part) for part in parts), name.start())
         return TokenIds(tensor, None, name.start()) if len(parts) >= MIN_REFUSED else None
 

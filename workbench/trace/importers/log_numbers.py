@@ -25,9 +25,11 @@ BODY = rf"(?:[\w#$.\u2026\u221e]|[,{GROUPING}\u066b\u066c\uff0c](?=[0-9#$])|(?<=
 NAN_TYPE = r"(?:(?<=nan)\([a-z0-9_]*\))?"  # "nan(ind)" of Windows
 # What may follow a number and change it: a unit, a power of ten, another number without a space.
 UNITS = "k|m|g|khz|mhz|ms|db|thousand|million|billion"
+# Signs that do not end a number. Those that do: spaces, quotes, closing brackets, and the marks listed here.
+JOINING_SIGN = r"[^\w\s\"')\]},;|<>!\u00b1\u2014\u3001\u3002\uff0c\uff1b]"
 SCALE = (
     rf"(?:[ \t]*(?:[%\u2030\u00d7\u00b7^*]|(?:{UNITS}|e[-+]?[0-9]+)(?![a-z0-9_])|x[ ]?10)"
-    rf"|[{MINUS}+/:=(\[~\\&@]+[.0-9a-z{MINUS}])?"
+    rf"|{JOINING_SIGN}+[{MINUS}.\w])?"
 )
 EXTENT = re.compile(f"(?={START}){SIGN}*{BODY}{NAN_TYPE}{SCALE}")
 # "5 817 890" with ordinary spaces: it may be one number or three, so all of it counts as the number's text.
