@@ -113,7 +113,7 @@ class LineReader:
         node = self._callback.read(text)
         if node:
             return self._line_of_node(number, node)
-        # Most lines of a log print nothing of a tensor. A cheap search tells.
+        # Most lines of a log print nothing of a tensor. They are recognised by one cheap search.
         has_name = self._finder.has_name(text)
         if has_name or self._tables.is_inside:
             text = plain_text(text)
@@ -147,14 +147,9 @@ class LineReader:
         if not found:
             return LogLine(number, number, "", None, (), FORMAT) if has_unread else None
 
-        # Source and step usually stand before the first number. A step may also stand after the numbers:
-        # "x max=2.5 after step 3".
+        # Source and tensor of the heading hold for the line, unless the line has its own or ends the section.
         before_numbers = text[: found[0].start]
         tag = self.names.source(before_numbers)
-        step_match = STEP.search(before_numbers) or STEP.search(text)
-        step = step_number(step_match[1]) if step_match else None
-
-        # Source and tensor of the heading hold for the line, unless the line has its own or ends the section.
         heading = None if _ends_section(text) else self._heading
         if heading is None or (tag and heading.tag and tag != heading.tag):
             heading = Heading(number, "", None)
@@ -172,12 +167,8 @@ class LineReader:
             return None
         if _ends_section(text):
             self._heading = None
-        # An announced step ends with the first line of its source that prints its own step.
-        if step is None:
-            step = self._announced_steps.get(tag, self._announced_steps.get(""))
-        else:
-            self._announced_steps.pop(tag, None)
-            self._announced_steps.pop("", None)
+        # A step usually stands before the first number. It may also stand after it: "x max=2.5 after step 3".
+        step = self._step(tag, STEP.search(before_numbers) or STEP.search(text))
 
         problem = FORMAT if has_unread else ""
         if lost:
@@ -186,6 +177,15 @@ class LineReader:
         if values is None:
             problem = NUMBER
         return LogLine(number, heading.number, tag, step, values or (), problem)
+
+    def _step(self, tag: str, printed: re.Match[str] | None) -> int | None:
+        """Return the step of a line: the printed one, else the one that its source announced."""
+        if printed is None:
+            return self._announced_steps.get(tag, self._announced_steps.get(""))
+        # An announced step ends with the first line of its source that prints its own step.
+        self._announced_steps.pop(tag, None)
+        self._announced_steps.pop("", None)
+        return step_number(printed[1])
 
     def _with_tensors(
         self, text: str, found: list[FoundStatistic], heading_tensor: TensorName | None
