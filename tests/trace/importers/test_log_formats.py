@@ -97,6 +97,17 @@ def test_tables_are_read(log, name):
     }
 
 
+def test_other_lines_may_stand_between_the_rows_of_a_table(log):
+    text = "| tensor | min |\n|---|---|\n| mask | - |\nx:\nLoaded 3 files, 4 of 5.\n\nmu max=2.0\n| mu | -1.5 |\n"
+    found = log(text + "f0_max;f0_mean\n5 817 890;3\n[INFO] took 2 s\n266,5;3\n")
+    (run,) = found.runs
+    assert said(run, "flow/mu") == {"min": -1.5, "max": 2} and said(run, "hift/f0") == {
+        "max": 266.5,
+        "mean": 3,
+    }
+    assert found.problems == {"number": (1, ["10: 5 817 890;3"])}
+
+
 def test_rows_that_do_not_fit_are_counted(log):
     found = log("step,x_min,x_max\n1,-4,5,3,5\n2,-4.5,3.5\n")
     assert said(found.runs[0], "flow/x", 2) == {"min": -4.5, "max": 3.5} and set(found.problems) == {"format"}

@@ -3,8 +3,8 @@
 Tensors: `mapping.py` reads a dump (.safetensors, .npz, .pt, raw float32) by a TOML mapping that says which
 tensor is which field; `tensor_files.py` opens the file safely. Examples of mappings are in `data/foreign/`.
 
-Text logs: read `logs.py` first. It reads what a program printed of its tensors. `log_lines.py` reads one line.
-`log_names.py` opens the table of names, `logs.toml`. `log_statistics.py`, `log_tables.py` and `log_lists.py` know
-the formats of lines, `log_numbers.py` those of numbers. `log_runs.py` groups the lines into runs, after
-`log_steps.py` has given each a step.
+Text logs: read `logs.py` first. It reads what a program printed of its tensors. `log_lines.py` reads one line
+with the table of names `logs.toml` that `log_names.py` opens. `log_statistics.py`, `log_tables.py` and
+`log_lists.py` know the formats of lines, `log_numbers.py` those of numbers. `log_steps.py` gives each line a
+step, and `log_runs.py` groups lines into runs.
 """

@@ -1,8 +1,8 @@
 """Read tables in a text log: Markdown and other bars, CSV, tab-separated values, columns aligned with spaces.
 
-A table begins with a header, such as "| step | tensor | min | max |" or "step,x_min,x_max". It ends with the
-first line that is no row of it. A statistic of a row belongs to the tensor in the header of its column, else
-to the tensor that the row names, else to the heading above the table.
+A table begins with a header, such as "| step | tensor | min | max |" or "step,x_min,x_max". Its rows need not
+follow each other: a program may print other lines between them. A statistic of a row belongs to the tensor in
+the header of its column, else to the tensor that the row names, else to the heading above the table.
 """
 
 import re
@@ -30,6 +30,7 @@ IGNORED_HEADERS = {"shape", "dtype", "device", "count", "numel", "size", "time"}
 NO_VALUE = {"", "-", "--", "—", "n/a", "none", "null"}  # cells without a value
 MIN_ALIGNED_COLUMNS = 3  # fewer words in a row are prose
 MAX_COLUMNS = 200
+MAX_LINES_BETWEEN = 200  # other lines between two rows; after more of them the table has ended
 MAX_HEADER_LENGTH = 4000  # characters
 MAX_COLUMN_WORDS = 8  # of the header of one column; bounds the time
 CELL_NUMBER = re.compile(START)
@@ -61,7 +62,7 @@ class Row(NamedTuple):
     is_broken: bool  # whether the line prints numbers that do not fit the columns
 
 
-HEADER = Row("", "", [], False)
+NO_CELLS = Row("", "", [], False)  # a header, a rule below it, or a row without values
 BROKEN_ROW = Row("", "", [], True)
 
 
@@ -77,11 +78,13 @@ class TableReader:
         self._names = names
         self._delimiter = ""  # of the current table; "" outside a table
         self._columns: list[Column] = []
+        self._heading_tensor: TensorName | None = None
+        self._lines_between = 0  # since the last line of the table
 
     @property
     def is_inside(self) -> bool:
-        """Whether the last line was one of a table."""
-        return bool(self._delimiter)
+        """Whether the next line may be a row."""
+        return bool(self._delimiter) and self._lines_between <= MAX_LINES_BETWEEN
 
     def read(self, text: str, heading_tensor: TensorName | None) -> Row | None:
         """Return what a line of a table holds; None for a line that belongs to no table.
@@ -91,16 +94,14 @@ class TableReader:
         text : str
             As `plain_text` returns it.
         heading_tensor : TensorName, optional
-            Tensor that the heading above the table names.
+            Tensor that the heading above the line names. That of the header holds for the table.
         """
         text = text.translate(BARS)
-        if self._delimiter:
-            if RULE.issuperset(text) and text.strip():
-                return HEADER
-            row = self._row(text, heading_tensor)
-            if row is not None:
+        if self.is_inside:
+            row = NO_CELLS if RULE.issuperset(text) and text.strip() else self._row(text)
+            self._lines_between = 0 if row else self._lines_between + 1
+            if row:
                 return row
-            self._delimiter = ""
         if "=" in text or len(text) > MAX_HEADER_LENGTH:
             return None  # no header
         for delimiter in DELIMITERS:
@@ -108,7 +109,9 @@ class TableReader:
             if columns:
                 self._delimiter = delimiter
                 self._columns = columns
-                return HEADER
+                self._heading_tensor = heading_tensor
+                self._lines_between = 0
+                return NO_CELLS
         return None
 
     def _header(self, cells: list[str], delimiter: str) -> list[Column]:
@@ -155,20 +158,21 @@ class TableReader:
                 return Column(statistics[at_start], self._names.last_tensor(" ".join(rest_behind)))
         return Column("", None)
 
-    def _row(self, text: str, heading_tensor: TensorName | None) -> Row | None:
-        """Return the row on a line; None where the line ends the table."""
+    def _row(self, text: str) -> Row | None:
+        """Return the row on a line; None for any other line."""
         is_aligned = self._delimiter in ALIGNED
         splits = [_split(text, delimiter) for delimiter in (ALIGNED if is_aligned else (self._delimiter,))]
         cells = next((cells for cells in splits if len(cells) == len(self._columns)), None)
         if cells is None:
-            return BROKEN_ROW if self._is_broken(splits[0]) else None
+            return BROKEN_ROW if self._lines_between == 0 and self._is_broken(splits[0]) else None
         step = ""
         label = ""
         row_tensor = None
         found = []
         for k, (cell, column) in enumerate(zip(cells, self._columns, strict=True)):
-            if k == 0 and column.kind != "tensor":
-                cell = cell.split()[-1] if cell else ""  # a prefix of the log may stand before it
+            words = cell.split()
+            if k == 0 and column.kind != "tensor" and len(words) > 1 and not words[-2][-1].isdigit():
+                cell = words[-1]  # a prefix of the log stands before it
             if column.kind == "step":
                 if not CELL_NUMBER.match(cell) and cell not in NO_VALUE:
                     return None
@@ -180,13 +184,11 @@ class TableReader:
                 if not CELL_NUMBER.match(cell):
                     return None  # words: the line is no row
                 found.append((column, cell))
-        if not found:
-            return None
         if row_tensor and any(column.tensor == UNKNOWN for column, _ in found):
             return BROKEN_ROW  # a column for each program: "| tensor | Python min | Rust min |"
         values = []
         for column, cell in found:
-            tensor = column.tensor or row_tensor or heading_tensor or UNNAMED
+            tensor = column.tensor or row_tensor or self._heading_tensor or UNNAMED
             values.append(Cell(None if column.kind in NUMBERS else tensor, column.kind, cell))
         return Row("" if step in NO_VALUE else step, label, values, False)
 
