@@ -1,17 +1,19 @@
 """`workbench glitches` and `workbench precision`: several files at once, and errors."""
 
 import soundfile
-import torch
 
 from workbench.cli import main
+from workbench.files import data_path
+
+PROMPT = data_path("prompts/kumo_0.flac")
 
 
 def test_each_file_gets_a_line_and_findings_decide_the_exit_code(tmp_path, capsys):
     quiet, click = tmp_path / "quiet.wav", tmp_path / "click.wav"
-    wav = 0.1 * torch.sin(torch.arange(24_000) * 0.05)
-    soundfile.write(quiet, wav.numpy(), 24_000)
-    wav[12_000] = 0.9
-    soundfile.write(click, wav.numpy(), 24_000)
+    wav, rate = soundfile.read(PROMPT)
+    soundfile.write(quiet, wav, rate)
+    wav[30_000] = 0.9
+    soundfile.write(click, wav, rate)
     assert main(["glitches", str(quiet), str(click)]) == 0
     out = capsys.readouterr().out
     assert f"{quiet}: " in out and f"{click}: " in out and "click" in out.splitlines()[-1]
@@ -21,6 +23,24 @@ def test_each_file_gets_a_line_and_findings_decide_the_exit_code(tmp_path, capsy
 def test_a_missing_file_is_an_error(tmp_path, capsys):
     assert main(["glitches", str(tmp_path / "none.wav")]) == 2
     assert "none.wav" in capsys.readouterr().err
+
+
+def test_an_unreadable_file_is_a_line_and_the_others_go_on(tmp_path, capsys):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF, but no more of it")
+    assert main(["glitches", str(bad), str(PROMPT), "--fail-on-any"]) == 2
+    printed = capsys.readouterr()
+    assert "bad.wav: not checked" in printed.err and "1 of 2 files" in printed.err
+    assert f"{PROMPT}: nothing found" in printed.out
+
+
+def test_properties_of_a_recording_fail_only_where_it_is_called_synthesised(tmp_path, capsys):
+    path = tmp_path / "offset.wav"
+    wav, rate = soundfile.read(PROMPT)
+    soundfile.write(path, wav + 0.02, rate)
+    assert main(["glitches", str(path), "--fail-on-any"]) == 0
+    assert "defects if a model made this sound" in capsys.readouterr().out
+    assert main(["glitches", str(path), "--fail-on-any", "--synthesised"]) == 1
 
 
 def test_precision_checks_the_device_first(tmp_path, capsys):

@@ -158,32 +158,47 @@ def bisect(
     return 0
 
 
-@app.command(epilog="Example: workbench bench glitches --clean recordings/ -o glitches.csv")
+@app.command(epilog="Example: workbench bench glitches --clean recordings/ --rate 16000 -o glitches.csv")
 def glitches(
     voice: Voice = None,
     device: Device = "cpu",
     clean: Annotated[
-        list[str] | None, typer.Option(help="More clean recordings, or folders; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Folder of clean recordings, which is a corpus, or a recording; may be repeated."),
+    ] = None,
+    rate: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Sample rate in Hz at which false alarms are counted as well; may be repeated.",
+            show_default="their own",
+        ),
     ] = None,
     out: Csv = None,
+    alarms: Annotated[str | None, typer.Option(help="Also write the false alarms as CSV.")] = None,
     scores: Annotated[
         str | None, typer.Option(help="Also write the scores of clean speech (clean_scores.json).")
     ] = None,
 ) -> int:
-    """Measure the share of defects that the detectors find, and their false alarms."""
+    """Measure the share of defects that the detectors find, and their false alarms by corpus."""
     from tqdm import tqdm
 
     from workbench.diagnose.benchmarks.tables import write_csv
     from workbench.diagnose.glitches import benchmark
 
+    check_device(device)
+    recorded = list(benchmark.recordings(clean or ()))  # an unreadable file ends the work before it begins
     pipe = open_pipe(voice, device, progress=False)
     sentences = tqdm(benchmark.REPORTED_ON, "clean speech", unit=" sentence")
-    unseen = [*benchmark.spoken(pipe, sentences), *benchmark.recordings(clean or ())]
-    found = benchmark.measure_detectors(pipe, unseen)
+    unseen = [*benchmark.spoken(pipe, sentences), *recorded]
+    found = benchmark.measure_detectors(pipe, unseen, rate or ())
     print(table_text(found.table))
-    print(table_text(found.alarms) if len(found.alarms) else "no false alarm")
+    print(table_text(found.rates))
+    defects = found.alarms[found.alarms["severity"] == "defect"]
+    print(table_text(defects) if len(defects) else "no false alarm")
     if out:
         write_csv(found.table, out)
+    if alarms:
+        write_csv(found.rates, alarms)
     if scores:
         sentences = tqdm(benchmark.TUNED_ON, "its scores", unit=" sentence")
         seen = [*benchmark.recordings([data_path("prompts")]), *benchmark.spoken(pipe, sentences)]

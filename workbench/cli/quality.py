@@ -1,39 +1,65 @@
 """`glitches` and `precision`: what is wrong with a sound, and which parts may run in half precision."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from workbench.cli.common import Device, Prompt, Voice, check_device, open_pipe, open_prompt, table_text
+from workbench.errors import WorkbenchError
 
 app = typer.Typer()
-COLUMNS = ["kind", "start", "end", "score", "threshold", "percentile", "frame", "token", "cause"]
+COLUMNS = [
+    *("severity", "kind", "start", "end", "score", "threshold", "percentile", "frame", "token", "cause")
+]
 NEAREST = 8  # modules to list, those nearest to an overflow
 
 
 @app.command(epilog="Example: workbench glitches output/speech_0_0.trace theirs.wav --fail-on-any")
 def glitches(
     path: Annotated[list[str], typer.Argument(help="Sound files or traces.")],
+    synthesised: Annotated[
+        bool | None,
+        typer.Option(
+            "--synthesised/--recording",
+            help="Whether a model made the sound, or it is a recording of a person, in which cut edges, "
+            "offset, hum, noise and pauses are no defects.",
+            show_default="a trace says so itself; of a sound file nobody knows",
+        ),
+    ] = None,
     fail_on_any: Annotated[
-        bool, typer.Option("--fail-on-any", help="Exit with 1 if anything was found.")
+        bool, typer.Option("--fail-on-any", help="Exit with 1 if any defect was found.")
     ] = False,
 ) -> int:
-    """Say what is wrong with a sound, where, and what may cause it."""
+    """Say what is wrong with a sound, where, and what may cause it.
+
+    A file that cannot be read is reported, and the others go on; the exit code is 2 then.
+    """
     from workbench.diagnose.glitches.glitches import find_glitches
     from workbench.speech.frontend.audio import read_wav
     from workbench.trace.trace import Trace
 
     found_any = False
+    n_unreadable = 0
     for one in path:
-        if Path(one).suffix in (".trace", ".safetensors"):
-            found = find_glitches(Trace.load(one))
-        else:
-            found = find_glitches(*read_wav(one))
+        try:
+            if Path(one).suffix in (".trace", ".safetensors"):
+                found = find_glitches(Trace.load(one), synthesised=synthesised)
+            else:
+                found = find_glitches(*read_wav(one), synthesised=synthesised)
+        except WorkbenchError as error:
+            n_unreadable += 1
+            print(f"{one}: not checked: {error}", file=sys.stderr)
+            continue
         found_any = found_any or len(found) > 0
         print(f"{one}: {found}")
-        if len(found):
-            print(table_text(found.table[COLUMNS], 4))
+        for table in (found.table, found.properties):
+            if len(table):
+                print(table_text(table[COLUMNS], 4))
+    if n_unreadable:
+        print(f"{n_unreadable} of {len(path)} files could not be checked", file=sys.stderr)
+        return 2
     return int(fail_on_any and found_any)
 
 

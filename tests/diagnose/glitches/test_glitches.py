@@ -57,9 +57,8 @@ def test_nothing_is_found_in_clean_recordings(path):
 def test_defects_are_found_where_they_were_made(kind, severity):
     made = inject(speech(), RATE, kind, severity, seed=1)
     about = {"sample_rate": RATE} | ({"seams": made.seams} if made.seams else {})
-    found = [
-        f for f in find_glitches(Trace({"hift/wav": made.wav}, about)) if f.kind in DEFECTS[kind].finders
-    ]
+    everything = find_glitches(Trace({"hift/wav": made.wav}, about), synthesised=True)
+    found = [f for f in everything if f.kind in DEFECTS[kind].finders]
     assert any(f.start <= made.end + 0.05 and f.end >= made.start - 0.05 for f in found)
 
 
@@ -77,7 +76,9 @@ def test_a_finding_has_the_sample_frame_and_token_of_its_place():
     assert len(found) == 1 and abs(found[0].sample - at) <= 2
     assert found[0].frame == at // 480 and found[0].token == at // 960
     assert found[0].score > found[0].threshold == DETECTORS["click"].threshold
-    assert found[0].percentile == 100 and found[0].cause == DETECTORS["click"].cause
+    assert found[0].percentile == 100 and all(
+        cause.text in found[0].cause for cause in DETECTORS["click"].causes
+    )
 
 
 def test_a_weak_seam_is_found_only_where_it_was_recorded():
@@ -152,7 +153,7 @@ def test_a_finding_gives_more_tokens_where_speech_is_faster():
     ],
 )
 def test_degenerate_waveforms_are_judged_without_an_error(wav, expected):
-    found = find_glitches(wav, RATE)
+    found = find_glitches(wav, RATE, synthesised=True)
     assert expected is None or kinds(found) >= expected
     assert all(0 <= f.start <= f.end <= found.seconds for f in found)
     assert isinstance(found._repr_html_(), str)

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from workbench.diagnose.glitches.causes import is_synthesised
 from workbench.errors import WorkbenchError
 from workbench.trace.schema import SAMPLE_RATE
 from workbench.trace.trace import Trace
@@ -33,6 +35,16 @@ LPC_RIDGE = 1e-3  # share of the power that is added to the diagonal, so that pu
 LPC_EPS = 1e-12  # the same for silence
 
 
+class Spot(NamedTuple):
+    """A place with a score. It becomes a finding if the score reaches the detector's threshold."""
+
+    start: float  # seconds
+    end: float  # seconds
+    score: float  # higher is worse; the unit is the detector's
+    note: str = ""  # what was measured there; stands in brackets behind the cause
+    subject: str = ""  # what the spot is about, where one place may have several; others merge
+
+
 @dataclass(frozen=True, eq=False)
 class Sound:
     """One utterance with everything that was recorded of it.
@@ -45,11 +57,14 @@ class Sound:
         Sample rate, Hz.
     trace : Trace
         The other recorded fields; empty for a bare waveform.
+    synthesised : bool, optional
+        Whether a model made the sound; False for a recording of a person, None where nobody knows.
     """
 
     raw: Array
     rate: int
     trace: Trace = field(default_factory=lambda: Trace({}, {}))
+    synthesised: bool | None = None
 
     @cached_property
     def bad(self) -> Array:
@@ -152,8 +167,13 @@ class Sound:
         return error.ravel()[: len(self.wav)]
 
 
-def as_sound(source: Trace | Tensor | Array, sample_rate: int | None = None) -> Sound:
-    """Return a trace or a waveform as a Sound; see `find_glitches` for what it may be."""
+def as_sound(
+    source: Trace | Tensor | Array, sample_rate: int | None = None, synthesised: bool | None = None
+) -> Sound:
+    """Return a trace or a waveform as a Sound; see `find_glitches` for what it may be.
+
+    A trace says by itself that it was synthesised where it holds more than a waveform.
+    """
     if isinstance(source, Trace):
         if "hift/wav" not in source:
             fields = ", ".join(source) or "nothing"
@@ -182,7 +202,8 @@ def as_sound(source: Trace | Tensor | Array, sample_rate: int | None = None) -> 
             f"{len(raw) / rate:.0f} s found; expected {MAX_UTTERANCE_S} s at most: "
             "pass one utterance at a time"
         )
-    return Sound(raw.astype(np.float64), round(rate), trace)
+    known = is_synthesised(trace) if synthesised is None else synthesised
+    return Sound(raw.astype(np.float64), round(rate), trace, known)
 
 
 def _to_array(wav: Tensor | Array) -> Array:

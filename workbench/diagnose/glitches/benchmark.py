@@ -1,9 +1,9 @@
 """Measure how many defects the glitch detectors find, and how often they find one in clean speech.
 
-Clean speech is what the bundled voice says, and recordings. The thresholds of the detectors were set on the
-recordings of data/prompts and on the sentences of `TUNED_ON`. The benchmark uses the sentences of
-`REPORTED_ON`, on which no threshold was set. `workbench bench glitches` prints its result, and data/accuracy/
-holds it.
+Clean speech comes in corpora: what the bundled voice says, and folders of recordings. The thresholds of the
+detectors were set on the recordings of data/prompts, on the sentences of `TUNED_ON` and on half of the real
+recordings. The benchmark speaks the sentences of `REPORTED_ON`, on which no threshold was set.
+`workbench bench glitches` prints its result, and data/accuracy/ holds it.
 """
 
 import os
@@ -18,10 +18,10 @@ from tqdm import tqdm
 from workbench.diagnose.glitches.analysis import as_sound
 from workbench.diagnose.glitches.defects import DEFECTS, Defect, inject
 from workbench.diagnose.glitches.detectors import DETECTORS
-from workbench.diagnose.glitches.glitches import detect
+from workbench.diagnose.glitches.glitches import DEFECT, detect, find_glitches
 from workbench.errors import WorkbenchError
 from workbench.files import data_path
-from workbench.speech.frontend.audio import read_wav
+from workbench.speech.frontend.audio import read_wav, resample
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
 
@@ -86,8 +86,12 @@ REPORTED_ON = (
 )
 MAX_DISTANCE_S = 0.05  # seconds between a finding and the defect that it is counted for
 MIN_SECONDS = 1.2  # shorter utterances have no room for some defects
-SOUND_FILES = (".flac", ".wav", ".ogg", ".opus")
+SOUND_FILES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 SEVERITIES = ("1", "2", "3", "4")  # columns of the table
+VOICE = "bundled voice"  # the corpus that a pipeline speaks
+NAN = float("nan")
+KEPT = ("options", "checkpoint")  # attributes that say that an utterance was synthesised
+FILES = "files"  # the corpus of recordings that are named one by one
 # With one step of the ODE the whole utterance is smeared. A trace shows that in its mel as well.
 ONE_STEP_KINDS = {"wav": ("smear", "buzz"), "trace": ("smear", "buzz", "mel", "off mel")}
 
@@ -95,6 +99,7 @@ ONE_STEP_KINDS = {"wav": ("smear", "buzz"), "trace": ("smear", "buzz", "mel", "o
 class Clean(NamedTuple):
     """One utterance of clean speech."""
 
+    corpus: str
     name: str
     trace: Trace
 
@@ -104,31 +109,51 @@ class DetectorQuality(NamedTuple):
 
     table: pd.DataFrame  # see `summary`
     alarms: pd.DataFrame  # see `false_alarms`
+    rates: pd.DataFrame  # see `alarm_rates`
 
 
-def measure_detectors(pipe: Pipeline, clean: Sequence[Clean]) -> DetectorQuality:
+def measure_detectors(
+    pipe: Pipeline, clean: Sequence[Clean], sample_rates: Sequence[int] = ()
+) -> DetectorQuality:
     """Measure the share of defects found and the false alarms, on utterances of clean speech.
 
     Parameters
     ----------
     pipe : Pipeline
-        The voice that spoke them; it renders them again with one step of the ODE.
+        The voice that spoke some of them; it renders these again with one step of the ODE.
     clean : sequence of Clean
         `[*spoken(pipe, REPORTED_ON), *recordings(paths)]`
+    sample_rates : sequence of int
+        Hz; false alarms are also counted in all utterances resampled to these. Defects are made at the
+        utterances' own rates.
     """
-    alarms = false_alarms(clean)
-    return DetectorQuality(summary(detection(clean), alarms, one_step(pipe, clean)), alarms)
+    alarms = false_alarms([*clean, *resampled(clean, sample_rates)])
+    table = summary(detection(clean), one_step(pipe, clean))
+    return DetectorQuality(table, alarms, alarm_rates(alarms))
 
 
 def recordings(paths: Iterable[str | os.PathLike]) -> Iterator[Clean]:
-    """Yield sound files, and those in folders, as traces with only a waveform."""
+    """Yield sound files as traces with only a waveform; the name of a folder is that of its corpus.
+
+    Raises
+    ------
+    WorkbenchError
+        For a path that is neither, a folder without sound files, and a file that no detector can read.
+    """
     for path in map(Path, paths):
         files = [path]
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix in SOUND_FILES)
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SOUND_FILES)
+            if not files:
+                raise WorkbenchError(f"{path} has no sound files; expected some of {', '.join(SOUND_FILES)}")
         for file in files:
             wav, rate = read_wav(file)
-            yield Clean(file.name, Trace({"hift/wav": wav}, {"sample_rate": rate}))
+            try:
+                as_sound(wav, rate)
+            except WorkbenchError as error:
+                raise WorkbenchError(f"{file}: {error}") from None
+            trace = Trace({"hift/wav": wav}, {"sample_rate": rate})
+            yield Clean(path.name if path.is_dir() else FILES, file.name, trace)
 
 
 def spoken(
@@ -139,7 +164,17 @@ def spoken(
     for i, text in enumerate(sentences):
         take = i // len(VOICES) % 2  # there are two recordings of each voice
         prompt = folder / f"{VOICES[i % len(VOICES)]}_{take}.flac"
-        yield Clean(text, pipe.synthesise(pipe.prepare(text, prompt), seed=i))
+        yield Clean(VOICE, text, pipe.synthesise(pipe.prepare(text, prompt), seed=i))
+
+
+def resampled(clean: Iterable[Clean], sample_rates: Sequence[int]) -> Iterator[Clean]:
+    """Yield the waveforms of utterances at other sample rates; what else their traces hold is left out."""
+    for corpus, name, trace in clean:
+        for rate in sample_rates:
+            if rate != trace.sample_rate:
+                about = {"sample_rate": rate} | {key: trace.attrs[key] for key in KEPT if key in trace.attrs}
+                wav = resample(trace.wav, trace.sample_rate, rate)
+                yield Clean(corpus, name, Trace({"hift/wav": wav}, about))
 
 
 def measure_clean_scores(clean: Iterable[Clean]) -> dict[str, list[float]]:
@@ -148,12 +183,12 @@ def measure_clean_scores(clean: Iterable[Clean]) -> dict[str, list[float]]:
     `clean_scores.json` holds them; `Finding.percentile` is the share that a finding's score exceeds.
     """
     found: dict[str, list[float]] = {kind: [] for kind in DETECTORS}
-    for _, trace in clean:
+    for _, _, trace in clean:
         sound = as_sound(trace)
         for kind, detector in DETECTORS.items():
             scores = [spot.score for spot in detector.find(sound)]
             if scores:
-                found[kind].append(round(max(scores), 6))
+                found[kind].append(round(max(scores), 4))
     return {kind: sorted(scores) for kind, scores in found.items()}
 
 
@@ -163,36 +198,71 @@ def false_alarms(clean: Iterable[Clean]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `utterance`, `kind`, `start` (seconds), `score`. `attrs["minutes"]` is the length of the speech.
+        `corpus`, `rate` (Hz), `utterance`, `kind`, `severity`, `start` (seconds), `score`.
+        `attrs["minutes"]` is the length of the speech by corpus and rate.
     """
     rows = []
-    seconds = 0.0
-    for name, trace in clean:
-        seconds += trace.seconds
-        sound = as_sound(trace)
-        for kind in DETECTORS:
-            for spot in detect(kind, sound):
-                rows.append((name, kind, spot.start, spot.score))
-    table = pd.DataFrame(rows, columns=["utterance", "kind", "start", "score"])
-    table.attrs["minutes"] = seconds / 60
+    minutes: dict[tuple[str, int], float] = {}
+    for corpus, name, trace in clean:
+        place = (corpus, trace.sample_rate)
+        minutes[place] = minutes.get(place, 0.0) + trace.seconds / 60
+        found = find_glitches(trace)
+        both = pd.concat([found.table, found.properties]) if len(found.properties) else found.table
+        for finding in both.itertuples():
+            rows.append((*place, name, finding.kind, finding.severity, finding.start, finding.score))
+    columns = ["corpus", "rate", "utterance", "kind", "severity", "start", "score"]
+    table = pd.DataFrame(rows, columns=columns)
+    table.attrs["minutes"] = minutes
     return table
+
+
+def alarm_rates(alarms: pd.DataFrame) -> pd.DataFrame:
+    """Count findings in clean speech by corpus, sample rate and kind.
+
+    Returns
+    -------
+    DataFrame
+        `corpus`, `rate` (Hz), `minutes`, `defects/min`, `which` (their number by kind), `properties/min`.
+    """
+    rows = []
+    for (corpus, rate), minutes in alarms.attrs["minutes"].items():
+        here = alarms[(alarms["corpus"] == corpus) & (alarms["rate"] == rate)]
+        defects = here[here["severity"] == DEFECT]
+        counts = defects["kind"].value_counts()
+        which = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        n_others = len(here) - len(defects)
+        rows.append((corpus, rate, minutes, len(defects) / minutes, which, n_others / minutes))
+    return pd.DataFrame(rows, columns=["corpus", "rate", "minutes", "defects/min", "which", "properties/min"])
 
 
 def detection(clean: Iterable[Clean]) -> pd.DataFrame:
     """Make every defect of every severity in every utterance; return which share is found.
 
+    An utterance in which the detectors of a defect find something already is left out for this defect.
+
     Returns
     -------
     DataFrame
-        `kind`, `severity` (1..4), `magnitude`, `unit`, `found` (share, 0..1), `n` (utterances).
+        `corpus`, `kind`, `severity` (1..4), `magnitude`, `unit`, `found` (share, 0..1), `n` (utterances).
     """
+    corpora: dict[str, list[Trace]] = {}
+    for corpus, _, trace in clean:
+        if trace.seconds >= MIN_SECONDS:
+            corpora.setdefault(corpus, []).append(trace)
     rows = []
-    long = [trace for _, trace in clean if trace.seconds >= MIN_SECONDS]
-    for kind, defect in tqdm(DEFECTS.items(), "defects", unit=" kind", leave=False):
-        for severity, magnitude in enumerate(defect.magnitudes, 1):
-            hits = [_is_found(trace, kind, defect, severity, seed) for seed, trace in enumerate(long)]
-            rows.append((kind, severity, magnitude, defect.unit, sum(hits) / max(len(hits), 1), len(hits)))
-    return pd.DataFrame(rows, columns=["kind", "severity", "magnitude", "unit", "found", "n"])
+    for corpus, traces in corpora.items():
+        sounds = [as_sound(trace) for trace in traces]
+        for kind, defect in tqdm(DEFECTS.items(), f"defects, {corpus}", unit=" kind", leave=False):
+            has_it = [any(detect(finder, sound) for finder in defect.finders) for sound in sounds]
+            for severity, magnitude in enumerate(defect.magnitudes, 1):
+                hits = []
+                for seed, trace in enumerate(traces):
+                    if not has_it[seed]:
+                        hits.append(_is_found(trace, kind, defect, severity, seed))
+                share = sum(hits) / max(len(hits), 1)
+                rows.append((corpus, kind, severity, magnitude, defect.unit, share, len(hits)))
+    columns = ["corpus", "kind", "severity", "magnitude", "unit", "found", "n"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def one_step(pipe: Pipeline, clean: Iterable[Clean]) -> pd.DataFrame:
@@ -206,35 +276,33 @@ def one_step(pipe: Pipeline, clean: Iterable[Clean]) -> pd.DataFrame:
     """
     options = pipe.checkpoint.options.but(n_timesteps=1)
     rows = []
-    for _, trace in clean:
+    for _, _, trace in clean:
         if "lm/speech_token" in trace:
             sound = as_sound(pipe.replay(trace, "flow", options))
             rows.append([any(detect(kind, sound) for kind in kinds) for kinds in ONE_STEP_KINDS.values()])
     return pd.DataFrame(rows, columns=list(ONE_STEP_KINDS))
 
 
-def summary(found: pd.DataFrame, alarms: pd.DataFrame, renders: pd.DataFrame) -> pd.DataFrame:
-    """Gather the results of `detection`, `false_alarms` and `one_step` in one table.
+def summary(found: pd.DataFrame, renders: pd.DataFrame) -> pd.DataFrame:
+    """Gather the results of `detection` and `one_step` in one table.
 
     Returns
     -------
     DataFrame
-        One row per kind of defect: `kind`, `severities` (their magnitudes), the percentage found at each
-        severity, `1` to `4`, and `false alarms/min`. One step of the ODE has a single percentage. The last
-        row has the false alarms of all detectors.
+        One row per corpus and kind of defect: `corpus`, `kind`, `severities` (their magnitudes), the
+        percentage found at each severity, `1` to `4`, and `n` utterances. One step of the ODE has a single
+        percentage.
     """
-    minutes = alarms.attrs["minutes"]
     rows = []
-    for kind, part in found.groupby("kind", sort=False):
+    for (corpus, kind), part in found.groupby(["corpus", "kind"], sort=False):
         magnitudes = " / ".join(f"{magnitude:g}" for magnitude in part["magnitude"])
-        count = int(alarms["kind"].isin(DEFECTS[kind].finders).sum())
-        shares = 100 * part["found"]
-        rows.append((kind, f"{magnitudes} {part['unit'].iloc[0]}", *shares, count / minutes))
-    nan = float("nan")
+        unit, n = part["unit"].iloc[0], int(part["n"].iloc[0])
+        # The share of no utterances says nothing.
+        shares = 100 * part["found"] if n else [NAN] * len(part)
+        rows.append((corpus, kind, f"{magnitudes} {unit}", *shares, n))
     for name, percent in (100 * renders.mean()).items():
-        rows.append(("one step", f"of the ODE, {name}", nan, nan, nan, percent, nan))
-    rows.append(("all detectors", f"{minutes:.1f} min clean", nan, nan, nan, nan, len(alarms) / minutes))
-    return pd.DataFrame(rows, columns=["kind", "severities", *SEVERITIES, "false alarms/min"])
+        rows.append((VOICE, "one step", f"of the ODE, {name}", NAN, NAN, NAN, percent, len(renders)))
+    return pd.DataFrame(rows, columns=["corpus", "kind", "severities", *SEVERITIES, "n"])
 
 
 def _is_found(trace: Trace, kind: str, defect: Defect, severity: int, seed: int) -> bool:

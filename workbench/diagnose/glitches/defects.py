@@ -13,8 +13,11 @@ from scipy.signal import butter, sosfiltfilt
 from torch import Tensor
 
 from workbench.diagnose.glitches.analysis import FRAME_S, Array, Sound, as_sound
+from workbench.diagnose.glitches.sample_detectors import STRIDES
 from workbench.errors import WorkbenchError
 from workbench.speech.config import RELEASED
+from workbench.speech.frontend.audio import resample
+from workbench.trace.schema import SAMPLE_RATE
 
 AUDIO_LIMIT = RELEASED.hift.audio_limit  # of full scale; where the vocoder clamps
 MIN_SECONDS = 1.0  # length of a waveform that can be given a defect
@@ -30,7 +33,9 @@ BUZZ_LOW_HZ = 2000  # Hz; the pulses have no power below
 BUZZ_DEPTH_DB = 30  # dB below loud speech down to which the pulses follow the speech's level
 PAUSE_DBFS = -65  # dB of full scale; the noise in a pause is not louder than this
 REPEAT_S = 0.2  # seconds that a pattern repeats
-PATTERN = (0.5, -0.2, -0.6, 0.3)  # samples of the pattern; they sum to zero
+PATTERN = (0.5, -0.2, -0.6, 0.3)  # samples of the shortest pattern; they sum to zero
+PATTERN_RMS = 0.43  # of the longer ones, which are noise; that of PATTERN
+MAX_PATTERN_HZ = 0.4  # of the sample rate: strides that repeat more often do not fit below half of it
 
 Draw = np.random.Generator
 
@@ -236,9 +241,17 @@ def _seam(sound: Sound, lost: float, draw: Draw) -> Made:
 def _repeat(sound: Sound, below: float, draw: Draw) -> Made:
     start = _speech_sample(sound, draw)
     wav = sound.wav.copy()
-    n = min(sound.samples(REPEAT_S), len(wav) - start)
-    pattern = np.resize(PATTERN, n) * _gain(sound.loud)
-    wav[start : start + n] = pattern + _noise(draw, n, sound.loud - below)
+    strides = [stride for stride in STRIDES if SAMPLE_RATE / stride < MAX_PATTERN_HZ * sound.rate]
+    stride = int(draw.choice(strides))
+    once = np.array(PATTERN)
+    if stride != len(PATTERN):
+        once = draw.standard_normal(stride)
+        once *= PATTERN_RMS / once.std()
+    # Strides are counted at the vocoder's rate.
+    pattern = torch.from_numpy(np.resize(once - once.mean(), round(REPEAT_S * SAMPLE_RATE)))
+    pattern = resample(pattern, SAMPLE_RATE, sound.rate).numpy() * _gain(sound.loud)
+    n = min(len(pattern), len(wav) - start)
+    wav[start : start + n] = pattern[:n] + _noise(draw, n, sound.loud - below)
     return Made(wav, start / sound.rate, (start + n) / sound.rate)
 
 
@@ -269,6 +282,6 @@ DEFECTS: dict[str, Defect] = {
         _seam, (12, 30, 60, 120), "samples lost every 480 ms, seams not recorded", ("hop", "click")
     ),
     "repeat": Defect(
-        _repeat, (10, 20, 30, 40), "dB of noise below 4 samples repeated for 200 ms", ("repeat",)
+        _repeat, (10, 20, 30, 40), "dB of noise below 4, 12, 60 or 480 samples repeated 200 ms", ("repeat",)
     ),
 }

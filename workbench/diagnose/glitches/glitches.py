@@ -2,6 +2,9 @@
 
 `find_glitches` runs every detector of `detectors.py`. Each `Finding` says what is wrong, where, how surely,
 and what usually causes it; it also leads to the mel frames, tokens and ODE states of its place.
+
+Some findings are common in recordings of people: edges cut amid sound, an offset, hiss, hum, pauses. They are
+defects where a model made the sound, and properties of the recording otherwise.
 """
 
 import json
@@ -16,9 +19,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from workbench.diagnose.glitches.analysis import Sound, as_sound
+from workbench.diagnose.glitches.analysis import Sound, Spot, as_sound
+from workbench.diagnose.glitches.causes import explain
 from workbench.diagnose.glitches.detectors import DETECTORS
-from workbench.diagnose.glitches.sample_detectors import Spot
 from workbench.errors import WorkbenchError
 from workbench.trace.schema import FRAME_RATE, ODE_FIELDS, TOKEN_RATE
 from workbench.trace.trace import Trace
@@ -28,7 +31,13 @@ MERGE_S = 0.06  # seconds; spots of one kind this near to each other are one fin
 # Added before a time is rounded down to a frame, because 0.58 * 50 is a little less than 29.
 ROUNDING = 1e-6
 # The other detectors measure speech, so that without speech their scores mean nothing.
-KINDS_WITHOUT_SPEECH = ("not finite", "dead", "offset", "beyond", "f0", "mel", "length")
+KINDS_WITHOUT_SPEECH = ("not finite", "dead", "offset", "beyond", "f0", "mel", "length", "pace")
+# A kind is left out where one of the kinds behind it is found at the same place, because that says it better.
+SAID_BY = {
+    "click": ("seam", "gap", "not finite"),
+    "noise floor": ("hiss",),
+}
+DEFECT, PROPERTY = "defect", "property"
 
 
 class Finding(NamedTuple):
@@ -48,7 +57,9 @@ class Finding(NamedTuple):
     sample, frame, token : int
         The sample, mel frame and speech token at `start`, counted from the beginning of the target.
     cause : str
-        The usual cause, and in brackets what was measured.
+        The usual causes that the trace does not refute, and in brackets what was measured.
+    severity : {"defect", "property"}
+        A property is what recordings of people often have. It is a defect only in a sound that a model made.
 
     Examples
     --------
@@ -73,6 +84,7 @@ class Finding(NamedTuple):
     frame: int
     token: int
     cause: str
+    severity: str = DEFECT
 
     def mel(self, trace: Trace) -> Tensor:
         """Return the mel frames of this place, (M, T)."""
@@ -123,12 +135,16 @@ class Finding(NamedTuple):
 
 
 class Findings:
-    """The result of `find_glitches`: findings in the order of time.
+    """The result of `find_glitches`: the defects in the order of time, and apart from them the properties.
+
+    The length, the items and `table` are those of the defects.
 
     Attributes
     ----------
     table : DataFrame
-        One row per finding; its columns are the attributes of `Finding`.
+        One row per defect; its columns are the attributes of `Finding`.
+    properties : DataFrame
+        The same for what recordings of people often have.
     seconds : float
         Length of the waveform.
 
@@ -143,14 +159,17 @@ class Findings:
     [('click', 0.25), ('click', 0.5)]
     >>> found.to_frame()[["kind", "sample", "threshold"]]
         kind  sample  threshold
-    0  click    6001       11.0
-    1  click   12001       11.0
+    0  click    6001       10.5
+    1  click   12001       10.5
     """
 
-    def __init__(self, found: list[Finding], seconds: float) -> None:
-        self._found = found
+    def __init__(self, found: list[Finding], seconds: float, synthesised: bool | None = None) -> None:
+        self._found = [finding for finding in found if finding.severity == DEFECT]
         self.seconds = seconds
-        self.table = pd.DataFrame(found, columns=list(Finding._fields))
+        self.table = pd.DataFrame(self._found, columns=list(Finding._fields))
+        others = [finding for finding in found if finding.severity == PROPERTY]
+        self.properties = pd.DataFrame(others, columns=list(Finding._fields))
+        self._synthesised = synthesised
 
     def __len__(self) -> int:
         return len(self._found)
@@ -164,18 +183,22 @@ class Findings:
     @property
     def line(self) -> str:
         """The result in one line."""
-        if not self._found:
-            return f"nothing found in {self.seconds:.2f} s"
-        counts = self.table["kind"].value_counts(sort=False)
-        kinds = ", ".join(f"{n} x {kind}" if n > 1 else str(kind) for kind, n in counts.items())
-        return f"{len(self)} findings in {self.seconds:.2f} s: {kinds}"
+        line = f"nothing found in {self.seconds:.2f} s"
+        if self._found:
+            found = "1 finding" if len(self) == 1 else f"{len(self)} findings"
+            line = f"{found} in {self.seconds:.2f} s: {_counts(self.table)}"
+        if len(self.properties):
+            line += f"; as a recording it has {_counts(self.properties)}"
+            if self._synthesised is None:
+                line += " (defects if a model made this sound)"
+        return line
 
     def to_frame(self) -> pd.DataFrame:
         """Return a copy of `table`."""
         return self.table.copy()
 
     def assert_ok(self) -> None:
-        """Raise a WorkbenchError with the result in one line if there is any finding."""
+        """Raise a WorkbenchError with the result in one line if there is any defect."""
         if self._found:
             first = self._found[0]
             raise WorkbenchError(f"{self.line}; the first at {first.start:.3f} s: {first.cause}")
@@ -184,20 +207,29 @@ class Findings:
         return self.line
 
     def _repr_html_(self) -> str:
-        table = self.table.to_html(float_format="{:.4g}".format, na_rep="", border=0, index=False)
-        return f"<div><b>{escape(self.line)}</b>{table if self._found else ''}</div>"
+        html = f"<b>{escape(self.line)}</b>"
+        for title, table in (("", self.table), ("<p>Properties</p>", self.properties)):
+            if len(table):
+                rows = table.to_html(float_format="{:.4g}".format, na_rep="", border=0, index=False)
+                html += title + rows
+        return f"<div>{html}</div>"
 
 
-def find_glitches(source: Trace | Tensor | np.ndarray, sample_rate: int | None = None) -> Findings:
+def find_glitches(
+    source: Trace | Tensor | np.ndarray, sample_rate: int | None = None, synthesised: bool | None = None
+) -> Findings:
     """Find everything that clean speech does not do.
 
     Parameters
     ----------
     source : Trace, or Tensor (N,), or ndarray (N,)
-        Of a trace, recorded f0, mel, tokens and seams are judged as well. Seams are `attrs["seams"]`: the
-        first sample of every chunk but the first.
+        Of a trace, recorded f0, mel, tokens, text and seams are judged as well. Seams are `attrs["seams"]`:
+        the first sample of every chunk but the first.
     sample_rate : int, optional
         Hz; required for a bare waveform. Nothing is resampled.
+    synthesised : bool, optional
+        Whether a model made the sound. By default it did where a trace holds more than a waveform, and
+        nobody knows otherwise. Unless it is true, what recordings of people often have is no defect.
 
     Returns
     -------
@@ -215,14 +247,20 @@ def find_glitches(source: Trace | Tensor | np.ndarray, sample_rate: int | None =
     nothing found in 1.20 s
     >>> wb.find_glitches(2 * trace.wav / trace.wav.abs().max(), trace.sample_rate)[0].cause[-22:]
     '... samples, up to 2)'
+    >>> wb.find_glitches(trace.wav + 0.01, trace.sample_rate)
+    nothing found in 1.20 s; as a recording it has offset (defects if a model made this sound)
+    >>> wb.find_glitches(trace.wav + 0.01, trace.sample_rate, synthesised=True)
+    1 finding in 1.20 s: offset
     """
-    sound = as_sound(source, sample_rate)
+    sound = as_sound(source, sample_rate, synthesised)
     clean_scores = load_clean_scores()
     found = []
     for kind in DETECTORS:
         for spot in detect(kind, sound):
             found.append(_finding(sound, kind, spot, clean_scores.get(kind, [])))
-    return Findings(sorted(found, key=lambda finding: (finding.start, finding.kind)), sound.seconds)
+    found = [finding for finding in found if not _is_said_by_another(finding, found)]
+    found.sort(key=lambda finding: (finding.start, finding.kind))
+    return Findings(found, sound.seconds, sound.synthesised)
 
 
 @lru_cache(maxsize=1)
@@ -240,16 +278,31 @@ def detect(kind: str, sound: Sound) -> list[Spot]:
 
 
 def _merge(spots: list[Spot]) -> list[Spot]:
-    """Merge spots that are near to each other and have the same note; the highest score is kept."""
-    merged: list[Spot] = []
+    """Merge spots that are near to each other and have the same subject; the highest score is kept."""
+    merged: dict[str, list[Spot]] = {}  # by subject
     for spot in sorted(spots):
-        last = merged[-1] if merged else None
-        if last is not None and spot.start - last.end <= MERGE_S and spot.note == last.note:
-            worst = max(last, spot, key=lambda each: each.score)
-            merged[-1] = worst._replace(start=last.start, end=max(last.end, spot.end))
+        row = merged.setdefault(spot.subject, [])
+        if row and spot.start - row[-1].end <= MERGE_S:
+            worst = max(row[-1], spot, key=lambda each: each.score)
+            row[-1] = worst._replace(start=row[-1].start, end=max(row[-1].end, spot.end))
         else:
-            merged.append(spot)
-    return merged
+            row.append(spot)
+    return [spot for row in merged.values() for spot in row]
+
+
+def _is_said_by_another(finding: Finding, found: list[Finding]) -> bool:
+    """Return whether a finding of a kind that says more overlaps this one; see `SAID_BY`."""
+    better = SAID_BY.get(finding.kind, ())
+    return any(
+        other.kind in better and other.start <= finding.end + MERGE_S and other.end >= finding.start - MERGE_S
+        for other in found
+    )
+
+
+def _counts(table: pd.DataFrame) -> str:
+    """Return how many findings there are of each kind, in words."""
+    counts = table["kind"].value_counts(sort=False)
+    return ", ".join(f"{n} x {kind}" if n > 1 else str(kind) for kind, n in counts.items())
 
 
 def _finding(sound: Sound, kind: str, spot: Spot, clean_scores: list[float]) -> Finding:
@@ -260,6 +313,11 @@ def _finding(sound: Sound, kind: str, spot: Spot, clean_scores: list[float]) -> 
         percentile = 100 * float(np.mean(np.array(clean_scores) < spot.score))
     start = max(0.0, spot.start)
     end = min(max(spot.end, spot.start), sound.seconds)
+    severity = PROPERTY if detector.in_recordings and not sound.synthesised else DEFECT
+    cause = explain(detector.causes, sound.trace)
+    if severity == PROPERTY:
+        doubt = f"; if a model made it: {cause}" if sound.synthesised is None else ""
+        cause = detector.in_recordings + doubt
     return Finding(
         kind=kind,
         start=start,
@@ -270,7 +328,8 @@ def _finding(sound: Sound, kind: str, spot: Spot, clean_scores: list[float]) -> 
         sample=int(start * sound.rate + 0.5),
         frame=int(start * FRAME_RATE + ROUNDING),
         token=int(start * TOKEN_RATE * _speed(sound.trace) + ROUNDING),
-        cause=f"{detector.cause} ({spot.note})" if spot.note else detector.cause,
+        cause=f"{cause} ({spot.note})" if spot.note else cause,
+        severity=severity,
     )
 
 

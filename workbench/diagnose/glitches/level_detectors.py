@@ -6,8 +6,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import binary_closing, maximum_filter1d, uniform_filter1d
 
-from workbench.diagnose.glitches.analysis import FRAME_S, Array, Sound, intervals
-from workbench.diagnose.glitches.sample_detectors import Spot
+from workbench.diagnose.glitches.analysis import FRAME_S, Array, Sound, Spot, intervals
+from workbench.diagnose.glitches.pitch import voiced_frames
 from workbench.speech.config import SILENT_TOKENS
 from workbench.trace.schema import TOKEN_RATE
 
@@ -31,7 +31,7 @@ STEP_STRIDE = 5  # frames between the places that are tried
 STEP_REACH = 25  # frames to either side that are reported as the place
 MIN_SPEECH_FRAMES = 40  # frames of speech needed on either side, of the 150 there
 STEP_PERCENTILE = 75  # of the speech frames' levels: vowels, which vary less than consonants
-SPEECH_DB = 20  # dB below the loud frames of a side down to which frames are speech
+SPEECH_DB = 40  # dB below the loud speech of the whole file down to which voiced frames are speech
 ABOVE_FLOOR_DB = 12  # dB above the background from which frames may be speech
 MIN_SPEECH_DB = -60  # dB of full scale; below there is no speech
 
@@ -103,23 +103,23 @@ def waits(sound: Sound) -> Iterator[Spot]:
 
 
 def steps(sound: Sound) -> Iterator[Spot]:
-    """Speech whose loudness changes from one second and a half to the next; score: dB."""
+    """Speech whose loudness changes from one second and a half to the next; score: dB.
+
+    A breath, a noise or the room before the speech is not voiced, and so is no speech however loud it is.
+    """
+    lowest = max(sound.loud - SPEECH_DB, sound.floor + ABOVE_FLOOR_DB, MIN_SPEECH_DB)
+    is_speech = voiced_frames(sound) & (sound.levels > lowest)
     n = round(STEP_SIDE_S / FRAME_S)
     for k in range(n // 2, len(sound.levels) - n // 2 + 1, STEP_STRIDE):
-        before = _speech_levels(sound, sound.levels[max(0, k - n) : k])
-        behind = _speech_levels(sound, sound.levels[k : k + n])
+        left, right = slice(max(0, k - n), k), slice(k, k + n)
+        before = sound.levels[left][is_speech[left]]
+        behind = sound.levels[right][is_speech[right]]
         if min(len(before), len(behind)) < MIN_SPEECH_FRAMES:
             continue
         change = np.percentile(behind, STEP_PERCENTILE) - np.percentile(before, STEP_PERCENTILE)
         start = (k - STEP_REACH) * FRAME_S
         end = (k + STEP_REACH) * FRAME_S
         yield Spot(start, end, float(abs(change)), f"{change:+.0f} dB")
-
-
-def _speech_levels(sound: Sound, levels: Array) -> Array:
-    """Return the levels that are speech, in a part that may be quieter than the rest of the utterance."""
-    lowest = max(np.percentile(levels, 95) - SPEECH_DB, sound.floor + ABOVE_FLOOR_DB, MIN_SPEECH_DB)
-    return levels[levels > lowest]
 
 
 def _burst(sound: Sound, wav: Array, burst_s: float) -> float:

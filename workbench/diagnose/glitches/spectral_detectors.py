@@ -1,26 +1,14 @@
-"""Detectors that read spectra, the recorded f0 and the recorded mel.
-
-In spectra: noise floor, hiss, lines, lost pitch, smeared harmonics, buzz. In what was recorded beside the
-waveform: f0 that no voice has, leaps of f0, implausible values, a waveform that does not fit its mel, a
-wrong length.
-"""
+"""Detectors that read spectra: noise floor, hiss, lines, lost pitch, smeared harmonics, buzz."""
 
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from scipy.ndimage import median_filter, minimum_filter1d, rank_filter
+from scipy.ndimage import median_filter
 
-from workbench.diagnose.compare.plausibility import implausible
-from workbench.diagnose.glitches.analysis import EPS_SPECTRUM, SPECTRUM_S, Array, Sound, decibel
-from workbench.diagnose.glitches.sample_detectors import Spot
-from workbench.errors import WorkbenchError
-from workbench.speech.config import RELEASED
-from workbench.speech.frontend.audio import log_mel
-from workbench.trace.schema import FRAME_RATE, TOKEN_RATE
-from workbench.trace.trace import Trace
+from workbench.diagnose.glitches.analysis import SPECTRUM_S, Array, Sound, Spot, decibel
+from workbench.diagnose.glitches.pitch import PITCH_BAND, VOICED, harmonicity
 
 EPS_POWER = 1e-12  # keeps the logarithm of an empty bin finite
 QUIET_PERCENTILE = 10  # of the frames' levels: the quietest tenth is background
@@ -33,13 +21,9 @@ LINE_AROUND = 25  # bins whose median a line is compared with: 310 Hz, wider tha
 MIN_LINE_HZ = 40  # Hz; below lies rumble
 MIN_LINE_FRAMES = 8  # 0.36 s, so that no single vowel is taken for a line
 
-# Pitch is measured as harmonicity: how well a frame resembles itself one period later, 0 to 1.
-MIN_PITCH, MAX_PITCH = 70, 400  # Hz, of the periods that are tried
-PITCH_BAND = (60, 1500)  # Hz; here nearly all power of a voice is harmonic
 BUZZ_BAND = (4000, 10_000)  # Hz; here a voice has mostly noise
 RASP_BAND = (5000, 8000)  # Hz; likewise, and every voice has power here
 UNVOICED = 0.5  # frames with a lower harmonicity have no pitch
-VOICED = 0.6  # frames with a higher one surely have
 MIN_VOICE_FRAMES = 50  # half a second of speech, to judge a share of it
 MIN_FRAMES = 20  # frames of 10 ms, to judge a mean over them
 MIN_BAND_RATE = 16_000  # Hz; a lower sample rate has none of the bands above 8 kHz
@@ -48,19 +32,7 @@ MIN_BAND_RATE = 16_000  # Hz; a lower sample rate has none of the bands above 8 
 # as the ear resolves.
 SMEAR_EDGES = 300 * 1.3 ** np.arange(14)
 DEPTH_RANGE = (40.0, 85.0)  # dB; outside, the recording's noise decides and not the flow
-MIN_SMEAR, MAX_SMEAR = -2.0, 3.0  # standard deviations at which each figure is clipped
-
-# Recorded f0.
-MIN_VOICE_HZ, MAX_VOICE_HZ = 75.0, 500.0  # Hz; below, a voice creaks and f0 means little
-LEAP_MEDIAN = 15  # frames of 20 ms in the median that f0 is compared with
-LEAP_VOICED = 9  # frames in which f0 must be voiced throughout
-LEAP_WINDOW = 25  # frames, half a second, in which leaps are counted
-LEAP_COUNT = 3  # leaps there that count; once or twice is what f0 does where a clean voice creaks
-
-# Waveform against recorded mel.
-MEL_S = 0.1  # seconds that the distance is averaged over
-MIN_LOG_MEL = -8.0  # natural log; quieter bins count as this, because nobody hears their differences
-NAN_LOG_MEL = 9.0  # natural log, far above speech: takes the place of NaN, so that it counts as a difference
+MIN_SMEAR, MAX_SMEAR = -4.0, 3.0  # standard deviations at which each figure is clipped
 
 
 class CleanFigure(NamedTuple):
@@ -114,7 +86,7 @@ def lines(sound: Sound) -> Iterator[Spot]:
 def unvoiced(sound: Sound) -> Iterator[Spot]:
     """Speech without pitch; score: share of the speech."""
     if sound.active.sum() >= MIN_VOICE_FRAMES:
-        pitch = _harmonicity(sound, *PITCH_BAND)
+        pitch = harmonicity(sound, *PITCH_BAND)
         share = float((pitch[sound.active] < UNVOICED).mean())
         yield Spot(0.0, sound.seconds, share)
 
@@ -130,8 +102,8 @@ def smear(sound: Sound) -> Iterator[Spot]:
 def buzz(sound: Sound) -> Iterator[Spot]:
     """Harmonics from 4 to 10 kHz, where voices have noise; score: harmonicity, 0 to 1."""
     if sound.active.sum() >= MIN_FRAMES and sound.rate >= MIN_BAND_RATE:
-        harmonicity = _harmonicity(sound, *BUZZ_BAND)
-        yield Spot(0.0, sound.seconds, float(harmonicity[sound.active].mean()))
+        share = harmonicity(sound, *BUZZ_BAND)[sound.active]
+        yield Spot(0.0, sound.seconds, float(share.mean()))
 
 
 def smear_figures(sound: Sound) -> dict[str, float]:
@@ -140,7 +112,7 @@ def smear_figures(sound: Sound) -> dict[str, float]:
     With too few steps, the ODE ends near the mean of all mels that would fit: formants blur in time and
     frequency, and noise turns into weak harmonics. The result is empty where there is too little voice.
     """
-    pitch = _harmonicity(sound, *PITCH_BAND)
+    pitch = harmonicity(sound, *PITCH_BAND)
     voiced = sound.active & (pitch > VOICED)
     if voiced.sum() < MIN_FRAMES or sound.rate < MIN_BAND_RATE:
         return {}
@@ -150,7 +122,7 @@ def smear_figures(sound: Sound) -> dict[str, float]:
     values = {
         "flux": np.median(change),
         "swing": _band_level(sound, *RASP_BAND)[sound.active].std(),
-        "rasp": _harmonicity(sound, *RASP_BAND)[voiced].mean(),
+        "rasp": harmonicity(sound, *RASP_BAND)[voiced].mean(),
         "pitch": pitch[voiced].mean(),
         "depth": np.clip(sound.loud - sound.floor, *DEPTH_RANGE),
     }
@@ -160,101 +132,8 @@ def smear_figures(sound: Sound) -> dict[str, float]:
     return found
 
 
-def f0(sound: Sound) -> Iterator[Spot]:
-    """Recorded f0 above what voices reach; score: octaves above 500 Hz."""
-    recorded = _recorded_f0(sound)
-    # Candidates begin an octave below the limit, so that clean speech has scores to compare with.
-    for i in np.flatnonzero(recorded > MAX_VOICE_HZ / 2):
-        octaves = float(np.log2(recorded[i] / MAX_VOICE_HZ))
-        yield Spot(i / FRAME_RATE, (i + 1) / FRAME_RATE, octaves, f"{recorded[i]:,.0f} Hz")
-
-
-def leaps(sound: Sound) -> Iterator[Spot]:
-    """Recorded f0 far from the median of the 15 frames around it, amid voiced frames; score: octaves.
-
-    A leap counts from the third within half a second on.
-    """
-    recorded = _recorded_f0(sound)
-    if not len(recorded):
-        return
-    median = median_filter(recorded, LEAP_MEDIAN, mode="nearest")
-    voiced = minimum_filter1d(recorded, LEAP_VOICED, mode="constant") > MIN_VOICE_HZ
-    octaves = np.zeros(len(recorded))
-    octaves[voiced] = np.abs(np.log2(recorded[voiced] / median[voiced]))
-    # The third largest value of the window around each frame: that much is reached three times there.
-    third = rank_filter(octaves, -LEAP_COUNT, LEAP_WINDOW, mode="constant")
-    scores = np.minimum(octaves, third)
-    for i in np.flatnonzero(voiced):
-        yield Spot(i / FRAME_RATE, (i + 1) / FRAME_RATE, float(scores[i]), f"{recorded[i]:,.0f} Hz")
-
-
-def mel(sound: Sound) -> Iterator[Spot]:
-    """Recorded values that no speech has, in fields other than the waveform; score: 1 each."""
-    others = {name: value for name, value in sound.trace.items() if not name.startswith("hift/wav")}
-    for sentence in implausible(Trace(others, sound.trace.attrs)):
-        yield Spot(0.0, sound.seconds, 1.0, sentence)
-
-
-def off_mel(sound: Sound) -> Iterator[Spot]:
-    """A waveform that does not fit the recorded mel; score: distance of the log-mels over 100 ms, nats."""
-    config = RELEASED.mel
-    recorded = sound.trace.get("flow/mel")
-    if recorded is None or sound.rate != config.sample_rate or recorded.shape[0] != config.n_mels:
-        return
-    try:
-        measured = log_mel(torch.from_numpy(sound.wav).float(), config)
-    except WorkbenchError:  # shorter than one window
-        return
-    measured = measured.reshape(config.n_mels, -1)  # (M, T)
-    # The vocoder looks ahead a few frames. It cannot at the end, so that the last frames never fit well.
-    frames = min(measured.shape[-1], recorded.shape[-1]) - RELEASED.hift.conv_pre_look_right
-    n = round(MEL_S * FRAME_RATE)
-    if frames < n:
-        return
-    x = measured[:, :frames].double().numpy()
-    y = np.nan_to_num(recorded[:, :frames].double().numpy(), nan=NAN_LOG_MEL)
-    distance = np.abs(np.clip(x, MIN_LOG_MEL, None) - np.clip(y, MIN_LOG_MEL, None)).mean(0)  # (frames,)
-    means = np.convolve(distance, np.ones(n) / n, "valid")
-    for i, score in enumerate(means):
-        yield Spot(i / FRAME_RATE, (i + n) / FRAME_RATE, float(score))
-
-
-def length(sound: Sound) -> Iterator[Spot]:
-    """A waveform that is longer or shorter than 40 ms per token; score: share of that length."""
-    token = sound.trace.get("lm/speech_token")
-    speed = sound.trace.attrs.get("options", {}).get("speed", 1.0)
-    if token is not None and len(token) and isinstance(speed, (int, float)) and speed > 0:
-        ratio = sound.seconds * speed / (len(token) * (1 / TOKEN_RATE))
-        yield Spot(0.0, sound.seconds, abs(ratio - 1), f"{ratio:.3f} times as long")
-
-
-def _recorded_f0(sound: Sound) -> Array:
-    """Return the recorded f0 (frames,), with NaN as 0; empty if there is none."""
-    recorded = sound.trace.get("hift/f0")
-    return np.zeros(0) if recorded is None else np.nan_to_num(recorded.double().numpy())
-
-
 def _band_level(sound: Sound, low: float, high: float) -> Array:
     """Return the level of a frequency band in every frame of `Sound.power`, (frames,) dB."""
     inside = (sound.frequencies >= low) & (sound.frequencies < high)
     # Twice, because a real spectrum holds only the positive frequencies.
     return decibel(sound.power[:, inside].sum(1) * 2 / sound.samples(SPECTRUM_S))
-
-
-def _harmonicity(sound: Sound, low: float, high: float) -> Array:
-    """Return how harmonic a frequency band is in every frame of `Sound.power`, (frames,), at most about 1.
-
-    This is the highest autocorrelation at the periods of 70 to 400 Hz. The window of a frame makes the
-    autocorrelation smaller at long periods; dividing by the window's own autocorrelation undoes that
-    (Boersma 1993).
-    """
-    window = np.hanning(sound.samples(SPECTRUM_S))
-    n = len(window)
-    inside = (sound.frequencies >= low) & (sound.frequencies < high)
-    band = np.where(inside, sound.power, EPS_SPECTRUM)
-    correlation = np.fft.irfft(band, n)  # (frames, lags)
-    own = np.correlate(window, window, "full")[n - 1 :]  # (lags,)
-    # The lags are the periods; beyond half a window too few samples overlap.
-    lags = np.arange(sound.rate // MAX_PITCH, min(sound.rate // MIN_PITCH, n // 2))
-    relative = correlation[:, lags] / correlation[:, :1]  # 1 at lag 0
-    return (relative / (own[lags] / own[0])).max(1)
