@@ -19,7 +19,7 @@ LINE_S = 0.08  # seconds in a frame, so that bins are 12.5 Hz wide
 LINE_PERCENTILE = 20  # of a bin's power over the frames: four fifths of them have at least this
 LINE_AROUND = 25  # bins whose median a line is compared with: 310 Hz, wider than a harmonic
 MIN_LINE_HZ = 40  # Hz; below lies rumble
-MIN_LINE_FRAMES = 8  # 0.36 s, so that no single vowel is taken for a line
+MIN_LINE_FRAMES = 24  # 1 s, so that no single word is taken for a line
 
 BUZZ_BAND = (4000, 10_000)  # Hz; here a voice has mostly noise
 RASP_BAND = (5000, 8000)  # Hz; likewise, and every voice has power here
@@ -32,7 +32,9 @@ MIN_BAND_RATE = 16_000  # Hz; a lower sample rate has none of the bands above 8 
 # as the ear resolves.
 SMEAR_EDGES = 300 * 1.3 ** np.arange(14)
 DEPTH_RANGE = (40.0, 85.0)  # dB; outside, the recording's noise decides and not the flow
-MIN_SMEAR, MAX_SMEAR = -4.0, 3.0  # standard deviations at which each figure is clipped
+# Standard deviations at which each figure is clipped. The lower limit lets noise in the background, which no
+# flow makes, speak against smearing.
+MIN_SMEAR, MAX_SMEAR = -4.0, 3.0
 
 
 class CleanFigure(NamedTuple):

@@ -167,7 +167,7 @@ def _prompt_pace(trace: Trace) -> tuple[float, str]:
     per_second = letters(text) / seconds
     if MIN_PACE <= per_second <= MAX_PACE:
         return per_second, "the prompt's pace"
-    return USUAL_PACE, f"a usual pace (the prompt has {per_second:.0f} letters a second: another transcript?)"
+    return USUAL_PACE, f"a usual pace; the prompt has {per_second:.0f} letters a second: another transcript?"
 
 
 def _recorded_f0(sound: Sound) -> Array:

@@ -136,7 +136,7 @@ class SoundComparison:
                 f"farthest apart at {place}: {worst['spectrum_db']:.1f} dB (rms over the spectrum)"
             )
         for who, found in zip(("reference", "candidate"), self.glitches, strict=True):
-            if len(found):
+            if len(found) or len(found.properties):
                 remarks.append(f"glitches of the {who}: {found.line}")
         unmeasured = [f"{aspect.name} ({aspect.text})" for aspect in self.aspects if aspect.differs is None]
         if unmeasured:

@@ -128,8 +128,10 @@ def _(findings: Findings) -> Rendered:
         rows = [_finding_row(number, finding) for number, finding in enumerate(findings, 1)]
         table = Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>")
         html += _scrollable(table.format(Markup("").join(headings), Markup("").join(rows)))
+    if len(findings.properties):
+        html += Markup("<p>Properties</p>") + _scrollable(table_html(findings.properties))
     table = findings.to_frame()
-    return Rendered(html, _text_of(findings, table), _records(table))
+    return Rendered(html, _text_of(findings, table), _records(table) + _records(findings.properties))
 
 
 def _finding_row(number: int, finding: Finding) -> Markup:
