@@ -34,7 +34,8 @@ ROUNDING = 1e-6
 KINDS_WITHOUT_SPEECH = ("not finite", "dead", "offset", "beyond", "f0", "mel", "length", "pace")
 # A kind is left out where one of the kinds behind it is found at the same place, because that says it better.
 SAID_BY = {
-    "click": ("seam", "gap", "not finite"),
+    "click": ("seam", "gap", "not finite", "beyond"),
+    "clamped": ("beyond",),
     "noise floor": ("hiss",),
 }
 DEFECT, PROPERTY = "defect", "property"

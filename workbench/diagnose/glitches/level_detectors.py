@@ -41,14 +41,15 @@ BLIP_FRAMES = 4  # silence goes on through noises of fewer frames than this
 def start_cut(sound: Sound) -> Iterator[Spot]:
     """A waveform that begins amid speech; score: level of the first 5 ms, dB above loud speech."""
     if sound.active.any():
-        first = float(sound.level(EDGE_S)[0])
+        # Without the waveform's offset, which is as loud at the edges as everywhere.
+        first = float(sound.level(EDGE_S, sound.wav - sound.wav.mean())[0])
         yield Spot(0.0, EDGE_S, first - sound.loud)
 
 
 def stop_cut(sound: Sound) -> Iterator[Spot]:
     """A waveform that ends amid speech; score: level of the last 5 ms, dB above loud speech."""
     if sound.active.any():
-        last = float(sound.level(EDGE_S, sound.wav[::-1])[0])
+        last = float(sound.level(EDGE_S, (sound.wav - sound.wav.mean())[::-1])[0])
         yield Spot(sound.seconds - EDGE_S, sound.seconds, last - sound.loud)
 
 
