@@ -16,28 +16,44 @@ are those of upstream's arguments; the tensors keep their precision.
 import functools
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 
 def record(model, folder):
     """Record each later call of `model.llm`, `model.flow` and `model.hift` into files of a folder."""
     folder, kept, decoder = Path(folder), {}, model.flow.decoder
+    drawn = {}  # what the LM drew for the sentence, and from which log-probabilities
     folder.mkdir(parents=True, exist_ok=True)
 
+    def copy(tensor):
+        return tensor.detach().cpu().clone().contiguous()
+
     def keep(**tensors):
-        kept.update({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()})
+        kept.update({name: copy(value) for name, value in tensors.items()})
 
     def around(owner, name):
         return lambda outer: setattr(owner, name, functools.partial(outer, getattr(owner, name)))
 
     @around(model.llm, "inference")
     def llm(inner, **given):
+        drawn.clear()
         keep(**{name: given[name] for name in ("text", "prompt_text", "prompt_speech_token")})
         return inner(**given)
+
+    @around(model.llm, "sampling_ids")
+    def draw(inner, logp, *more, **named):
+        before, k = copy(logp), len(drawn) // 2  # upstream masks logp in place
+        token = inner(logp, *more, **named)
+        if int(token) < model.llm.speech_token_size:  # ids above it end the speech
+            drawn.update({f"logp_{k}": before, f"drawn_{k}": torch.tensor(int(token))})
+        return token
 
     @around(model.flow, "inference")
     def flow(inner, **given):
         keep(**{name: given[name] for name in ("token", "prompt_token", "prompt_feat", "embedding")})
+        if not given.get("streaming"):  # a chunk is rendered while the LM goes on
+            kept.update(drawn)
         return inner(**given)
 
     @around(decoder, "solve_euler")

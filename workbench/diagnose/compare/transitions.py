@@ -28,6 +28,11 @@ CONDITION_INPUTS = ("lm/speech_token", *FLOW_INPUTS)
 ESTIMATOR_INPUTS = ("flow/x", "flow/t", "flow/mu", "flow/cond", "flow/spks")
 SPECTRUM = ("hift/magnitude", "hift/phase", "hift/wav")  # outputs of the vocoder's last part
 
+# Results that follow from nothing that was recorded, and why; any other lacks its inputs.
+UNPREDICTABLE = {
+    "lm/drawn_token": "a run without our seed has other random numbers, and rightly draws other tokens"
+}
+
 DTYPES = ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype")
 # Options that recompute a result in the precision of upstream: float32, and float64 in the f0 predictor.
 # The estimator is always our torch model: other estimators are what is being compared.

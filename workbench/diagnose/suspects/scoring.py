@@ -90,10 +90,12 @@ class Scorer:
         if expected_error <= observation.allowed:
             return score_without  # the fault changes nothing that could be seen here
 
-        # An error that the fault would make and the candidate does not have speaks against the fault.
+        # An error that the fault would make and the candidate does not have speaks against the fault; not so
+        # in statistics of other random numbers, which agree by chance.
         found_error = observation.distance(observation.found, without)
         missing_error = _decades_above(max(found_error, observation.allowed), expected_error)
-        if missing_error > MAX_FIT_SCORE:
+        may_agree = observation.is_statistics and bool(fault.redraws)
+        if missing_error > MAX_FIT_SCORE and not may_agree:
             return max(score_without, missing_error)
         if fault.redraws:
             draws = [self.predict(number, (*others, redraw)) for redraw in fault.redraws]

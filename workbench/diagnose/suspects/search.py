@@ -18,6 +18,7 @@ from workbench.trace.schema import BRANCH_VELOCITIES
 
 # An error below this score, twice what rounding and storage explain, is too small to tell faults apart.
 MIN_NAMED_SCORE = 0.3
+MIN_NAMED_SCORE_OF_STATISTICS = 1.0
 # So many of the wrong results in a group must fit: one in ten may be off where a loop amplifies rounding.
 MIN_FITTING = 0.9
 MAX_LEFT = 0.1  # of a small error, by a fault that explains it
@@ -95,42 +96,63 @@ class Search:
     # ---- one group
 
     def _explain(self, group: list[int], was_wrong: list[int]) -> Verdict:
-        """Return what explains a group, and remember the faults that do."""
+        """Return what explains a group, and remember the faults that do.
+
+        Parameters
+        ----------
+        group : list of int
+            Numbers of the observations.
+        was_wrong : list of int
+            Those of them that a healthy model does not give.
+        """
         scorer, chosen = self.scorer, self.chosen
         observations = [scorer.observations[number] for number in was_wrong]
         fields = tuple(dict.fromkeys(observation.field for observation in observations))
         places = tuple(observation.name for observation in observations)
 
+        # Faults that were named for an earlier group may explain this one as well.
         wrong = [number for number in was_wrong if scorer.is_wrong(number, chosen)]
-        if not self._fitting(wrong, len(was_wrong)):
-            before = tuple(f for f in chosen if any(o.affects(f) for o in observations))
-            return Verdict(fields, places, before)  # explained by what was named before
-        if blocked := self._unexplained_before(observations[0]):
-            return Verdict(fields, places, reason=f"it may follow from {blocked}, which nothing explains")
-        candidates = self._candidates(self.catalogue, group, wrong)
-        fitting = [(fault,) for fault in candidates if self._explains((fault,), wrong)]
-        reason = "no known fault gives what was recorded"
-        average = sum(scorer.score(number, chosen) for number in wrong) / len(wrong)
-        if average < MIN_NAMED_SCORE:
-            reason = "the error is too small to tell faults apart"
-        elif not fitting:
-            tried, untried = self._affordable(self._candidates(self.of_kinds(), group, wrong), observations)
-            fitting = self._fitting_of_kinds(tried, wrong)
-            if untried:
-                reason += f" ({untried} faults with a parameter were not tried: each needs a run)"
-        if not fitting and observations[0].is_local:
-            fitting = [pair for pair in self._pairs(candidates, wrong) if self._explains(pair, wrong)]
+        if len(wrong) <= (1 - MIN_FITTING) * len(was_wrong):
+            before = tuple(fault for fault in chosen if any(one.affects(fault) for one in observations))
+            return Verdict(fields, places, before)
+        if earlier := self._unexplained_before(observations[0]):
+            return Verdict(fields, places, reason=f"it may follow from {earlier}, which nothing explains")
+
+        fitting, reason = self._fitting(group, wrong)
         if not fitting:
             return Verdict(fields, places, reason=reason)
         totals = {faults: scorer.total((*chosen, *faults)) for faults in fitting}
         best = min(fitting, key=totals.__getitem__)
-        ties = [one for one in fitting if one != best and totals[one] - totals[best] <= MAX_TIE]
         self.chosen = (*chosen, *best)
-        return Verdict(fields, places, best, tuple(fault for one in ties for fault in one if len(one) == 1))
+        ties = []
+        for faults in fitting:
+            is_single = len(faults) == 1
+            if is_single and faults != best and totals[faults] - totals[best] <= MAX_TIE:
+                ties += faults
+        return Verdict(fields, places, best, tuple(ties))
 
-    def _fitting(self, wrong: list[int], count: int) -> bool:
-        """Whether so many results are wrong that they need an explanation."""
-        return len(wrong) > (1 - MIN_FITTING) * count
+    def _fitting(self, group: list[int], wrong: list[int]) -> tuple[list[Faults], str]:
+        """Return every fault or pair of faults that explains a group, and the reason where there is none.
+
+        The catalogue comes first, then kinds with a parameter, then pairs of the catalogue.
+        """
+        scorer = self.scorer
+        first = scorer.observations[wrong[0]]
+        listed = self._candidates(self.catalogue, group, wrong)
+        fitting: list[Faults] = [(fault,) for fault in listed if self._explains((fault,), wrong)]
+        average = sum(scorer.score(number, self.chosen) for number in wrong) / len(wrong)
+        if fitting or average < MIN_NAMED_SCORE:
+            return fitting, "the error is too small to tell faults apart"
+
+        reason = "no known fault gives what was recorded"
+        tried, untried = self._affordable(self._candidates(self.of_kinds(), group, wrong), first)
+        if untried:
+            reason += f" ({untried} faults with a parameter were not tried: each needs a run)"
+        fitting = self._fitting_of_kinds(tried, wrong)
+        # A pair of simulated runs would cost too much.
+        if not fitting and first.is_local:
+            fitting = [pair for pair in self._pairs(listed, wrong) if self._explains(pair, wrong)]
+        return fitting, reason
 
     def _unexplained_before(self, observation: Observation) -> str:
         """Name an earlier group that nothing explains and from which a simulated result follows."""
@@ -155,14 +177,12 @@ class Search:
             return [(first,)]
         return [(fault,) for fault in akin if self._explains((fault,), wrong)]
 
-    def _affordable(
-        self, faults: list[Fault], observations: Sequence[Observation]
-    ) -> tuple[list[Fault], int]:
+    def _affordable(self, faults: list[Fault], first: Observation) -> tuple[list[Fault], int]:
         """Return the faults of kinds to try, and the number of those that would take too long.
 
         A simulated run for each weight of a model takes minutes, so only small kinds are tried in such runs.
         """
-        if observations[0].is_local:
+        if first.is_local:
             return faults, 0
         sizes = Counter(kind_of(fault) for fault in faults)
         tried = [fault for fault in faults if sizes[kind_of(fault)] <= MAX_RUNS_OF_KIND][:MAX_RUNS]
@@ -171,10 +191,9 @@ class Search:
     def _candidates(self, faults: Sequence[Fault], group: list[int], wrong: list[int]) -> list[Fault]:
         """Return the faults that can change a wrong result of a group and are not ruled out by right ones."""
         scorer, chosen = self.scorer, self.chosen
-        observed, with_values, wrong_fields = set(), set(), set()
+        # Statistics may hide an error, such as a shift by one frame, so only values rule a fault out.
+        with_values, wrong_fields = set(), set()
         for number, observation in enumerate(scorer.observations):
-            observed.add(observation.field)
-            # Statistics may hide an error, such as a shift by one frame, so they rule nothing out.
             if not observation.is_statistics:
                 with_values.add(observation.field)
             if scorer.is_wrong(number):
@@ -190,10 +209,10 @@ class Search:
             # A fault shows in its own fields. If all of them were recorded and are right, it is not there.
             if with_values.issuperset(fault.fields) and wrong_fields.isdisjoint(fault.fields):
                 continue
-            # In simulated runs the error may have begun in a field that was not observed, but then nothing
-            # observed before may deny the fault.
+            # In simulated runs the error may have begun in a field whose values were not observed, but then
+            # nothing observed before may deny the fault.
             is_own_field = not group_fields.isdisjoint(fault.fields)
-            may_begin_unobserved = not observed.issuperset(fault.fields)
+            may_begin_unobserved = not with_values.issuperset(fault.fields)
             is_denied = any(_denies(observation, fault) for observation in before)
             if is_local or is_own_field or (may_begin_unobserved and not is_denied):
                 found.append(fault)
@@ -239,10 +258,13 @@ class Search:
         misfits = sum(score > MAX_FIT_SCORE for score in scores)
         if misfits > (1 - MIN_FITTING) * len(wrong):
             return False
-        # An error that is hardly more than what counts as fitting is explained only by a fault that removes
-        # nearly all of it.
+        # A small error is explained only by a fault that removes nearly all of it: other faults come as near
+        # by chance, and statistics agree by chance more often than values do.
         gain = sum(scorer.score(number, chosen) - score for number, score in zip(wrong, scores, strict=True))
-        if gain / len(wrong) < MIN_NAMED_SCORE and not self._removes(together, wrong):
+        min_gain = MIN_NAMED_SCORE
+        if scorer.observations[wrong[0]].is_statistics:
+            min_gain = MIN_NAMED_SCORE_OF_STATISTICS
+        if gain / len(wrong) < min_gain and not self._removes(together, wrong):
             return False
         return not self._is_contradicted(together)
 
@@ -281,23 +303,19 @@ def thinned(observations: list[Observation], scorer: Scorer) -> list[Observation
 
     Most faults of the estimator show at every step, and each step costs one evaluation for each fault.
     """
-    numbers: dict[bool, list[int]] = {True: [], False: []}  # is wrong -> steps
-    for observation in observations:
-        if observation.is_local and observation.field == BRANCH_VELOCITIES[0]:
-            step = observation.index
-            wrong = any(
-                scorer.is_wrong(other)
-                for other, one in enumerate(observations)
-                if one.is_local and one.field in BRANCH_VELOCITIES and one.index == step
-            )
-            numbers[wrong].append(step)
-    kept = set(_spread(numbers[True])) | set(_spread(numbers[False]))
-    result = []
-    for observation in observations:
-        is_estimator = observation.is_local and observation.field in BRANCH_VELOCITIES
-        if not is_estimator or observation.index in kept or not (numbers[True] or numbers[False]):
-            result.append(observation)
-    return result
+    right_steps: set[int] = set()
+    wrong_steps: set[int] = set()
+    for number, observation in enumerate(observations):
+        if _is_estimator(observation):
+            steps = wrong_steps if scorer.is_wrong(number) else right_steps
+            steps.add(observation.index)
+    right_steps -= wrong_steps  # one branch is wrong there
+    kept = {*_spread(sorted(wrong_steps)), *_spread(sorted(right_steps))}
+    return [one for one in observations if not _is_estimator(one) or one.index in kept]
+
+
+def _is_estimator(observation: Observation) -> bool:
+    return observation.is_local and observation.field in BRANCH_VELOCITIES
 
 
 def _spread(steps: list[int]) -> list[int]:

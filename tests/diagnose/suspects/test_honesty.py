@@ -1,0 +1,136 @@
+"""`find_suspects` accuses no right run, however it was stored, and names no fault that is not there."""
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench.diagnose.suspects.benchmark import (
+    RECOMMENDED,
+    RIGHT_VIEWS,
+    kept,
+    mel_and_waveform,
+    with_16_bit_waveform,
+    without_lm_inputs,
+)
+from workbench.diagnose.suspects.faults import CATALOGUE, inject
+from workbench.diagnose.suspects.kinds import KINDS, faults_of_kinds
+from workbench.diagnose.suspects.simulate import FaultSimulator
+from workbench.diagnose.suspects.suspects import find_suspects
+
+pytestmark = pytest.mark.slow
+NAMED = {fault.name: fault for fault in CATALOGUE}
+
+
+@pytest.fixture(scope="module")
+def simulator(pipe):
+    utt = pipe.prepare("The boat came back.", "data/prompts/alpha_0.flac")
+    options = pipe.checkpoint.options.but(n_timesteps=2, max_tokens=12, seed=5)
+    return FaultSimulator(pipe.synthesise(utt, options=options, save=wb.EVERYTHING), pipe)
+
+
+def ask(simulator, candidate, **kwargs):
+    return find_suspects(simulator.reference, candidate, simulator.pipe, simulator=simulator, **kwargs)
+
+
+def member(pipe, name):
+    return next(fault for fault in faults_of_kinds(pipe) if fault.name == name)
+
+
+@pytest.mark.parametrize("view", RIGHT_VIEWS)
+def test_a_right_run_is_not_accused_in_any_form(simulator, view):
+    found = ask(simulator, RIGHT_VIEWS[view](simulator.reference))
+    assert found.healthy and found.explained_by == () and found.checked, found.line
+
+
+def test_a_run_without_the_lms_inputs_is_right_without_a_reference_too(simulator):
+    found = find_suspects(None, without_lm_inputs(simulator.reference), simulator.pipe)
+    assert found.healthy and any(place.startswith("lm") for place in found.unchecked)
+
+
+@pytest.mark.parametrize("name", ["cfg-off", "grid-linear", "adaln-order"])
+def test_the_recommended_recording_shows_faults_of_the_ode(simulator, name):
+    candidate = kept(inject(simulator.pipe, simulator.reference, (NAMED[name],)), *RECOMMENDED)
+    found = ask(simulator, candidate)
+    assert found.explained_by == (name,) and not found.healthy
+    line = wb.compare(simulator.reference, candidate, simulator.pipe).line
+    assert "could not be checked" in line and "no result of the candidate is wrong" not in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "padded-without-mask(64)",
+        "bias-missing(decoder.estimator.transformer_blocks.2.attn.to_v.bias)",
+        "bias-missing(llm.model.model.layers.0.self_attn.q_proj.bias)",
+        "quantised(flow int8 per channel)",
+        "voiced-threshold(200)",
+        "stft-shifted(1)",
+        "cond-scaled(0.5)",
+        "solver-other(midpoint)",
+    ],
+)
+@pytest.mark.parametrize("view", ["whole trace", "mel and waveform"])
+def test_a_fault_that_is_not_listed_is_none_of_these(simulator, name, view):
+    fault = member(simulator.pipe, name)
+    candidate = RIGHT_VIEWS[view](inject(simulator.pipe, simulator.reference, (fault,)))
+    found = ask(simulator, candidate, kinds=())
+    assert found.explained_by == (), found.line
+    assert found.healthy or (found.line.startswith("none of these") and found.next_experiment)
+
+
+def test_a_known_fault_is_named_beside_an_unknown_one(simulator):
+    unknown = member(simulator.pipe, "block-left-out(flow 1)")
+    candidate = inject(simulator.pipe, simulator.reference, (NAMED["grid-linear"], unknown))
+    found = ask(simulator, candidate, kinds=())
+    assert found.explained_by == ("grid-linear",) and "none of these beside it" in found.line
+
+
+@pytest.mark.parametrize(
+    "kind", ["block-left-out", "rope-base", "wav-shifted", "prompt-tokens-late", "bias-missing"]
+)
+def test_the_parameter_of_a_kind_is_told(simulator, kind):
+    faults = list(next(one for one in KINDS if one.name == kind).faults(simulator.pipe))
+    fault = faults[len(faults) // 2]
+    found = ask(simulator, inject(simulator.pipe, simulator.reference, (fault,)))
+    ties = {tie.name for verdict in found.verdicts for tie in verdict.ties}
+    assert fault.name in {*found.explained_by, *ties}
+
+
+def test_another_draw_of_the_excitation_noise_is_named_for_what_it_is(simulator):
+    candidate = inject(simulator.pipe, simulator.reference, (NAMED["source-noise-other"].redraws[2],))
+    assert ask(simulator, candidate).explained_by == ("source-noise-other",)
+
+
+def test_tokens_of_a_damaged_lm_are_unlikely_where_no_probabilities_were_recorded(simulator):
+    damaged = inject(simulator.pipe, simulator.reference, (NAMED["lm-gelu"],))
+    fields = ("in/text_token", "in/prompt_text_token", "in/lm_prompt_token", "lm/speech_token")
+    candidate = kept(damaged, *fields)
+    found = ask(simulator, candidate, kinds=())
+    assert not found.healthy and found.verdicts[0].fields == ("lm/logp",)
+    right = ask(simulator, kept(simulator.reference, *fields))
+    assert right.healthy
+
+
+def test_a_reference_of_other_weights_stops_the_diagnosis(simulator):
+    reference = wb.Trace(
+        dict(simulator.reference) | {"flow/mu": simulator.reference["flow/mu"].roll(3, 0)}, {}
+    )
+    found = find_suspects(reference, reference, simulator.pipe)
+    assert found.objection and not found.healthy and found.explained_by == ()
+    assert "not what this checkpoint gives" in found.line
+
+
+def test_a_precision_fault_shows_also_through_a_16_bit_waveform(simulator):
+    candidate = inject(simulator.pipe, simulator.reference, (NAMED["window-sum-left-out"],))
+    assert ask(simulator, with_16_bit_waveform(mel_and_waveform(candidate))).explained_by == (
+        "window-sum-left-out",
+    )
+
+
+def test_noise_of_another_size_is_no_other_draw(simulator):
+    data = dict(simulator.reference)
+    data["flow/noise"] = 1.5 * torch.randn(
+        data["flow/noise"].shape, generator=torch.Generator().manual_seed(3)
+    )
+    found = ask(simulator, wb.Trace(data, simulator.reference.attrs), kinds=())
+    assert "noise-other" not in found.explained_by
