@@ -54,7 +54,7 @@ class _Run:
     record: Recorder
     attrs: dict[str, Any]  # metadata of the trace
     token: Tensor | None = None  # (L,) speech tokens
-    mel: Tensor | None = None  # (1, M, T) of the target
+    mel: Tensor | None = None  # (1, M, T) mel of the target speech, without the prompt's frames
     seconds: dict[str, float] = field(default_factory=dict)  # stage -> the run's share of the batch's time
     rows: dict[str, int] = field(default_factory=dict)  # stage -> number of rows in the run's batch
 
@@ -94,8 +94,11 @@ def run_batch(
             attrs["estimator"] = estimator_name(runner, options)
             runs.append(_Run(utt, options, record, attrs))
 
-    # A copy of the runner without progress bars for the steps of a batch: the bar below counts batches.
-    quiet = runner.watched(lambda steps, name, unit, total=None: steps)
+    # A copy of the runner whose bars show nothing, for the steps of a batch: the bar below counts batches.
+    def no_bar(steps: Iterable, name: str, unit: str, total: int | None = None) -> Iterable:
+        return steps
+
+    quiet = runner.watched(no_bar)
     for stage in (LM, FLOW, HIFT):
         batches = list(_batches(stage, runs))
         for batch in runner.bar(iter(batches), stage, " batch", len(batches)):
@@ -129,7 +132,8 @@ def _row_key(stage: str, run: _Run) -> Hashable:
     """Return a key that is equal for runs which get the same output from a stage.
 
     That is the case when the options of the stage are equal, and its inputs: the utterance and the output of
-    the stage before. Runs that shared a row of the flow hold the same mel tensor, so its id identifies it.
+    the stage before. Tokens are equal if their values are. Runs that shared
+    a row of the flow hold the same mel tensor, so its id identifies the mel.
     """
     options = tuple(run.options.of_stage(stage).items())
     if stage == LM:

@@ -171,7 +171,7 @@ def test_its_dump_equals_our_run(tmp_path, pipe, ours, upstream):
         rows["verdict"]
     ) <= {"MATCH", "ROUNDING"}
     assert found.causes == [] and found.input_differences == []
-    assert not found.unchecked
+    assert list(found.unchecked) == ["lm/drawn_token"]  # its random numbers are upstream's own
     assert torch.equal(pipe.replay(trace, "flow", pipe.checkpoint.options).wav, ours.wav)
 
 

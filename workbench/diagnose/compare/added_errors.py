@@ -8,7 +8,7 @@ from collections.abc import Set
 
 from workbench.diagnose.compare.distance import place_name
 from workbench.diagnose.compare.rounding import StoredRun, recompute
-from workbench.diagnose.compare.transitions import Transition, entry, transitions
+from workbench.diagnose.compare.transitions import UNPREDICTABLE, Transition, entry, transitions
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline
@@ -67,10 +67,8 @@ def added_errors(
     for name in candidate:
         field = name.removesuffix(SUFFIX)
         if field not in known and not field.startswith("in/"):
-            has_values = field in candidate
-            unchecked[field] = (
-                "it follows from nothing that was recorded" if has_values else "statistics alone"
-            )
+            reason = UNPREDICTABLE.get(field, "it follows from nothing that was recorded")
+            unchecked[field] = reason if field in candidate else "statistics alone"
     return errors, unchecked
 
 

@@ -16,6 +16,7 @@ from workbench.diagnose.compare.distance import ALLOWANCE, place_name, relative
 from workbench.diagnose.compare.rounding import STORAGE_ALLOWANCE, Recomputed, StoredRun, recompute
 from workbench.diagnose.compare.transitions import (
     FLOAT64_PRECISION,
+    UNPREDICTABLE,
     UPSTREAM_PRECISION,
     Transition,
     entry,
@@ -125,7 +126,7 @@ def observe(candidate: Trace, predictor: Predictor) -> Observed:
         elif field_name in missing:
             reason = f"{', '.join(missing[field_name])} not recorded"
         else:
-            reason = "it follows from nothing that was recorded"
+            reason = UNPREDICTABLE.get(field_name, "it follows from nothing that was recorded")
         observed.observations += from_runs
         if not from_runs:
             observed.unchecked[field_name] = reason

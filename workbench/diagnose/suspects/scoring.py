@@ -1,8 +1,14 @@
-"""Score how well sets of faults explain what a candidate recorded, and find the faults worth scoring."""
+"""Score how well sets of faults explain what a foreign program recorded.
+
+The *candidate* is a run of that program. A *fault* is a known mistake, such as a wrong sign; our model can be
+given it. An *observation* is one result that the candidate recorded, with a function that predicts the result
+for any set of faults: *locally*, by one call of our model on the inputs that the candidate recorded, or else
+by a simulated run of the whole stage.
+"""
 
 import functools
 import math
-from collections.abc import Iterable
+from typing import NamedTuple
 
 import pandas as pd
 from torch import Tensor
@@ -19,22 +25,33 @@ from workbench.diagnose.suspects.random_errors import (
 )
 from workbench.diagnose.suspects.simulate import RANK
 
-# Scores are in decades (powers of ten) above what rounding and storage explain.
-MIN_WRONG_SCORE = 0.15  # above it a single observation is wrong
-MAX_FIT_SCORE = 0.3  # up to this score a fault fits an observation; 0.3 decades is a factor of 2
-# A fault whose error cannot be predicted value by value gets this score where the error is of its kind, so
-# that faults that predict every value rank before it.
-SAME_KIND_SCORE = 0.15
+# A score is a number of decades (powers of ten) by which a distance exceeds what rounding and storage
+# explain.
+MIN_WRONG_SCORE = 0.15  # a factor of 1.4; a result with a higher score is wrong
+MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this gives the candidate's result
+# The score of a fault whose error cannot be predicted value by value, where the candidate's error looks like
+# one that the fault makes. It is above 0, so that a fault that predicts every value comes first.
+LIKENESS_SCORE = 0.15
+MIN_DRAWS = 2  # random draws that are needed to know how far draws are from each other
+
+
+class CausalKey(NamedTuple):
+    """Sorting key of an observation: what a run computes first comes first."""
+
+    stage_rank: int  # place of the field in the schema; all fields of the ODE's loop share one
+    index: int  # draw, knot or step
+    field_rank: int  # within one step: first the state, then the velocities computed from it
 
 
 class Scorer:
-    """Score sets of faults by how far the candidate is from a model that has them; lower is better.
+    """Score sets of faults by how far the candidate is from our model with these faults; lower is better.
 
-    The score of one observation is 0 if its distance is within what rounding allows, 1 if it is ten times as
-    large, 2 if a hundred times. The total is the sum over fields; of a field with several entries the average
-    counts, so that a loop of many steps does not outweigh other fields.
+    The score of one observation is 0 if its distance is within what rounding allows, 1 if the distance is ten
+    times as large, and 2 if it is a hundred times as large. The total is a sum over fields. A field with
+    several observations, such as one for each step, counts with their average, so that long loops do not
+    outweigh other fields.
 
-    Predictions and scores are cached, because the search needs the same ones many times.
+    Predictions and scores are cached, because the search asks for the same ones many times.
 
     Parameters
     ----------
@@ -51,12 +68,11 @@ class Scorer:
 
     # ---- scores
 
-    def total(self, faults: Faults, numbers: Iterable[int] | None = None) -> float:
-        """Return the score of a model with these faults over some observations, or over all for None."""
+    def total(self, faults: Faults) -> float:
+        """Return the score of a model with these faults over all observations."""
         scores_by_field: dict[str, list[float]] = {}
-        for number in range(len(self.observations)) if numbers is None else numbers:
-            field = self.observations[number].field
-            scores_by_field.setdefault(field, []).append(self.score(number, faults))
+        for number, observation in enumerate(self.observations):
+            scores_by_field.setdefault(observation.field, []).append(self.score(number, faults))
         return sum(sum(scores) / len(scores) for scores in scores_by_field.values())
 
     def _score(self, number: int, faults: Faults) -> float:
@@ -69,46 +85,61 @@ class Scorer:
 
         score = _decades_above(observation.allowed, self.distance(number, effective))
         for fault in effective:
-            if score > MIN_WRONG_SCORE and (fault.rounds or fault.redraws):
+            is_random = fault.rounds or bool(fault.redraws)
+            if is_random and score > MIN_WRONG_SCORE:
                 others = tuple(other for other in effective if other is not fault)
-                score = min(score, self._score_of_kind(number, fault, others))
+                score = min(score, self._score_by_likeness(number, fault, others))
         return score
 
-    def _score_of_kind(self, number: int, fault: Fault, others: Faults) -> float:
-        """Return the score of a fault that rounds or draws: is the candidate's error of the same kind?
+    def _score_by_likeness(self, number: int, fault: Fault, others: Faults) -> float:
+        """Score a fault whose error has values that cannot be predicted, by whether the candidate's looks
+        alike.
 
-        The error is measured against a model with all other faults of the set, so that what those explain is
-        not counted for this one.
+        Such a fault rounds values (`fault.rounds`) or draws other random numbers (`fault.redraws` holds the
+        same fault with further draws).
+
+        Parameters
+        ----------
+        number : int
+        fault : Fault
+        others : tuple of Fault
+            The rest of the set. The error is measured against a model with these faults, so that what they
+            explain is not counted for this one.
         """
         observation = self.observations[number]
         without, with_fault = self.predict(number, others), self.predict(number, (*others, fault))
         score_without = self.score(number, others)
-        shape = observation.found.shape
-        if without is None or with_fault is None or not shape == without.shape == with_fault.shape:
+        if without is None or with_fault is None:  # our model fails with these faults
+            return score_without
+        if without.shape != observation.found.shape or with_fault.shape != observation.found.shape:
             return score_without
         expected_error = observation.distance(with_fault, without)
         if expected_error <= observation.allowed:
             return score_without  # the fault changes nothing that could be seen here
 
-        # An error that the fault would make and the candidate does not have speaks against the fault; not so
-        # in statistics of other random numbers, which agree by chance.
+        # If the candidate lacks an error that the fault would make, that speaks against the fault. Statistics
+        # of random numbers are an exception: they may agree by chance.
         found_error = observation.distance(observation.found, without)
         missing_error = _decades_above(max(found_error, observation.allowed), expected_error)
-        may_agree = observation.is_statistics and bool(fault.redraws)
-        if missing_error > MAX_FIT_SCORE and not may_agree:
+        may_agree_by_chance = observation.is_statistics and bool(fault.redraws)
+        if missing_error > MAX_FIT_SCORE and not may_agree_by_chance:
             return max(score_without, missing_error)
+
         if fault.redraws:
-            draws = [self.predict(number, (*others, redraw)) for redraw in fault.redraws]
-            drawn = [draw for draw in draws if draw is not None]
+            predictions = [self.predict(number, (*others, redraw)) for redraw in fault.redraws]
+            draws = [prediction for prediction in predictions if prediction is not None]
             is_one_of = are_statistics_of_draw if observation.is_statistics else is_draw
-            fits = len(drawn) > 1 and is_one_of(observation.found, drawn, observation.allowed)
+            looks_alike = len(draws) >= MIN_DRAWS and is_one_of(observation.found, draws, observation.allowed)
         else:
             min_cosine = MIN_COSINE_OF_STATISTICS if observation.is_statistics else MIN_COSINE
-            fits = is_rounding(observation.found - without, with_fault - without, min_cosine)
-        return min(score_without, SAME_KIND_SCORE) if fits else score_without
+            looks_alike = is_rounding(observation.found - without, with_fault - without, min_cosine)
+        return min(score_without, LIKENESS_SCORE) if looks_alike else score_without
 
     def distance(self, number: int, faults: Faults) -> float:
-        """Return the distance of the candidate's result to that of a model with these faults."""
+        """Return the distance of the candidate's result to the prediction with these faults.
+
+        It is the largest distance there is where our model fails with the faults.
+        """
         observation = self.observations[number]
         return observation.distance(observation.found, self.predict(number, faults))
 
@@ -119,46 +150,37 @@ class Scorer:
         """Whether the candidate differs from a model with these faults at this observation."""
         return self.score(number, faults) > MIN_WRONG_SCORE
 
-    # ---- groups of observations that are explained together
+    # ---- what the search needs
 
     def groups(self) -> list[list[int]]:
-        """Return the observations in causal order, those that one fault makes wrong at once in one group.
+        """Return the observations in groups that are explained one after another, in causal order.
 
-        A locally predicted field is a group of its own. Fields that were predicted by simulated runs inherit
-        errors from each other; all fields of the ODE's loop are then one group.
+        A field with local predictions is a group of its own. In a simulated run, later fields inherit the
+        errors of earlier ones: the fields of the ODE's loop are then one group, and each other field is one.
         """
         found: dict[tuple, list[int]] = {}
         for number in self.in_causal_order:
             observation = self.observations[number]
-            if observation.is_local:
-                key = (observation.field, True)
-            else:
-                key = (causal_key(observation)[0], False)
-            found.setdefault(key, []).append(number)
+            simulated_key = causal_key(observation).stage_rank
+            key = observation.field if observation.is_local else simulated_key
+            found.setdefault((observation.is_local, key), []).append(number)
         return list(found.values())
 
-    # ---- which faults are worth scoring
+    def alignment(self, fault: Fault, number: int, chosen: Faults) -> float:
+        """Return how much a fault changes one result in the direction of the candidate's error, from -1 to 1.
 
-    def alignment(self, fault: Fault, numbers: Iterable[int], chosen: Faults) -> float:
-        """Return how much a fault changes results in the direction of the candidate's error, from 0 to 1.
-
-        It is the largest cosine between (faulty - chosen) and (candidate - chosen) over the observations.
-        Unlike the score it is high also where a second fault adds to the error, so it finds the faults to try
-        in pairs.
+        It is the cosine between two differences to a model with the chosen faults: that of the model with
+        this fault too, and that of the candidate. Unlike the score it is high also where a second fault adds
+        to the error, so it finds the faults to try in pairs. It is 0 where the fault cannot change the
+        result.
         """
-        best = 0.0
-        for number in numbers:
-            observation = self.observations[number]
-            if not observation.affects(fault):
-                continue
-            before, after = self.predict(number, chosen), self.predict(number, (*chosen, fault))
-            if before is None or after is None:
-                continue
-            if before.shape == after.shape == observation.found.shape:
-                best = max(best, _cosine(after - before, observation.found - before))
-        return best
-
-    # ---- explanation
+        observation = self.observations[number]
+        before, after = self.predict(number, chosen), self.predict(number, (*chosen, fault))
+        if before is None or after is None or not observation.affects(fault):
+            return 0.0
+        if before.shape != observation.found.shape or after.shape != observation.found.shape:
+            return 0.0
+        return _cosine(after - before, observation.found - before)
 
     def evidence(self, fault: Fault) -> pd.DataFrame:
         """Return the distances behind a suspicion, one row for each observation that the fault affects.
@@ -184,16 +206,16 @@ class Scorer:
         return pd.DataFrame(rows, columns=["place", "healthy", "faulty", "allowed", "fits"])
 
 
-def causal_key(observation: Observation) -> tuple[int, int, int]:
-    """Return a sorting key for causal order.
+def causal_key(observation: Observation) -> CausalKey:
+    """Return the sorting key of an observation.
 
-    Fields of the ODE loop are sorted by step first, all at the rank of the loop; within a step by their order
-    in the schema: the state at a knot, then the velocities computed from it.
+    The ODE computes all its fields step by step. Therefore they share the rank of the first of them,
+    `flow/t`, and are sorted by step before they are sorted by field.
     """
-    is_ode = loop_dimension(observation.field) and observation.field.startswith("flow/")
-    first_ode_field = "flow/t"
-    rank = RANK[first_ode_field if is_ode else observation.field]
-    return rank, observation.index or 0, RANK[observation.field]
+    grows_in_a_loop = loop_dimension(observation.field) is not None
+    is_ode = grows_in_a_loop and observation.field.startswith("flow/")  # the LM has a loop as well
+    stage_rank = RANK["flow/t"] if is_ode else RANK[observation.field]
+    return CausalKey(stage_rank, observation.index or 0, RANK[observation.field])
 
 
 def _decades_above(allowed: float, distance: float) -> float:
@@ -202,5 +224,8 @@ def _decades_above(allowed: float, distance: float) -> float:
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
-    a, b = a.double().nan_to_num().flatten(), b.double().nan_to_num().flatten()
+    """Return the cosine of two tensors; values that are NaN on either side have no part in it."""
+    a, b = a.double().flatten(), b.double().flatten()
+    finite = a.isfinite() & b.isfinite()
+    a, b = a[finite], b[finite]
     return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-300))  # 1e-300: no division by zero

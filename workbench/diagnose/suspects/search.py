@@ -1,11 +1,13 @@
-"""Search the faults that explain a candidate's wrong results, one group of results after another.
+"""Search the faults that explain what is wrong in a candidate, a run of a foreign program.
 
-Results are explained in causal order. A fault is named for a group only if our model with this fault gives
-what the candidate recorded there, and nothing that the candidate recorded elsewhere speaks against it. So two
-faults are both named where they show, and beside a fault that nobody knows a known one is still named.
+The results of the candidate come in groups, such as all conditional velocities, in causal order. A fault is
+named for a group only if our model with this fault gives what the candidate recorded there, and if no other
+result speaks against the fault. Each group has its own answer. Of two faults, each is therefore named for the
+results that it makes wrong, also where the other is unknown.
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,23 +18,24 @@ from workbench.diagnose.suspects.observations import Observation
 from workbench.diagnose.suspects.scoring import MAX_FIT_SCORE, Scorer
 from workbench.trace.schema import BRANCH_VELOCITIES
 
-# An error below this score, twice what rounding and storage explain, is too small to tell faults apart.
-MIN_NAMED_SCORE = 0.3
-MIN_NAMED_SCORE_OF_STATISTICS = 1.0
-# So many of the wrong results in a group must fit: one in ten may be off where a loop amplifies rounding.
-MIN_FITTING = 0.9
-MAX_LEFT = 0.1  # of a small error, by a fault that explains it
+# Scores are in decades (powers of ten) above what rounding and storage explain. A fault must lower the
+# average score of a group by this much; statistics agree by chance more often than values do.
+MIN_GAIN = 0.3  # a factor of 2
+MIN_GAIN_OF_STATISTICS = 1.0  # a factor of 10
+MAX_SHARE_LEFT = 0.1  # a smaller gain is enough where at most this share of every distance is left
+MIN_FITTING = 0.9  # share of a group's wrong results that must fit; a loop may amplify the rounding of some
 MAX_TIE = 0.1  # decades; faults whose totals differ by less explain a run equally well
 MAX_PAIRED = 6  # faults of a group that are tried in all pairs: 15 pairs
-# A member of a pair must point in the direction of the error, and lower the score of the group alone.
+# Each fault of a pair must change the result in the direction of the error (a cosine), and lower the score of
+# the group without the other fault.
 MIN_ALIGNMENT = 0.1
 MIN_GAIN_OF_MEMBER = 0.02
-# Steps of the ODE at which faults are tried in the estimator: first, middle and last. It costs most of the
-# time. Whether a step is right is asked of every step.
+# An evaluation of the estimator costs most, so faults are tried in it at a few steps only. All steps are
+# checked for being right.
 FAULTY_STEPS = 3
-# Faults of kinds that are tried by simulated runs: so many of one kind, and in all.
+# A simulated run takes long, so the number of faults that are tried in such runs is limited.
 MAX_RUNS_OF_KIND = 20
-MAX_RUNS = 40
+MAX_RUNS = 40  # of all kinds together
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Verdict:
 
     fields: tuple[str, ...]
     places: tuple[str, ...]
-    faults: Faults = HEALTHY
-    ties: Faults = ()
+    faults: Faults = HEALTHY  # no fault
+    ties: Faults = HEALTHY
     reason: str = ""
 
 
@@ -67,7 +70,8 @@ class Search:
     scorer : Scorer
     catalogue : sequence of Fault
     of_kinds : callable
-        Returns the faults of kinds with a parameter; asked only where the catalogue explains nothing.
+        Returns further faults, those of kinds with a parameter, such as "block 5 is left out". They are tried
+        only where the catalogue explains nothing.
 
     Attributes
     ----------
@@ -118,7 +122,11 @@ class Search:
         if earlier := self._unexplained_before(observations[0]):
             return Verdict(fields, places, reason=f"it may follow from {earlier}, which nothing explains")
 
-        fitting, reason = self._fitting(group, wrong)
+        fitting = self._fitting_of_catalogue(group, wrong)
+        reason = "the error is too small to tell faults apart"
+        average = sum(scorer.score(number, chosen) for number in wrong) / len(wrong)
+        if not fitting and average >= MIN_GAIN:
+            fitting, reason = self._fitting_beyond_catalogue(group, wrong)
         if not fitting:
             return Verdict(fields, places, reason=reason)
         totals = {faults: scorer.total((*chosen, *faults)) for faults in fitting}
@@ -131,31 +139,33 @@ class Search:
                 ties += faults
         return Verdict(fields, places, best, tuple(ties))
 
-    def _fitting(self, group: list[int], wrong: list[int]) -> tuple[list[Faults], str]:
-        """Return every fault or pair of faults that explains a group, and the reason where there is none.
+    def _fitting_of_catalogue(self, group: list[int], wrong: list[int]) -> list[Faults]:
+        """Return every fault of the catalogue that explains a group."""
+        candidates = self._candidates(self.catalogue, group, wrong)
+        return [(fault,) for fault in candidates if self._explains((fault,), wrong)]
 
-        The catalogue comes first, then kinds with a parameter, then pairs of the catalogue.
-        """
-        scorer = self.scorer
-        first = scorer.observations[wrong[0]]
-        listed = self._candidates(self.catalogue, group, wrong)
-        fitting: list[Faults] = [(fault,) for fault in listed if self._explains((fault,), wrong)]
-        average = sum(scorer.score(number, self.chosen) for number in wrong) / len(wrong)
-        if fitting or average < MIN_NAMED_SCORE:
-            return fitting, "the error is too small to tell faults apart"
-
+    def _fitting_beyond_catalogue(self, group: list[int], wrong: list[int]) -> tuple[list[Faults], str]:
+        """Return faults with a parameter, or pairs of faults, that explain a group, and why none may do."""
+        # `is_local`: predicted by one call of our model, not by a simulated run.
+        is_local = self.scorer.observations[wrong[0]].is_local
+        faults = self._candidates(self.of_kinds(), group, wrong)
+        tried = faults if is_local else _affordable(faults)
         reason = "no known fault gives what was recorded"
-        tried, untried = self._affordable(self._candidates(self.of_kinds(), group, wrong), first)
-        if untried:
-            reason += f" ({untried} faults with a parameter were not tried: each needs a run)"
+        if len(tried) < len(faults):
+            reason += (
+                f" ({len(faults) - len(tried)} faults with a parameter were not tried: each needs a run)"
+            )
         fitting = self._fitting_of_kinds(tried, wrong)
-        # A pair of simulated runs would cost too much.
-        if not fitting and first.is_local:
-            fitting = [pair for pair in self._pairs(listed, wrong) if self._explains(pair, wrong)]
+        if not fitting and is_local:
+            pairs = self._pairs(self._candidates(self.catalogue, group, wrong), wrong)
+            fitting = [pair for pair in pairs if self._explains(pair, wrong)]
         return fitting, reason
 
     def _unexplained_before(self, observation: Observation) -> str:
-        """Name an earlier group that nothing explains and from which a simulated result follows."""
+        """Return the first place of an earlier group without an explanation, from which this result follows.
+
+        Empty where there is none. A local prediction follows from the candidate's own record, so it has none.
+        """
         for verdict in self.verdicts:
             stages = {field.partition("/")[0] for field in verdict.fields}
             if verdict.reason and not stages.isdisjoint(observation.follows):
@@ -165,28 +175,18 @@ class Search:
     # ---- which faults to try
 
     def _fitting_of_kinds(self, faults: list[Fault], wrong: list[int]) -> list[Faults]:
-        """Return the first fault that explains a group, and those of its kind that do as well.
+        """Return the first fault that explains a group, and the others of its kind that do as well.
 
-        Unlike kinds seldom come to the same, but on one utterance a parameter may have several values.
+        Faults of different kinds seldom give the same result. Faults of one kind may: with this utterance,
+        several values of their parameter come to the same.
         """
         first = next((fault for fault in faults if self._explains((fault,), wrong)), None)
         if first is None:
             return []
         akin = [fault for fault in faults if kind_of(fault) == kind_of(first)]
-        if len(akin) > MAX_RUNS_OF_KIND:
+        if len(akin) > MAX_RUNS_OF_KIND:  # each changes another weight, which no other fault imitates
             return [(first,)]
         return [(fault,) for fault in akin if self._explains((fault,), wrong)]
-
-    def _affordable(self, faults: list[Fault], first: Observation) -> tuple[list[Fault], int]:
-        """Return the faults of kinds to try, and the number of those that would take too long.
-
-        A simulated run for each weight of a model takes minutes, so only small kinds are tried in such runs.
-        """
-        if first.is_local:
-            return faults, 0
-        sizes = Counter(kind_of(fault) for fault in faults)
-        tried = [fault for fault in faults if sizes[kind_of(fault)] <= MAX_RUNS_OF_KIND][:MAX_RUNS]
-        return tried, len(faults) - len(tried)
 
     def _candidates(self, faults: Sequence[Fault], group: list[int], wrong: list[int]) -> list[Fault]:
         """Return the faults that can change a wrong result of a group and are not ruled out by right ones."""
@@ -209,8 +209,8 @@ class Search:
             # A fault shows in its own fields. If all of them were recorded and are right, it is not there.
             if with_values.issuperset(fault.fields) and wrong_fields.isdisjoint(fault.fields):
                 continue
-            # In simulated runs the error may have begun in a field whose values were not observed, but then
-            # nothing observed before may deny the fault.
+            # In simulated runs the error can also have begun in a field whose values were not observed,
+            # unless a right result before it shows that the fault is not there.
             is_own_field = not group_fields.isdisjoint(fault.fields)
             may_begin_unobserved = not with_values.issuperset(fault.fields)
             is_denied = any(_denies(observation, fault) for observation in before)
@@ -235,7 +235,7 @@ class Search:
         alignments = {}
         for fault in candidates:
             gain = score_before - self.scorer.score(first, (*self.chosen, fault))
-            alignment = self.scorer.alignment(fault, [first], self.chosen)
+            alignment = self.scorer.alignment(fault, first, self.chosen)
             if gain >= MIN_GAIN_OF_MEMBER and alignment >= MIN_ALIGNMENT:
                 alignments[fault] = alignment
         aligned = sorted(alignments, key=alignments.__getitem__, reverse=True)[:MAX_PAIRED]
@@ -249,43 +249,54 @@ class Search:
         together = (*chosen, *faults)
         # The first wrong result rules most faults out; the others are asked of the few that are left.
         before, after = scorer.score(wrong[0], chosen), scorer.score(wrong[0], together)
-        for fault in faults if len(faults) == 1 else ():
+        if len(faults) == 1:
             share = 1 - after / before if before else 0.0
-            self.shares[fault] = max(share, self.shares.get(fault, 0.0))
-        if after > MAX_FIT_SCORE and len(wrong) * (1 - MIN_FITTING) < 1:
+            self.shares[faults[0]] = max(share, self.shares.get(faults[0], 0.0))
+        max_misfits = math.floor((1 - MIN_FITTING) * len(wrong))  # 0 in a small group
+        if after > MAX_FIT_SCORE and not max_misfits:
             return False
         scores = [scorer.score(number, together) for number in wrong]
-        misfits = sum(score > MAX_FIT_SCORE for score in scores)
-        if misfits > (1 - MIN_FITTING) * len(wrong):
+        if sum(score > MAX_FIT_SCORE for score in scores) > max_misfits:
             return False
-        # A small error is explained only by a fault that removes nearly all of it: other faults come as near
-        # by chance, and statistics agree by chance more often than values do.
-        gain = sum(scorer.score(number, chosen) - score for number, score in zip(wrong, scores, strict=True))
-        min_gain = MIN_NAMED_SCORE
-        if scorer.observations[wrong[0]].is_statistics:
-            min_gain = MIN_NAMED_SCORE_OF_STATISTICS
-        if gain / len(wrong) < min_gain and not self._removes(together, wrong):
+        # Near a small error other faults come by chance. There a fault must remove nearly all of it.
+        gains = [scorer.score(number, chosen) - score for number, score in zip(wrong, scores, strict=True)]
+        is_statistics = scorer.observations[wrong[0]].is_statistics
+        min_gain = MIN_GAIN_OF_STATISTICS if is_statistics else MIN_GAIN
+        if sum(gains) / len(gains) < min_gain and not self._removes(together, wrong):
             return False
         return not self._is_contradicted(together)
 
     def _removes(self, together: Faults, wrong: list[int]) -> bool:
-        """Whether the distances to the wrong results shrink to a small part, also below what is allowed."""
+        """Whether these faults remove nearly all of the distance to every wrong result.
+
+        Unlike a score, a distance goes on shrinking below what rounding allows.
+        """
         for number in wrong:
             before = self.scorer.distance(number, self.chosen)
-            if self.scorer.distance(number, together) > MAX_LEFT * before:
+            if self.scorer.distance(number, together) > MAX_SHARE_LEFT * before:
                 return False
         return True
 
     def _is_contradicted(self, together: Faults) -> bool:
-        """Whether a result fits worse with these faults than with those that were chosen before."""
+        """Whether a result fits worse with these faults than with those that were chosen before.
+
+        A wrong result of a simulated run is no witness: it inherits errors, and may change in any way while
+        other faults are still unknown.
+        """
         for number, observation in enumerate(self.scorer.observations):
             before = self.scorer.score(number, self.chosen)
-            is_right = before <= MAX_FIT_SCORE
-            if is_right or observation.is_local:
-                after = self.scorer.score(number, together)
-                if after > max(MAX_FIT_SCORE, before + MIN_NAMED_SCORE):
-                    return True
+            if before > MAX_FIT_SCORE and not observation.is_local:
+                continue
+            after = self.scorer.score(number, together)
+            if after > MAX_FIT_SCORE and after > before + MIN_GAIN:
+                return True
         return False
+
+
+def _affordable(faults: list[Fault]) -> list[Fault]:
+    """Return the faults of small kinds: a simulated run for each weight of a model would take minutes."""
+    sizes = Counter(kind_of(fault) for fault in faults)
+    return [fault for fault in faults if sizes[kind_of(fault)] <= MAX_RUNS_OF_KIND][:MAX_RUNS]
 
 
 def _denies(right: Observation, fault: Fault) -> bool:
@@ -309,7 +320,7 @@ def thinned(observations: list[Observation], scorer: Scorer) -> list[Observation
         if _is_estimator(observation):
             steps = wrong_steps if scorer.is_wrong(number) else right_steps
             steps.add(observation.index)
-    right_steps -= wrong_steps  # one branch is wrong there
+    right_steps -= wrong_steps  # steps at which only one of the two branches of guidance is wrong
     kept = {*_spread(sorted(wrong_steps)), *_spread(sorted(right_steps))}
     return [one for one in observations if not _is_estimator(one) or one.index in kept]
 

@@ -40,12 +40,12 @@ from workbench.speech.models.lm import LM, LMStep
 if TYPE_CHECKING:
     from workbench.speech.fast.kernels.lm import TritonDecodeStep
 
-CHUNK_TOKENS = 4  # tokens decoded between two transfers to the host
+CHUNK_TOKENS = 4  # tokens decoded between two transfers to the host: few, as a chunk is decoded to its end
 # Chunks queued on a GPU behind the one that the host waits for. They keep the GPU busy while the host draws
 # random numbers, which takes a varying time.
 CHUNKS_AHEAD = 2
-PROMPT_BUCKET = 64  # positions: prompts are padded to a multiple of this, so that few graphs read all lengths
-MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
+PROMPT_BUCKET = 64  # positions: prompts are padded to a multiple of this, so that a few graphs serve prompts
+of any length MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
 MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
 # Options that may differ between the rows of a batch. In the key of a decoder, these values replace those of
 # the rows, so that one decoder serves all of them.
@@ -53,7 +53,7 @@ PER_ROW_OPTIONS = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "m
 
 
 class FastLM:
-    """Decode several utterances at once, with the tokens that `LM.steps` gives each of them.
+    """Decode several utterances at once; each gets the same tokens as from `LM.steps`.
 
     Make one with `FastLM.consume`.
 
@@ -177,7 +177,8 @@ def _can_use_kernels(lm: LM, exact: bool) -> bool:
     """Return whether the Triton kernels can replace torch.
 
     The kernels keep the hidden states between the layers in float32. `LM` rounds these states to the type of
-    its weights, so with half-precision weights the kernels are not exact. With float16 they are not used.
+    its weights, so with half-precision weights the kernels are not exact. The kernels support float32 and
+    bfloat16.
     """
     weight = lm.llm_decoder.weight
     is_accurate_enough = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and not exact)
@@ -313,8 +314,8 @@ class _BatchDecoder:
         queued = deque[tuple[AsyncCopy, Tensor]]()  # results of `_queue_chunk`, the oldest first
         finished = all(self.state.done.tolist())
         while not finished:
-            # Queue work for the device before waiting for its oldest chunk. There is always one to wait for:
-            # after the last chunk, every row has reached its limit.
+            # Queue work for the device before waiting for its oldest chunk. A chunk to wait for is always
+            # there: the loop ends once every row has stopped, and the last chunk takes each row to its limit.
             while self._tokens_left > 0 and len(queued) <= self.chunks_ahead:
                 queued.append(self._queue_chunk())
             chunk, chunk_logp = queued.popleft()

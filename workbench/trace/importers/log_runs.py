@@ -34,15 +34,17 @@ from workbench.trace.trace import Trace
 
 MAX_RUNS = 200  # of one source; bounds memory for a log of any length
 MAX_STEPS = 200  # largest step of an ODE that is read; bounds the size of a trace. Runs have about 10 steps
-HALF_UNITS = "half_units"  # attribute of a trace: half a unit of the last printed digit, by field
+HALF_UNITS = "half_units"  # attribute of a trace: how far rounding may have moved each printed number, by
+field
 # Statistics of a tensor with one positive value, such as a time: each of them is that value.
 STATS_OF_ONE_NUMBER = ("min", "max", "mean", "mean_abs", "rms")
 # Relative uncertainty of a printed standard deviation. `Tensor.std` divides by n - 1 where the rms needs n.
 # From 50 values on this changes the deviation by at most one percent.
 STD_ERROR = 0.01
 
-# The place of a printed number: a field, or STEP_WIDTH, and the index of its entry. Fields of the ODE have an
-# entry for each knot or step; the index of all other fields is None.
+# The place of a printed number is a pair: the name of its field, and the index of its entry. Fields of the
+# ODE have an entry for each knot or step; the index of all other fields is None. The name STEP_WIDTH stands
+# for the width of a step, which is no field.
 Slot = tuple[str, int | None]
 Statistics = dict[str, Rounded]  # by name, such as "max"
 
@@ -125,9 +127,9 @@ class LoggedRun:
         if ode_is_over and not all(_is_after_ode(field) for field in fields):
             return True
 
-        # A tensor is printed again with another value: "mu max=1.0", then "mu max=1.1". A value that was
-        # rounded differently is not another value ("mu max=1"), and a count of NaN proves nothing, because
-        # many logs say only that there are some.
+        # A tensor is printed again with another value: "mu max=1.0", then "mu max=1.1". The same
+        # value with fewer digits, such as "mu max=1", begins no run. A count of NaN begins none either,
+        # because many logs say only that there are some.
         for printed in line.values:
             if (
                 printed.kind == IDS
@@ -193,6 +195,7 @@ class LoggedRun:
             index += 1
         if index < 0:
             return None
+        # A number of the ODE without a tensor is the width of a step.
         field = STEP_WIDTH if printed.tensor is None else printed.tensor.field
         return field, index
 
@@ -249,7 +252,7 @@ class LoggedRun:
         while (width := self._step_width(step)) is not None:
             time += width.value
             half_unit += width.half_unit
-            step += 1  # the time is that of the knot behind the step
+            step += 1  # the sum is the time at the end of the step, which is the knot of the next number
             times["flow/t", step] = dict.fromkeys(STATS_OF_ONE_NUMBER, Rounded(time, half_unit))
         return times
 
@@ -274,7 +277,8 @@ def _is_after_ode(field: str) -> bool:
 def _as_tensor(field: str, entries: dict[int | None, Statistics]) -> tuple[Tensor, list]:
     """Return the statistics of a field in the schema's order, and their half units as nested lists.
 
-    A log prints statistics of all frames, so those of the regions prompt and target are NaN.
+    The schema has them for the prompt's frames, for the target's and for all. A log prints those of all
+    frames, so the others are NaN.
     """
     is_looped_field = None not in entries
     n_entries = max(entries) + 1 if is_looped_field else 1

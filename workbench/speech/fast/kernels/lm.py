@@ -2,7 +2,7 @@
 
 With a single position a GPU waits for launches and for memory, not for arithmetic. In float32 on an H200,
 cuBLAS and torch's compiler take 76 us for one layer, in a dozen kernels. Reading the layer's weights takes
-only 15 us of these. Half of the 76 us goes into attention, whose matrix products have a single row. The five
+only 15 of the 76 us. Half of the 76 us goes into attention, whose matrix products have a single row. The five
 kernels here are
 
     RMS norm + QKV projection  (`project`)
@@ -49,7 +49,8 @@ class TritonDecodeStep:
     layers : list of FusedLayer
         What `fuse_layers` returned for the same LM.
     precision : {"tf32x3", "tf32"}
-        Precision of float32 products of several rows, see `project`; "tf32x3" is as accurate as float32.
+        Precision of float32 matrix products where x has more than one row, see `project`; "tf32x3" is as
+        accurate as float32.
     """
 
     def __init__(self, lm: LM, layers: list[FusedLayer], precision: str) -> None:
@@ -87,7 +88,7 @@ class TritonDecodeStep:
         )
 
     def attention_lengths(self, positions: int) -> list[int]:
-        """Return the values of `length` for which `FastLM` captures a graph of `logits`.
+        """Return the numbers of cache positions that attention may read; `FastLM` captures a graph for each.
 
         One graph is enough: the attention kernel reads only the positions that a row has filled.
         """

@@ -3,9 +3,10 @@
 The kernel also computes the RMS norm before the matrix product, and the bias, SwiGLU and residual after it.
 These are the linear layers of the LM's decoding step; `kernels.lm` says why they are written by hand.
 
-Products of several rows run on tensor cores. These multiply TF32 numbers, which have 11 significant bits. To
-keep the accuracy of float32, each number is split into a high and a low part, and each float32 product is
-computed as three TF32 products of these parts; the module `tf32x3` gives the details.
+Where x has more than one row, the matrix product runs on tensor cores. These multiply TF32 numbers, which
+have 11 significant bits. To keep the accuracy of float32, each number is split into a high and a low part,
+and each float32 product is computed as three TF32 products of these parts; the module `tf32x3` gives the
+details.
 
 Shape letters: `B` rows, `D` inputs, `O` outputs.
 """
@@ -46,7 +47,8 @@ def project(
     gated : bool
         Whether to apply SwiGLU: silu(first half of the products) * second half.
     precision : {"tf32x3", "tf32"}
-        Precision of the products of several rows with float32 weights: three TF32 products each, or one.
+        Precision of the matrix product where x has more than one row and weights are float32: three TF32
+        products each, or one.
         Ignored for a single row and for bfloat16 weights.
 
     Returns
@@ -170,7 +172,7 @@ def _project_rows(
     BLOCK_IN: tl.constexpr,  # inputs of one part that are loaded at a time
     PRECISION: tl.constexpr,  # "tf32x3" or "tf32"
 ):
-    """Compute `project` for several rows, on tensor cores.
+    """Compute `project` for more than one row of x, on tensor cores.
 
     The inputs are cut into PARTS, and each warp sums the products of its own part. A single serial sum over
     all inputs would take longer than reading the weights does.
