@@ -44,8 +44,8 @@ CHUNK_TOKENS = 4  # tokens decoded between two transfers to the host: few, as a 
 # Chunks queued on a GPU behind the one that the host waits for. They keep the GPU busy while the host draws
 # random numbers, which takes a varying time.
 CHUNKS_AHEAD = 2
-PROMPT_BUCKET = 64  # positions: prompts are padded to a multiple of this, so that a few graphs serve prompts
-of any length MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
+PROMPT_BUCKET = 64  # positions; prompts are padded to a multiple, so that a few graphs serve all lengths
+MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
 MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
 # Options that may differ between the rows of a batch. In the key of a decoder, these values replace those of
 # the rows, so that one decoder serves all of them.
