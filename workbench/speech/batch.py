@@ -94,10 +94,10 @@ def run_batch(
             attrs["estimator"] = estimator_name(runner, options)
             runs.append(_Run(utt, options, record, attrs))
 
-    # A copy of the runner whose bars show nothing, for the steps of a batch: the bar below counts batches.
     def no_bar(steps: Iterable, name: str, unit: str, total: int | None = None) -> Iterable:
         return steps
 
+    # The bar below counts batches, so the steps of a batch are run by a copy of the runner that shows no bar.
     quiet = runner.watched(no_bar)
     for stage in (LM, FLOW, HIFT):
         batches = list(_batches(stage, runs))

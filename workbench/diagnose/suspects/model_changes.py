@@ -53,16 +53,22 @@ def with_tensor(model: nn.Module, path: str, change: Callable[[Tensor], Tensor])
     return replaced(model, owner, module)
 
 
-class PassOn(nn.Module):
-    """Stands for a block that is left out: returns its first argument."""
-
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return x
+# The layers of a block whose results are added to its input, in the DiT and in Qwen2.
+OUTPUT_LAYERS = ("attn.to_out.0", "ff.ff.2", "self_attn.o_proj", "mlp.down_proj")
 
 
 def without_block(model: nn.Module, path: str) -> nn.Module:
-    """Return a model without one block of a chain of blocks."""
-    return replaced(model, path, PassOn())
+    """Return a model in which one block adds nothing to its input.
+
+    The block still runs, so that an LM's cache has as many positions as before.
+    """
+    block = copy.deepcopy(model.get_submodule(path))
+    with torch.no_grad():
+        for name, module in block.named_modules():
+            if name in OUTPUT_LAYERS:
+                for parameter in module.parameters():
+                    parameter.zero_()
+    return replaced(model, path, block)
 
 
 def with_blocks_swapped(model: nn.Module, first: str, second: str) -> nn.Module:

@@ -230,7 +230,12 @@ def _token_observation(candidate: Trace, predictor: Predictor) -> list[Observati
     def affects(fault: Fault) -> bool:
         return "lm/logp" in fault.fields
 
-    return [Observation("lm/logp", None, tokens, predict, affects, allowed, _shortfall, is_local=True)]
+    observation = Observation(
+        *("lm/speech_token", None, tokens, predict, affects, allowed, _shortfall),
+        is_statistics=True,  # one number, which tells less than the probabilities would
+        is_local=True,
+    )
+    return [observation]
 
 
 def _shortfall(tokens: Tensor, predicted: Tensor | None) -> float:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from workbench.speech.config import RELEASED
 
@@ -21,6 +22,7 @@ MIN_COSINE = 0.3
 MIN_COSINE_OF_STATISTICS = 0.8  # a few numbers point the same way by chance
 # A draw may be so many times as far from the mean of our draws as these are from each other.
 DRAW_TOLERANCE = 1.3
+MIN_COMMON_DIRECTION = 0.75  # of the least cosine that one of our draws has with the others
 DRAW_TOLERANCE_OF_STATISTICS = 2.0  # a few numbers vary more
 
 
@@ -45,16 +47,21 @@ def is_rounding(error: Tensor, expected: Tensor, min_cosine: float = MIN_COSINE)
     return float(error @ expected) / (size * expected_size) >= min_cosine
 
 
-def is_draw(found: Tensor, draws: Sequence[Tensor], allowed: float) -> bool:
+def is_draw(found: Tensor, without: Tensor, draws: Sequence[Tensor], allowed: float) -> bool:
     """Whether a result may be one more draw of random numbers, as `draws` are.
 
     The result may be as far from the mean of the draws as these are themselves. That must hold for its
     values, for their averages over time and over the other dimension, and for the sorted values: averages
     show a pattern that the single values hide, and sorted values show the distribution.
 
+    All draws lack upstream's own random numbers, so their differences to a model that has these point partly
+    in the same direction. The candidate's must do so as well.
+
     Parameters
     ----------
     found : Tensor
+    without : Tensor
+        The result of our model without the fault, with upstream's random numbers.
     draws : sequence of Tensor
         Results of one fault with different random numbers, of the same shape.
     allowed : float
@@ -62,7 +69,7 @@ def is_draw(found: Tensor, draws: Sequence[Tensor], allowed: float) -> bool:
     """
     if any(draw.shape != found.shape or not draw.isfinite().all() for draw in draws):
         return False
-    if not found.isfinite().all():
+    if not found.isfinite().all() or not _points_like_draws(found, without, draws):
         return False
     views_of_draws = [_views(draw) for draw in draws]
     for position, view in enumerate(_views(found)):
@@ -79,6 +86,18 @@ def is_draw(found: Tensor, draws: Sequence[Tensor], allowed: float) -> bool:
         if distance < expected / DRAW_TOLERANCE - slack and position == 0:
             return False  # nearer than any draw comes: nothing was drawn
     return True
+
+
+def _points_like_draws(found: Tensor, without: Tensor, draws: Sequence[Tensor]) -> bool:
+    """Whether the candidate differs from our model in the direction in which all draws do."""
+    differences = torch.stack([(draw - without).double().flatten() for draw in draws])  # (draw, n)
+    common = differences.mean(0)
+    cosines = []
+    for number, difference in enumerate(differences):
+        others = torch.cat((differences[:number], differences[number + 1 :])).mean(0)
+        cosines.append(F.cosine_similarity(difference, others, dim=0))
+    found_cosine = F.cosine_similarity((found - without).double().flatten(), common, dim=0)
+    return bool(found_cosine >= MIN_COMMON_DIRECTION * min(cosines))
 
 
 def are_statistics_of_draw(found: Tensor, draws: Sequence[Tensor], allowed: float) -> bool:

@@ -1,9 +1,10 @@
-"""Score how well sets of faults explain what a foreign program recorded.
+"""Score how well sets of faults explain what another implementation of the model recorded.
 
-The *candidate* is a run of that program. A *fault* is a known mistake, such as a wrong sign; our model can be
-given it. An *observation* is one result that the candidate recorded, with a function that predicts the result
-for any set of faults: *locally*, by one call of our model on the inputs that the candidate recorded, or else
-by a simulated run of the whole stage.
+The *candidate* is a run of the other implementation. A *fault* is a known mistake, such as a wrong sign; our
+model can be given it. An *observation* is one result of the candidate. It has a function that predicts the
+result for any set of faults. The prediction is *local* if our model is called once, on the inputs that the
+candidate recorded.
+Otherwise a run of all stages up to the result is simulated.
 """
 
 import functools
@@ -25,13 +26,13 @@ from workbench.diagnose.suspects.random_errors import (
 )
 from workbench.diagnose.suspects.simulate import RANK
 
-# A score is a number of decades (powers of ten) by which a distance exceeds what rounding and storage
+# A score is the number of decades (powers of ten) by which a distance exceeds what rounding and storage
 # explain.
 MIN_WRONG_SCORE = 0.15  # a factor of 1.4; a result with a higher score is wrong
 MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this gives the candidate's result
 # The score of a fault whose error cannot be predicted value by value, where the candidate's error looks like
 # one that the fault makes. It is above 0, so that a fault that predicts every value comes first.
-LIKENESS_SCORE = 0.15
+LIKENESS_SCORE = MIN_WRONG_SCORE
 MIN_DRAWS = 2  # random draws that are needed to know how far draws are from each other
 
 
@@ -39,7 +40,7 @@ class CausalKey(NamedTuple):
     """Sorting key of an observation: what a run computes first comes first."""
 
     stage_rank: int  # place of the field in the schema; all fields of the ODE's loop share one
-    index: int  # draw, knot or step
+    index: int  # of a draw of the LM, or of a knot (a point in time of the ODE) or a step between two
     field_rank: int  # within one step: first the state, then the velocities computed from it
 
 
@@ -85,6 +86,7 @@ class Scorer:
 
         score = _decades_above(observation.allowed, self.distance(number, effective))
         for fault in effective:
+            # Such a fault rounds values, or draws random numbers.
             is_random = fault.rounds or bool(fault.redraws)
             if is_random and score > MIN_WRONG_SCORE:
                 others = tuple(other for other in effective if other is not fault)
@@ -120,6 +122,7 @@ class Scorer:
         # If the candidate lacks an error that the fault would make, that speaks against the fault. Statistics
         # of random numbers are an exception: they may agree by chance.
         found_error = observation.distance(observation.found, without)
+        # In decades: how much larger the expected error is than the one that was found.
         missing_error = _decades_above(max(found_error, observation.allowed), expected_error)
         may_agree_by_chance = observation.is_statistics and bool(fault.redraws)
         if missing_error > MAX_FIT_SCORE and not may_agree_by_chance:
@@ -128,17 +131,21 @@ class Scorer:
         if fault.redraws:
             predictions = [self.predict(number, (*others, redraw)) for redraw in fault.redraws]
             draws = [prediction for prediction in predictions if prediction is not None]
-            is_one_of = are_statistics_of_draw if observation.is_statistics else is_draw
-            looks_alike = len(draws) >= MIN_DRAWS and is_one_of(observation.found, draws, observation.allowed)
+            if len(draws) < MIN_DRAWS:
+                looks_like_it = False
+            elif observation.is_statistics:
+                looks_like_it = are_statistics_of_draw(observation.found, draws, observation.allowed)
+            else:
+                looks_like_it = is_draw(observation.found, without, draws, observation.allowed)
         else:
             min_cosine = MIN_COSINE_OF_STATISTICS if observation.is_statistics else MIN_COSINE
-            looks_alike = is_rounding(observation.found - without, with_fault - without, min_cosine)
-        return min(score_without, LIKENESS_SCORE) if looks_alike else score_without
+            looks_like_it = is_rounding(observation.found - without, with_fault - without, min_cosine)
+        return min(score_without, LIKENESS_SCORE) if looks_like_it else score_without
 
     def distance(self, number: int, faults: Faults) -> float:
         """Return the distance of the candidate's result to the prediction with these faults.
 
-        It is the largest distance there is where our model fails with the faults.
+        If our model fails with these faults, the distance is the maximum, `MAX_DISTANCE`.
         """
         observation = self.observations[number]
         return observation.distance(observation.found, self.predict(number, faults))
@@ -161,8 +168,9 @@ class Scorer:
         found: dict[tuple, list[int]] = {}
         for number in self.in_causal_order:
             observation = self.observations[number]
-            simulated_key = causal_key(observation).stage_rank
-            key = observation.field if observation.is_local else simulated_key
+            # Fields of the ODE share a rank, and all other fields have one of their own.
+            rank = causal_key(observation).stage_rank
+            key = observation.field if observation.is_local else rank
             found.setdefault((observation.is_local, key), []).append(number)
         return list(found.values())
 

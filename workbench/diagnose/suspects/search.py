@@ -305,7 +305,8 @@ def _denies(right: Observation, fault: Fault) -> bool:
     It does if the fault would have changed it. Statistics of flow and vocoder show nothing: they may stay the
     same, such as when all frames are shifted by one.
     """
-    is_certain = not right.is_statistics or right.field.startswith("lm/")
+    is_simulated_lm = right.field.startswith("lm/") and not right.is_local
+    is_certain = not right.is_statistics or is_simulated_lm
     return is_certain and right.affects(fault)
 
 

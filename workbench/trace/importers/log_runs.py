@@ -201,7 +201,7 @@ class LoggedRun:
     def _last_knot(self) -> int:
         """Return the index of the final state.
 
-        It follows from the largest step that was printed; if no step was, from the table's number of steps.
+        It follows from the largest step that was printed, or else from the table's number of steps.
         """
         knots = []
         for field, index in self.statistics:

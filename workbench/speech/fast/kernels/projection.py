@@ -1,6 +1,6 @@
 """Linear layers for a few rows, each in one Triton kernel. They run on GPUs only.
 
-The kernel also computes the RMS norm before the matrix product, and the bias, SwiGLU and residual after it.
+The kernel also computes the RMS norm before the matrix product; SwiGLU, bias and residual come after it.
 These are the linear layers of the LM's decoding step; `kernels.lm` says why they are written by hand.
 
 Where x has more than one row, the matrix product runs on tensor cores. These multiply TF32 numbers, which
@@ -65,8 +65,9 @@ def project(
     else:
         kernel = _project_rows
         padded_rows = max(16, triton.next_power_of_2(rows))  # tensor cores multiply at least 16 rows
-        # Bytes of one part of a block of x, in the weights' type. The blocks of x and of the weights must fit
-        # into shared memory together, and a gated layer loads two blocks of weights at a time.
+        # The kernel cuts the inputs into PARTS and loads a block of each part at a time; `part_bytes` is the
+        # size of such a block of x. Blocks of x and of weights must fit into shared memory together, and a
+        # gated layer loads two blocks of weights at a time.
         part_bytes = 2048 if gated else 4096
         block_in = part_bytes // (padded_rows * weight.element_size())
         tile = {"ROWS": padded_rows, "BLOCK_OUT": 16, "PARTS": 4, "BLOCK_IN": block_in}
