@@ -148,7 +148,7 @@ def _batch_key(stage: str, run: _Run) -> Hashable:
     options = run.options.of_stage(stage)
     shared = tuple((name, value) for name, value in options.items() if name not in PER_ROW_OPTIONS[stage])
     # A voice conversion has its tokens already and takes no time in the LM. In a batch with other runs it
-    # would be given a share of the LM's seconds. The split does no harm in the stages after the LM.
+    # would be given a share of the LM's seconds. Batches of their own do no harm in the stages after the LM.
     draws_tokens = run.utt.source_token is None
     return shared, draws_tokens
 

@@ -30,9 +30,12 @@ from workbench.diagnose.suspects.simulate import RANK
 # explain.
 MIN_WRONG_SCORE = 0.15  # a factor of 1.4; a result with a higher score is wrong
 MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this gives the candidate's result
-# The score of a fault whose error cannot be predicted value by value, where the candidate's error looks like
-# one that the fault makes. It is above 0, so that a fault that predicts every value comes first.
+# The errors of some faults cannot be predicted value by value, such as those of rounding. Where the candidate's
+# error looks like one of these, the fault gets this score. It is above 0, so that a fault whose values all agree
+# comes first.
 LIKENESS_SCORE = MIN_WRONG_SCORE
+# Statistics of random numbers agree by chance, but seldom to a tenth of what other numbers would change.
+MAX_CHANCE_SCORE = 1.0
 MIN_DRAWS = 2  # random draws that are needed to know how far draws are from each other
 
 
@@ -40,7 +43,7 @@ class CausalKey(NamedTuple):
     """Sorting key of an observation: what a run computes first comes first."""
 
     stage_rank: int  # place of the field in the schema; all fields of the ODE's loop share one
-    index: int  # of a draw of the LM, or of a knot (a point in time of the ODE) or a step between two
+    index: int  # number of the token that the LM draws, or of the ODE's step
     field_rank: int  # within one step: first the state, then the velocities computed from it
 
 
@@ -86,19 +89,17 @@ class Scorer:
 
         score = _decades_above(observation.allowed, self.distance(number, effective))
         for fault in effective:
-            # Such a fault rounds values, or draws random numbers.
-            is_random = fault.rounds or bool(fault.redraws)
+            is_random = fault.rounds or bool(fault.redraws)  # the fault rounds, or draws random numbers
             if is_random and score > MIN_WRONG_SCORE:
                 others = tuple(other for other in effective if other is not fault)
                 score = min(score, self._score_by_likeness(number, fault, others))
         return score
 
     def _score_by_likeness(self, number: int, fault: Fault, others: Faults) -> float:
-        """Score a fault whose error has values that cannot be predicted, by whether the candidate's looks
-        alike.
+        """Score a fault by whether the candidate's error looks like one that the fault makes.
 
-        Such a fault rounds values (`fault.rounds`) or draws other random numbers (`fault.redraws` holds the
-        same fault with further draws).
+        This is for faults that round values (`fault.rounds`), and for faults that draw random numbers
+        (`fault.redraws` holds the same fault with further draws).
 
         Parameters
         ----------
@@ -119,13 +120,13 @@ class Scorer:
         if expected_error <= observation.allowed:
             return score_without  # the fault changes nothing that could be seen here
 
-        # If the candidate lacks an error that the fault would make, that speaks against the fault. Statistics
-        # of random numbers are an exception: they may agree by chance.
+        # If the candidate lacks an error that the fault would make, that speaks against the fault.
         found_error = observation.distance(observation.found, without)
         # In decades: how much larger the expected error is than the one that was found.
         missing_error = _decades_above(max(found_error, observation.allowed), expected_error)
-        may_agree_by_chance = observation.is_statistics and bool(fault.redraws)
-        if missing_error > MAX_FIT_SCORE and not may_agree_by_chance:
+        # An observation may hold a summary of a tensor (minimum, maximum, mean, ...) instead of its values.
+        is_summary_of_draw = observation.is_statistics and bool(fault.redraws)
+        if missing_error > (MAX_CHANCE_SCORE if is_summary_of_draw else MAX_FIT_SCORE):
             return max(score_without, missing_error)
 
         if fault.redraws:
@@ -177,10 +178,10 @@ class Scorer:
     def alignment(self, fault: Fault, number: int, chosen: Faults) -> float:
         """Return how much a fault changes one result in the direction of the candidate's error, from -1 to 1.
 
-        It is the cosine between two differences to a model with the chosen faults: that of the model with
-        this fault too, and that of the candidate. Unlike the score it is high also where a second fault adds
-        to the error, so it finds the faults to try in pairs. It is 0 where the fault cannot change the
-        result.
+        It is the cosine between `after - before` and `found - before`. Here `before` comes from a model with
+        the chosen faults, `after` from a model with this fault too, and `found` from the candidate. Unlike the
+        score, the cosine is high also where a second fault adds to the error. So it finds the faults to try
+        in pairs. It is 0 where the fault cannot change the result.
         """
         observation = self.observations[number]
         before, after = self.predict(number, chosen), self.predict(number, (*chosen, fault))
@@ -220,6 +221,7 @@ def causal_key(observation: Observation) -> CausalKey:
     The ODE computes all its fields step by step. Therefore they share the rank of the first of them,
     `flow/t`, and are sorted by step before they are sorted by field.
     """
+    # A field in a loop has an entry for each step.
     grows_in_a_loop = loop_dimension(observation.field) is not None
     is_ode = grows_in_a_loop and observation.field.startswith("flow/")  # the LM has a loop as well
     stage_rank = RANK["flow/t"] if is_ode else RANK[observation.field]

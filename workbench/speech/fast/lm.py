@@ -40,15 +40,17 @@ from workbench.speech.models.lm import LM, LMStep
 if TYPE_CHECKING:
     from workbench.speech.fast.kernels.lm import TritonDecodeStep
 
-CHUNK_TOKENS = 4  # tokens decoded between two transfers to the host: few, as a chunk is decoded to its end
+CHUNK_TOKENS = (
+    4  # tokens decoded between two transfers to the host: few, because a chunk goes on if its rows stop
+)
 # Chunks queued on a GPU behind the one that the host waits for. They keep the GPU busy while the host draws
 # random numbers, which takes a varying time.
 CHUNKS_AHEAD = 2
 PROMPT_BUCKET = 64  # positions; prompts are padded to a multiple, so that a few graphs serve all lengths
 MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
 MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
-# Options that may differ between the rows of a batch. Decoders are kept by their options; in these keys, the
-# options have the values below, so that one decoder serves all rows.
+# Options that may differ between the rows of a batch. Idle decoders are found by their options, with these
+# values for the options of the rows, so that one decoder serves all rows.
 PER_ROW_OPTIONS = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
 
 
@@ -314,8 +316,8 @@ class _BatchDecoder:
         queued = deque[tuple[AsyncCopy, Tensor]]()  # results of `_queue_chunk`, the oldest first
         finished = all(self.state.done.tolist())
         while not finished:
-            # Queue work for the device before waiting for its oldest chunk. A chunk to wait for is always
-            # there: the loop ends once every row has stopped, and the last chunk takes each row to its limit.
+            # Queue work for the device before waiting for its oldest chunk. When no tokens are left to queue,
+            # the chunks that are queued already take each row to its limit, so the loop ends with the last.
             while self._tokens_left > 0 and len(queued) <= self.chunks_ahead:
                 queued.append(self._queue_chunk())
             chunk, chunk_logp = queued.popleft()
@@ -396,5 +398,5 @@ def _advance(
     state.n_tokens.add_(active)
     state.position.add_(active)
     state.done.logical_or_(~active | (state.n_tokens >= state.max_tokens))
-    # Drawing a stop id uses up random numbers too, but does not enter the sampler's recent tokens.
+    # A stop id uses up random numbers too, but it does not enter the sampler's recent tokens.
     record_pick(token, draws_used * running, active, sampler)

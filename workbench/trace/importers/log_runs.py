@@ -251,7 +251,7 @@ class LoggedRun:
         while (width := self._step_width(step)) is not None:
             time += width.value
             half_unit += width.half_unit
-            step += 1  # the sum is the time at the end of the step, which is the knot of the next number
+            step += 1  # step k ends at knot k + 1
             times["flow/t", step] = dict.fromkeys(STATS_OF_ONE_NUMBER, Rounded(time, half_unit))
         return times
 
