@@ -30,9 +30,9 @@ from workbench.diagnose.suspects.simulate import RANK
 # explain.
 MIN_WRONG_SCORE = 0.15  # a factor of 1.4; a result with a higher score is wrong
 MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this gives the candidate's result
-# The errors of some faults cannot be predicted value by value, such as those of rounding. Where the candidate's
-# error looks like one of these, the fault gets this score. It is above 0, so that a fault whose values all agree
-# comes first.
+# The errors of some faults cannot be predicted value by value, such as those of rounding. Where the
+# candidate's error looks like one of these, the fault gets this score. It is above 0, so that a fault whose
+# values all agree comes first.
 LIKENESS_SCORE = MIN_WRONG_SCORE
 # Statistics of random numbers agree by chance, but seldom to a tenth of what other numbers would change.
 MAX_CHANCE_SCORE = 1.0
@@ -179,9 +179,9 @@ class Scorer:
         """Return how much a fault changes one result in the direction of the candidate's error, from -1 to 1.
 
         It is the cosine between `after - before` and `found - before`. Here `before` comes from a model with
-        the chosen faults, `after` from a model with this fault too, and `found` from the candidate. Unlike the
-        score, the cosine is high also where a second fault adds to the error. So it finds the faults to try
-        in pairs. It is 0 where the fault cannot change the result.
+        the chosen faults, `after` from a model with this fault too, and `found` from the candidate. Unlike
+        the score, the cosine is high also where a second fault adds to the error. So it finds the faults to
+        try in pairs. It is 0 where the fault cannot change the result.
         """
         observation = self.observations[number]
         before, after = self.predict(number, chosen), self.predict(number, (*chosen, fault))

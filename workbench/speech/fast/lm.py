@@ -40,9 +40,7 @@ from workbench.speech.models.lm import LM, LMStep
 if TYPE_CHECKING:
     from workbench.speech.fast.kernels.lm import TritonDecodeStep
 
-CHUNK_TOKENS = (
-    4  # tokens decoded between two transfers to the host: few, because a chunk goes on if its rows stop
-)
+CHUNK_TOKENS = 4  # between two transfers to the host: few, because a chunk goes on if its rows stop
 # Chunks queued on a GPU behind the one that the host waits for. They keep the GPU busy while the host draws
 # random numbers, which takes a varying time.
 CHUNKS_AHEAD = 2
