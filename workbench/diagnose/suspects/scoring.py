@@ -30,11 +30,14 @@ from workbench.diagnose.suspects.simulate import RANK
 # explain.
 MIN_WRONG_SCORE = 0.15  # a factor of 1.4; a result with a higher score is wrong
 MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this gives the candidate's result
-# The errors of some faults cannot be predicted value by value, such as those of rounding. Where the
-# candidate's error looks like one of these, the fault gets this score. It is above 0, so that a fault whose
-# values all agree comes first.
+# Some faults round values or draw random numbers. Our model cannot predict every value of their errors, since
+# another implementation rounds and draws in its own way. Such a fault gets this score where the candidate's
+# error looks like one that the fault makes. The score is above 0, so that a fault that predicts every value
+# comes first.
 LIKENESS_SCORE = MIN_WRONG_SCORE
-# Statistics of random numbers agree by chance, but seldom to a tenth of what other numbers would change.
+# Two draws of random numbers may have nearly the same minimum, maximum or mean. So an error in these may be
+# ten times (one decade) smaller than a fault with random numbers would make it, and the fault is still
+# possible.
 MAX_CHANCE_SCORE = 1.0
 MIN_DRAWS = 2  # random draws that are needed to know how far draws are from each other
 
@@ -140,6 +143,7 @@ class Scorer:
                 looks_like_it = is_draw(observation.found, without, draws, observation.allowed)
         else:
             min_cosine = MIN_COSINE_OF_STATISTICS if observation.is_statistics else MIN_COSINE
+            # Most of a rounding error comes from the weights, which every implementation rounds alike.
             looks_like_it = is_rounding(observation.found - without, with_fault - without, min_cosine)
         return min(score_without, LIKENESS_SCORE) if looks_like_it else score_without
 
@@ -180,8 +184,8 @@ class Scorer:
 
         It is the cosine between `after - before` and `found - before`. Here `before` comes from a model with
         the chosen faults, `after` from a model with this fault too, and `found` from the candidate. Unlike
-        the score, the cosine is high also where a second fault adds to the error. So it finds the faults to
-        try in pairs. It is 0 where the fault cannot change the result.
+        the score, the cosine is high also where a second fault adds to the error. The search uses it to
+        choose pairs of faults. It is 0 where the fault cannot change the result.
         """
         observation = self.observations[number]
         before, after = self.predict(number, chosen), self.predict(number, (*chosen, fault))
@@ -192,7 +196,8 @@ class Scorer:
         return _cosine(after - before, observation.found - before)
 
     def evidence(self, fault: Fault) -> pd.DataFrame:
-        """Return the distances behind a suspicion, one row for each observation that the fault affects.
+        """Return the distances that speak for or against a fault, one row for each observation that the fault
+        affects.
 
         Returns
         -------

@@ -40,15 +40,15 @@ from workbench.speech.models.lm import LM, LMStep
 if TYPE_CHECKING:
     from workbench.speech.fast.kernels.lm import TritonDecodeStep
 
-CHUNK_TOKENS = 4  # between two transfers to the host: few, because a chunk goes on if its rows stop
+CHUNK_TOKENS = 4  # between two transfers to the host: few, because stopped rows compute to its end
 # Chunks queued on a GPU behind the one that the host waits for. They keep the GPU busy while the host draws
 # random numbers, which takes a varying time.
 CHUNKS_AHEAD = 2
 PROMPT_BUCKET = 64  # positions; prompts are padded to a multiple, so that a few graphs serve all lengths
 MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
 MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
-# Options that may differ between the rows of a batch. Idle decoders are found by their options, with these
-# values for the options of the rows, so that one decoder serves all rows.
+# Options that may differ between the rows of a batch. In the key of an idle decoder they have these values, so
+# that one decoder serves all rows.
 PER_ROW_OPTIONS = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
 
 
@@ -157,7 +157,7 @@ class FastLM:
             self._put_back(decoder)
 
     def _take_decoder(self, rows: int, positions: int, options: Options) -> "_BatchDecoder":
-        """Return an idle decoder of this size, or a new one, as a busy one holds the state of its run."""
+        """Return an idle decoder of this size, or else a new one; a decoder in use cannot be shared."""
         with self.lock:
             for decoder in self._idle:
                 if decoder.key == (rows, positions, options):

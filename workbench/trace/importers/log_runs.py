@@ -1,8 +1,8 @@
 """Group the lines of a text log into runs, and turn each run into a trace of statistics.
 
-`group_lines` handles each source ("PY", "RUST") on its own. `log_steps` merges the lines of a section and
-gives a step to lines that print none. Then lines are added to a run until one cannot belong to it. That line
-begins the next run. For example, these lines are two runs, because the steps begin again:
+`group_lines` handles each source ("PY", "RUST") on its own. `log_steps` merges the lines below one heading
+and gives a step to lines that print none. Then lines are added to a run until one cannot belong to it. That
+line begins the next run. For example, these lines are two runs, because the steps begin again:
 
     [PY ODE] step 1: x max=4.18
     [PY ODE] step 2: x max=4.05

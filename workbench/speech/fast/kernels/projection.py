@@ -48,7 +48,7 @@ def project(
         Whether to apply SwiGLU: silu(first half of the products) * second half.
     precision : {"tf32x3", "tf32"}
         Precision of the matrix product where x has more than one row and weights are float32: three TF32
-        products each, or one.
+        products for each float32 product, or one.
         Ignored for a single row and for bfloat16 weights.
 
     Returns
