@@ -47,8 +47,8 @@ CHUNKS_AHEAD = 2
 PROMPT_BUCKET = 64  # positions; prompts are padded to a multiple, so that a few graphs serve all lengths
 MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
 MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
-# Options that may differ between the rows of a batch. In the key of an idle decoder they have these values, so
-# that one decoder serves all rows.
+# Options that may differ between the rows of a batch. In the key of an idle decoder they have these values,
+# so that one decoder serves all rows.
 PER_ROW_OPTIONS = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
 
 
