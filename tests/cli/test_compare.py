@@ -39,8 +39,10 @@ def test_traces_can_be_compared(tmp_path, capsys):
         and "option cfg_rate: 0.7 and 0.5" in out
     )
     assert "wrong for what it was given: inputs or options differ" in out and "adds an error" not in out
-    assert "--all prints every row" in out and "MATCH" not in out
+    assert "rel_l2" in out and "MATCH" not in out  # the rows that are wrong
     assert json.loads(rows.read_text())["verdict"] == "DIVERGED"
+    assert main(["compare", a, b, "--fail-on", "never", "--all"]) == 0
+    assert "MATCH" in capsys.readouterr().out
     assert main(["compare", a, b, "--fail-on", "never", "--brief"]) == 0
     brief = capsys.readouterr().out
     assert brief.startswith("DIVERGED") and "rel_l2" not in brief

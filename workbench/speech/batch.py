@@ -70,7 +70,7 @@ class _SharedRecorder:
         return any(record.wants(name) for record in self.records)
 
     def add(self, name: str, value: Tensor, prompt_frames: int = 0) -> None:
-        """Add a field; the first `prompt_frames` of its mel frames belong to the voice prompt."""
+        """Record a field of the run. Its first `prompt_frames` mel frames are those of the voice prompt."""
         for record in self.records:
             record.add(name, value, prompt_frames)
 
@@ -131,9 +131,9 @@ def _batches(stage: str, runs: Sequence[_Run]) -> Iterator[list[list[_Run]]]:
 def _row_key(stage: str, run: _Run) -> Hashable:
     """Return a key that is equal for runs which get the same output from a stage.
 
-    That is the case when the options of the stage are equal, and its inputs: the utterance and the output of
-    the stage before. Tokens are equal if their values are. Runs that shared
-    a row of the flow hold the same mel tensor, so its id identifies the mel.
+    Runs get the same output if the utterance, the options of the stage and the output of the stage before are
+    equal. Speech tokens are compared by value. Mels are compared by identity, because runs that shared a row of
+    the flow hold the same tensor.
     """
     options = tuple(run.options.of_stage(stage).items())
     if stage == LM:

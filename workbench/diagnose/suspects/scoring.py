@@ -29,15 +29,15 @@ from workbench.diagnose.suspects.simulate import RANK
 # A score is the number of decades (powers of ten) by which a distance exceeds what rounding and storage
 # explain.
 MIN_WRONG_SCORE = 0.15  # a factor of 1.4; a result with a higher score is wrong
-MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this gives the candidate's result
+MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this reproduces the candidate's result
 # Some faults round values or draw random numbers. Our model cannot predict every value of their errors, since
 # another implementation rounds and draws in its own way. Such a fault gets this score where the candidate's
-# error looks like one that the fault makes. The score is above 0, so that a fault that predicts every value
-# comes first.
+# error looks like one that the fault makes. The score is above 0, so that faults whose errors are predicted
+# exactly come first.
 LIKENESS_SCORE = MIN_WRONG_SCORE
-# Two draws of random numbers may have nearly the same minimum, maximum or mean. So an error in these may be
-# ten times (one decade) smaller than a fault with random numbers would make it, and the fault is still
-# possible.
+# Two draws of random numbers may have nearly the same minimum, maximum or mean by chance. So a fault that
+# draws random numbers is still possible if the error in such statistics is ten times (one decade) smaller
+# than expected.
 MAX_CHANCE_SCORE = 1.0
 MIN_DRAWS = 2  # random draws that are needed to know how far draws are from each other
 
@@ -165,7 +165,7 @@ class Scorer:
     # ---- what the search needs
 
     def groups(self) -> list[list[int]]:
-        """Return the observations in groups that are explained one after another, in causal order.
+        """Return groups of observations, in causal order. The search explains one group after another.
 
         A field with local predictions is a group of its own. In a simulated run, later fields inherit the
         errors of earlier ones: the fields of the ODE's loop are then one group, and each other field is one.

@@ -40,15 +40,15 @@ from workbench.speech.models.lm import LM, LMStep
 if TYPE_CHECKING:
     from workbench.speech.fast.kernels.lm import TritonDecodeStep
 
-CHUNK_TOKENS = 4  # between two transfers to the host: few, because stopped rows compute to its end
+CHUNK_TOKENS = 4  # tokens decoded between two transfers to the host; rows stop only after a chunk
 # Chunks queued on a GPU behind the one that the host waits for. They keep the GPU busy while the host draws
 # random numbers, which takes a varying time.
 CHUNKS_AHEAD = 2
 PROMPT_BUCKET = 64  # positions; prompts are padded to a multiple, so that a few graphs serve all lengths
 MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
 MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
-# Options that may differ between the rows of a batch. In the key of an idle decoder they have these values,
-# so that one decoder serves all rows.
+# Options that may differ between the rows of a batch. A decoder serves rows with any of these options, so they
+# are replaced by fixed values in the key that idle decoders are found by.
 PER_ROW_OPTIONS = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
 
 
@@ -97,8 +97,8 @@ class FastLM:
             Ids that sound like silence or breath.
         graphs : CudaGraphPool
         exact : bool
-            Round where `LM` rounds. If False, on a GPU, float32 products may be computed in TF32, and with
-            bfloat16 weights the hidden states between the layers are float32.
+            Whether results must be rounded where `LM` rounds them. If False, a GPU may compute float32 products
+            in TF32, and hidden states may stay in float32 where the weights are bfloat16.
         """
         layers = fuse_layers(lm)
         if not _can_use_kernels(lm, exact):
@@ -248,7 +248,7 @@ class _BatchDecoder:
         picks_between_refills = (self.chunks_ahead + 1) * CHUNK_TOKENS
         self.sampler = DeviceSampler(options, c, fast.silent_tokens, rows, picks_between_refills, device)
         self._max_position = 0  # no row can be beyond this position of the cache
-        self._tokens_left = 0  # how many tokens of the row with the highest limit are not queued yet
+        self._tokens_left = 0  # tokens that are still to be queued, for the row that may have most
         with fast.graphs.on_compile():
             fast.decode_step.compile_for(rows)
         # One graph for each number of cached positions that attention may read. All are captured now and not

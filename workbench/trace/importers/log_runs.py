@@ -179,7 +179,8 @@ class LoggedRun:
     def _slot(self, printed: PrintedValue, step: int | None) -> Slot | None:
         """Return where a statistic belongs.
 
-        None for what is no statistic (a shape, a length, token ids), and for a step before the first one.
+        Return None if the value is no statistic but a shape, token ids or the number of prompt frames, and if
+        its step comes before the first one.
         """
         if printed.kind in (SHAPE, IDS, "prompt_frames"):
             return None
@@ -276,8 +277,8 @@ def _is_after_ode(field: str) -> bool:
 def _as_tensor(field: str, entries: dict[int | None, Statistics]) -> tuple[Tensor, list]:
     """Return the statistics of a field in the schema's order, and their half units as nested lists.
 
-    The schema has them for the prompt's frames, for the target's and for all. A log prints those of all
-    frames, so the others are NaN.
+    Fields with frames have statistics of three regions: the prompt, the target and all frames. A log prints
+    the statistics of all frames, so those of the two other regions are NaN.
     """
     is_looped_field = None not in entries
     n_entries = max(entries) + 1 if is_looped_field else 1
