@@ -132,8 +132,8 @@ def _row_key(stage: str, run: _Run) -> Hashable:
     """Return a key that is equal for runs which get the same output from a stage.
 
     Runs get the same output if the utterance, the options of the stage and the output of the stage before are
-    equal. Speech tokens are compared by value. Mels are compared by identity, because runs that shared a row of
-    the flow hold the same tensor.
+    equal. Speech tokens are compared by value. Mels are compared by identity, because runs that shared a row
+    of the flow hold the same tensor.
     """
     options = tuple(run.options.of_stage(stage).items())
     if stage == LM:

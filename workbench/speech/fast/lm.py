@@ -47,8 +47,8 @@ CHUNKS_AHEAD = 2
 PROMPT_BUCKET = 64  # positions; prompts are padded to a multiple, so that a few graphs serve all lengths
 MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
 MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
-# Options that may differ between the rows of a batch. A decoder serves rows with any of these options, so they
-# are replaced by fixed values in the key that idle decoders are found by.
+# Options that may differ between the rows of a batch. A decoder serves rows with any of them, so they are
+# replaced by fixed values in the key that idle decoders are found by.
 PER_ROW_OPTIONS = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
 
 
@@ -97,8 +97,8 @@ class FastLM:
             Ids that sound like silence or breath.
         graphs : CudaGraphPool
         exact : bool
-            Whether results must be rounded where `LM` rounds them. If False, a GPU may compute float32 products
-            in TF32, and hidden states may stay in float32 where the weights are bfloat16.
+            Whether results must be rounded where `LM` rounds them. If False, a GPU may compute float32
+            products in TF32, and hidden states may stay in float32 where the weights are bfloat16.
         """
         layers = fuse_layers(lm)
         if not _can_use_kernels(lm, exact):
