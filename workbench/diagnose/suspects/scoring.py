@@ -1,10 +1,9 @@
 """Score how well sets of faults explain what another implementation of the model recorded.
 
-The *candidate* is a run of the other implementation. A *fault* is a known mistake, such as a wrong sign; our
-model can be given it. An *observation* is one result of the candidate. It has a function that predicts the
-result for any set of faults. The prediction is *local* if our model is called once, on the inputs that the
-candidate recorded.
-Otherwise a run of all stages up to the result is simulated.
+The *candidate* is a run of the other implementation. A *fault* is a known mistake, such as a wrong sign, that
+we can build into our model. An *observation* is one result of the candidate. It has a function that predicts
+the result for any set of faults. The prediction is *local* if our model is called once, on the inputs that
+the candidate recorded. Otherwise a run of all stages up to the result is simulated.
 """
 
 import functools
@@ -35,9 +34,9 @@ MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this reproduces
 # error looks like one that the fault makes. The score is above 0, so that faults whose errors are predicted
 # exactly come first.
 LIKENESS_SCORE = MIN_WRONG_SCORE
-# Two draws of random numbers may have nearly the same minimum, maximum or mean by chance. So a fault that
-# draws random numbers is still possible if the error in such statistics is ten times (one decade) smaller
-# than expected.
+# Two draws of random numbers may have nearly the same minimum, maximum or mean by chance. So in such
+# statistics an error may be up to ten times (one decade) smaller than a fault with random numbers would make
+# it.
 MAX_CHANCE_SCORE = 1.0
 MIN_DRAWS = 2  # random draws that are needed to know how far draws are from each other
 

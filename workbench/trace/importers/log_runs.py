@@ -179,8 +179,8 @@ class LoggedRun:
     def _slot(self, printed: PrintedValue, step: int | None) -> Slot | None:
         """Return where a statistic belongs.
 
-        Return None if the value is no statistic but a shape, token ids or the number of prompt frames, and if
-        its step comes before the first one.
+        Return None if the value is a shape, token ids or the number of prompt frames, or if its step comes
+        before the first one.
         """
         if printed.kind in (SHAPE, IDS, "prompt_frames"):
             return None
