@@ -28,7 +28,7 @@ def client():
     with (
         dask.config.set(config),
         LocalCluster(
-            2, threads_per_worker=1, dashboard_address=None, memory_limit=0, silence_logs=50
+            2, threads_per_worker=1, dashboard_address=":0", memory_limit=0, silence_logs=50
         ) as cluster,
         Client(cluster) as client,
     ):
