@@ -18,12 +18,12 @@ demo: .venv/installed
 	@echo "  $(BIN)/workbench speak 'Hello!' --option n_timesteps=1 --name one_step"
 	@echo "Then 'make lab' and notebooks/00-start-here.ipynb."
 
-# Each worker computes in one thread: the models are small, and more threads would wait for each other.
+# Two workers of one thread each: the models are small, and more threads would wait for each other.
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 quick: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" --hypothesis-profile=quick
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" --hypothesis-profile=quick -n $(WORKERS) --dist loadgroup
 
 lint: .venv/installed
 	$(BIN)/ruff check .
