@@ -1,12 +1,11 @@
 """`workbench bisect`: find the submodule in which another implementation makes its error."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from workbench.cli.common import Device, Names, Voice, open_pipe, open_traces, table_text
+from workbench.cli.common import Device, Names, Voice, json_text, open_pipe, open_traces, table_text
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 
@@ -50,7 +49,7 @@ def bisect(
         theirs = Trace(theirs.data, theirs.attrs, theirs.taps | dump.taps)
     found = bisect_runs(mine, theirs, open_pipe(voice, device), stage)
     if as_json:
-        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+        print(json_text(found))
     else:
         _print_bisection(found)
     if out and found.next_taps:

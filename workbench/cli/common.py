@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -42,6 +42,13 @@ Names = Annotated[
     str | None,
     typer.Option("--names", help="Table of what logs call tensors.", show_default="logs.toml of the package"),
 ]
+
+
+class HasDict(Protocol):
+    """A result that JSON can hold."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values."""
 
 
 def options_of(pairs: Sequence[str]) -> dict[str, object]:
@@ -116,6 +123,11 @@ def open_traces(paths: Sequence[str], names: str | None) -> "list[Trace]":
     from workbench.trace.importers.logs import open_run
 
     return [open_run(path, names or NAMES) for path in paths]
+
+
+def json_text(found: HasDict) -> str:
+    """Return a result as JSON for a terminal or a file."""
+    return json.dumps(found.to_dict(), indent=1, allow_nan=False)
 
 
 def table_text(frame: "pd.DataFrame", digits: int = 3) -> str:

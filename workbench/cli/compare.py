@@ -1,6 +1,5 @@
 """`compare`, `report`, `diagnose`, `suspects`: two runs side by side, and which known fault it was."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +11,7 @@ from workbench.cli.common import (
     OtherVoice,
     Voice,
     did_you_mean,
+    json_text,
     open_pipe,
     open_traces,
     table_text,
@@ -58,20 +58,16 @@ def compare(
     pipe = open_pipe(voice, device) if voice else None
     found = compare_runs(*pair, pipe)
     if as_json:
-        print(_json_text(found))
+        print(json_text(found))
     else:
         _print_comparison(found, brief, all_rows)
     if out:
         with atomic_write(out) as draft:
-            draft.write_text(_json_text(found), encoding="utf-8")
+            draft.write_text(json_text(found), encoding="utf-8")
     if fail_on == "never":
         return 0
     failed = VERDICTS.index(found.verdict) >= VERDICTS.index(fail_on.upper())
     return int(failed or bool(found.causes))
-
-
-def _json_text(found: "Comparison") -> str:
-    return json.dumps(found.to_dict(), indent=1, allow_nan=False)
 
 
 def _print_comparison(found: "Comparison", brief: bool, all_rows: bool) -> None:

@@ -1,11 +1,10 @@
 """The sound side of `compare`, `report` and `diagnose`: what they do when they are given sound files."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.cli.common import open_traces, table_text
+from workbench.cli.common import json_text, open_traces, table_text
 from workbench.files import atomic_write
 
 if TYPE_CHECKING:
@@ -38,9 +37,8 @@ def compare_sound_files(
     from workbench.diagnose.sounds.sound_comparison import SOUND_VERDICTS
 
     found = compare_sounds(*_open([reference, candidate], names))
-    text = json.dumps(found.to_dict(), indent=1, allow_nan=False)
     if as_json:
-        print(text)
+        print(json_text(found))
     else:
         for path in (reference, candidate):
             if not any_sound([path]):
@@ -54,7 +52,7 @@ def compare_sound_files(
                 print(table_text(found.bands))
     if out:
         with atomic_write(out) as draft:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_text(json_text(found), encoding="utf-8")
     if fail_on == "never":
         return 0
     is_changed = fail_on == "rounding" and bool(found.differing)

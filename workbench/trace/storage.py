@@ -155,9 +155,15 @@ def perturbed(x: Tensor, storage: Storage, generator: torch.Generator) -> Tensor
 
 def perturbed_trace(trace: Trace, coarse: Mapping[str, Storage], seed: int) -> Trace:
     """Return a trace that would be stored as `trace`: every coarse field is perturbed."""
+    return Trace(dict(trace.data) | perturbed_values(trace.data, coarse, seed), trace.attrs)
+
+
+def perturbed_values(
+    values: Mapping[str, Tensor], coarse: Mapping[str, Storage], seed: int
+) -> dict[str, Tensor]:
+    """Return the coarse ones among named tensors, each perturbed."""
     generator = torch.Generator().manual_seed(seed)
-    changed = {name: perturbed(trace[name], storage, generator) for name, storage in coarse.items()}
-    return Trace(dict(trace.data) | changed, trace.attrs)
+    return {name: perturbed(values[name], storage, generator) for name, storage in coarse.items()}
 
 
 def beyond_storage(found: Tensor, expected: Tensor, storage: Storage | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.diagnose.bisect.bisection import Bisection, InputDifference
 from workbench.diagnose.bisect.stages import SOURCE, StageTaps, Values, stage_taps, time_knot
-from workbench.diagnose.bisect.step_check import Check, check_step, match_branches
+from workbench.diagnose.bisect.step_check import HALF, Check, check_step, match_branches
 from workbench.diagnose.compare.compare import INPUT_TOLERANCE
 from workbench.diagnose.compare.distance import relative
 from workbench.diagnose.compare.rounding import StoredRun, recompute
@@ -27,7 +27,6 @@ from workbench.trace.storage import beyond_storage, storage_of
 from workbench.trace.trace import Trace
 
 STEP_TOLERANCE = 1e-6  # of an ODE time: a float32 knot is this close to the exact one
-HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def bisect(
@@ -146,8 +145,8 @@ def _exact_time(
     forms = {storage.name for x in recorded.values() if (storage := storage_of(x))}
     near = [float((knot - time.double()).abs().max()) <= STEP_TOLERANCE]
     near += [
-        torch.equal(knot.to(dtype).double().expand(time.shape), time.double())
-        for name, dtype in HALF.items()
+        torch.equal(knot.to(getattr(torch, name)).double().expand(time.shape), time.double())
+        for name in HALF
         if name in forms
     ]
     if any(near):

@@ -13,7 +13,7 @@ from workbench.diagnose.compare.distance import relative
 from workbench.diagnose.compare.rounding import PERTURBED_TRACES, Recomputed
 from workbench.speech.models.numerics import exact_float32
 from workbench.speech.pipeline import Pipeline
-from workbench.trace.storage import Storage, beyond_storage, perturbed, storage_of
+from workbench.trace.storage import Storage, beyond_storage, perturbed_values, storage_of
 
 # Another explanation of an error holds where it leaves less than this share of it.
 EXPLAINED = 0.1
@@ -82,8 +82,7 @@ def check_step(stage: StageTaps, pipe: Pipeline, step: int, recorded: Values) ->
     def checks_with(coarse: Mapping[str, Storage]) -> list[Check]:
         variants = []
         for seed in range(PERTURBED_TRACES if coarse else 0):
-            generator = torch.Generator().manual_seed(seed)
-            changed = {name: perturbed(filled[name], form, generator) for name, form in coarse.items()}
+            changed = perturbed_values(filled, coarse, seed)
             variants.append(recompute_taps(stage, models["float32"], filled | changed))
         checks = []
         for tap in stage.taps:

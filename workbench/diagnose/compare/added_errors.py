@@ -13,15 +13,10 @@ from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.schema import SUFFIX
-from workbench.trace.trace import Trace
 
 Place = tuple[str, int | None]  # a field, and its knot, step or draw; None for a whole field
 # Place -> (relative L2 that the candidate adds on its own inputs, relative L2 that rounding explains of it).
 Errors = dict[Place, tuple[float, float]]
-
-
-def _is_recorded(trace: Trace, field: str, index: int | None) -> bool:
-    return field in trace and (index is None or index < len(trace[field]))
 
 
 def added_errors(
@@ -50,16 +45,9 @@ def added_errors(
     errors: Errors = {}
     unchecked: dict[str, str] = {}
     for step in transitions(candidate):
-        recorded = []
-        for field in step.outputs:
-            if _is_recorded(candidate, field, step.index):
-                recorded.append(field)
-        missing = step.missing_inputs(candidate)
-        cut = sorted(target_only.intersection((*step.inputs, *recorded)))
-        if missing or cut:
-            reason = f"{', '.join(missing)} not recorded"
-            if cut:
-                reason = f"{', '.join(cut)} recorded without the prompt's frames"
+        recorded = step.recorded_outputs(candidate)
+        reason = step.obstacle(candidate, target_only)
+        if reason:
             unchecked |= dict.fromkeys((place_name(field, step.index) for field in recorded), reason)
         elif recorded:
             errors.update(_errors_of_step(step, recorded, run, pipe, options))

@@ -36,6 +36,7 @@ from workbench.diagnose.compare.rounding import StoredRun, checkpoint_objection
 from workbench.diagnose.compare.transitions import (
     FLOAT64_PRECISION,
     entry,
+    is_recorded,
     loop_dimension,
     target_fields,
     transitions,
@@ -45,7 +46,7 @@ from workbench.speech.pipeline import Pipeline
 from workbench.trace.importers.logs import open_run
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, dims_of
-from workbench.trace.storage import Storage, beyond_storage, coarse_fields
+from workbench.trace.storage import Storage, beyond_storage
 from workbench.trace.trace import Trace
 
 DEFAULT_TOLERANCE = 1e-5  # relative L2 taken for rounding without a checkpoint to measure it
@@ -106,19 +107,19 @@ def compare(
     # What the candidate adds at each place. Fields of different runs cannot be recomputed from each other.
     added: Errors = {}
     unchecked: dict[str, str] = {}
-    stored = StoredRun(candidate)
+    stored_reference, stored = StoredRun(reference), StoredRun(candidate)
+    storages = [stored_reference.coarse, dict(stored.coarse)]  # as stored; `added_errors` may drop a form
     storage_notes = stored.describe()
     objection = ""
     target_only = target_fields(reference, candidate)
     if pipe is not None:
-        objection = checkpoint_objection(StoredRun(reference), pipe, _options(reference, reference, pipe))
+        objection = checkpoint_objection(stored_reference, pipe, _options(reference, reference, pipe))
         if objection:
             unchecked["everything"] = "the reference is not what this checkpoint gives"
         elif inconsistent_lengths(candidate) and not target_only:
             unchecked["everything"] = "the candidate's fields are not of one run"
         else:
             added, unchecked = added_errors(stored, pipe, options, target_only)
-    storages = [coarse_fields(reference), coarse_fields(candidate)]
 
     rows = []
     for field, index in _places(reference, candidate):
@@ -319,9 +320,7 @@ def _compare_place(
 
 
 def _entry_or_none(trace: Trace, field: str, index: int | None) -> Tensor | None:
-    if field not in trace or (index is not None and index >= len(trace[field])):
-        return None
-    return entry(trace, field, index)
+    return entry(trace, field, index) if is_recorded(trace, field, index) else None
 
 
 # ---- what rounding explains

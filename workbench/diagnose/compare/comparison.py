@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from workbench.diagnose.compare.distance import join_places, place_name
+from workbench.diagnose.compare.distance import join_places, place_of
 from workbench.diagnose.compare.transitions import transitions
 from workbench.errors import WorkbenchError
 from workbench.trace.trace import Trace
@@ -130,7 +130,7 @@ class Comparison:
 
     def _inherited(self, row: pd.Series) -> str:
         """Say what is known where the runs part and no result that was recomputed is wrong."""
-        place = _place_of(row)
+        place = place_of(row)
         # Entries of a loop are checked one by one, but a whole field may be unchecked as well.
         reason = self.unchecked.get(place, self.unchecked.get(row["field"], self.unchecked.get("everything")))
         if reason is not None:
@@ -224,15 +224,11 @@ class Comparison:
         return f"<div><b>{escape(self.line)}</b><ul>{items}</ul>{shown}{every}</div>"
 
 
-def _place_of(row: pd.Series) -> str:
-    return place_name(row["field"], None if pd.isna(row["index"]) else int(row["index"]))
-
-
 def _describe(row: pd.Series) -> str:
     """Return the place of a row with its verdict and error, such as "flow/x[1] (SHAPE, (3,) and (4,))"."""
     error = row["note"] if pd.isna(row["rel_l2"]) else f"relative L2 {row['rel_l2']:.2g}"
     details = [row["verdict"], error] if error else [row["verdict"]]
-    return f"{_place_of(row)} ({', '.join(details)})"
+    return f"{place_of(row)} ({', '.join(details)})"
 
 
 def _inputs_of(row: pd.Series) -> tuple[str, ...]:

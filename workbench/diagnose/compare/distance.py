@@ -106,6 +106,11 @@ def place_name(field: str, index: int | None) -> str:
     return field.removesuffix(SUFFIX) if index is None else f"{field}[{index}]"
 
 
+def place_of(row: pd.Series) -> str:
+    """Return the name of the place of a row with `field` and `index`."""
+    return place_name(row["field"], None if pd.isna(row["index"]) else int(row["index"]))
+
+
 def join_places(places: Iterable[str]) -> str:
     """Return places with the entries of each field joined.
 

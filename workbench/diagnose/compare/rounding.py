@@ -4,6 +4,7 @@ Rounding is measured: our own result in float32 against the one in float64. Stor
 run stored its numbers coarsely, our model is run again on inputs that would have been stored the same.
 """
 
+import functools
 from typing import NamedTuple
 
 from torch import Tensor
@@ -36,18 +37,17 @@ class StoredRun:
     trace : Trace
     coarse : dict of str to Storage
         Fields that were not stored in full float32.
-    perturbed : list of Trace
-        The run with other lost digits; empty where every field is full float32.
     """
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self.coarse: dict[str, Storage] = coarse_fields(trace)
-        self._perturb()
 
-    def _perturb(self) -> None:
+    @functools.cached_property
+    def perturbed(self) -> list[Trace]:
+        """The run with other lost digits; empty where every field is full float32."""
         seeds = range(PERTURBED_TRACES) if self.coarse else ()
-        self.perturbed = [perturbed_trace(self.trace, self.coarse, seed) for seed in seeds]
+        return [perturbed_trace(self.trace, self.coarse, seed) for seed in seeds]
 
     def take_as_computed(self, field: str) -> None:
         """Take a coarse field as it is: it was computed with so few digits, not merely stored with them.
@@ -56,7 +56,7 @@ class StoredRun:
         it was then computed from these very values.
         """
         del self.coarse[field]
-        self._perturb()
+        self.__dict__.pop("perturbed", None)  # those that were made changed this field
 
     def distance(self, field: str, found: Tensor, expected: Tensor) -> float:
         """Return the relative L2 distance of a recorded result to ours beyond what its storage explains."""

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from workbench.diagnose.compare.distance import place_name
+from workbench.diagnose.compare.distance import place_of
 from workbench.diagnose.compare.transitions import entry, loop_dimension
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.log_runs import HALF_UNITS
@@ -129,13 +129,13 @@ def hints(rows: pd.DataFrame) -> list[str]:
     ends_at_other_size = not 1 / MIN_GROWTH < last["norm_ratio"] < MIN_GROWTH
     if starts_at_same_size and first["verdict"] == "DIVERGED":
         found.append(
-            f"{_place_of(first)}: extremes or signs differ while the size is the same "
+            f"{place_of(first)}: extremes or signs differ while the size is the same "
             f"({first['norm_ratio']:.2f} times): did the runs start from other noise?"
         )
     if starts_at_same_size and ends_at_other_size:
         found.append(
-            f"flow/x: of one size at {_place_of(first)} ({first['norm_ratio']:.2f} times the reference's) "
-            f"and {last['norm_ratio']:.2f} times at {_place_of(last)}: other noise alone would not do that"
+            f"flow/x: of one size at {place_of(first)} ({first['norm_ratio']:.2f} times the reference's) "
+            f"and {last['norm_ratio']:.2f} times at {place_of(last)}: other noise alone would not do that"
         )
     return found
 
@@ -214,7 +214,3 @@ def _shape(trace: Trace, field: str) -> tuple[int, ...] | None:
         return tuple(trace[field].shape[1 if loop_dimension(field) else 0 :])
     printed = trace.attrs.get("shapes", {}).get(field)
     return tuple(printed) if printed else None
-
-
-def _place_of(row: pd.Series) -> str:
-    return place_name(row["field"], int(row["index"]))

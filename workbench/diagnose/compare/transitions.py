@@ -6,7 +6,7 @@ the run recorded the same values, any error in them came with the inputs.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import NamedTuple
 
 import torch
@@ -71,6 +71,30 @@ class Transition(NamedTuple):
     def can_recompute(self, trace: Trace) -> bool:
         """Whether the trace holds all inputs."""
         return not self.missing_inputs(trace)
+
+    def recorded_outputs(self, trace: Trace) -> list[str]:
+        """Return the outputs that the trace holds."""
+        return [name for name in self.outputs if is_recorded(trace, name, self.index)]
+
+    def obstacle(self, trace: Trace, target_only: Set[str]) -> str:
+        """Say why the outputs that a trace holds cannot be recomputed; empty where they can.
+
+        Parameters
+        ----------
+        trace : Trace
+        target_only : set of str
+            Fields without the prompt's frames: nothing can be computed from them, nor they from others.
+        """
+        cut = sorted(target_only.intersection((*self.inputs, *self.recorded_outputs(trace))))
+        if cut:
+            return f"{', '.join(cut)} recorded without the prompt's frames"
+        missing = self.missing_inputs(trace)
+        return f"{', '.join(missing)} not recorded" if missing else ""
+
+
+def is_recorded(trace: Trace, field: str, index: int | None) -> bool:
+    """Whether a trace holds the values of a field, or of one knot, step or draw of it."""
+    return field in trace and (index is None or index < len(trace[field]))
 
 
 def entry(trace: Trace, field: str, index: int | None) -> Tensor:

@@ -19,7 +19,6 @@ Array = np.ndarray
 SoundSource = str | os.PathLike | Trace | Tensor | Array
 MAX_SECONDS = 300  # of a sound; one utterance is far shorter, and memory grows with it
 MIN_RATE, MAX_RATE = 1000, 400_000  # Hz; others are mistaken units
-INTEGER_STEPS = (2.0**-7, 2.0**-15)  # of full scale: 8 and 16 bit
 LOSSY = ("VORBIS", "OPUS", "MPEG", "GSM", "ADPCM", "ULAW", "ALAW")  # of libsndfile's names
 
 
@@ -63,37 +62,20 @@ class SoundInput:
         return int((~np.isfinite(self.samples)).sum())
 
     @cached_property
-    def _grid(self) -> float:
-        """Step of 8-bit or 16-bit integers, as a share of full scale; 0 where the values are no integers.
-
-        The values tell: those of a 16-bit file stay multiples of 1/32768 when a float file is made of them.
-        """
-        for step in INTEGER_STEPS:
-            scaled = self.wav / step
-            if np.array_equal(scaled, np.rint(scaled)):
-                return step
-        return 0.0
-
-    @cached_property
     def _form(self) -> Storage | None:
         return storage_of(torch.from_numpy(self.wav))
 
     def spacing_at(self, values: Array) -> Array:
         """Return the distance of neighbouring numbers in the form that the sound was stored in, (N,)."""
         if self._form is None:
-            spacing = FLOAT32_ERROR * np.abs(values)
-        else:
-            spacing = self._form.spacing_at(torch.from_numpy(values)).numpy()
-        # Quiet integers are exact in half precision as well, whose numbers near zero lie closer together.
-        return np.maximum(spacing, self._grid)
+            return FLOAT32_ERROR * np.abs(values)
+        return self._form.spacing_at(torch.from_numpy(values)).numpy()
 
     @property
     def storage(self) -> str:
         """How the values are stored, in words."""
         if any(name in self.subtype for name in LOSSY):
             return f"lossy ({self.subtype})"
-        if self._grid and self._form and self._form.name.endswith("float16"):
-            return f"{round(-np.log2(self._grid)) + 1} bit"
         return self._form.name if self._form else "floating point"
 
     @property

@@ -25,7 +25,7 @@ from workbench.diagnose.compare.transitions import (
 )
 from workbench.diagnose.suspects.faults import HEALTHY, Fault, Faults, applied, faulty_options
 from workbench.diagnose.suspects.simulate import AUDIO_FIELDS, Predictor
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, first_line
 from workbench.trace.schema import LM_INPUTS, SUFFIX
 from workbench.trace.storage import Storage, beyond_storage
 from workbench.trace.trace import Trace
@@ -68,43 +68,40 @@ class Observed:
     unchecked: dict[str, str] = field(default_factory=dict)  # place -> why nothing can be said of it
 
 
-def observe(candidate: Trace, predictor: Predictor) -> Observed:
+def observe(run: StoredRun, predictor: Predictor) -> Observed:
     """Collect every result of the candidate that can be predicted, and why the others cannot.
 
     A result whose inputs the candidate recorded is predicted from these. Everything else is predicted by
     simulated runs, as far as the predictor can.
     """
+    candidate = run.trace
     observed = Observed()
-    run = StoredRun(candidate)
     local_places: set[tuple[str, int | None]] = set()
-    missing: dict[str, list[str]] = {}  # field -> inputs that a local prediction would need
+    obstacles: dict[str, str] = {}  # field -> why it has no local prediction
 
     # Local predictions: one transition of the run at a time.
     for step in transitions(candidate):
-        recorded = [name for name in step.outputs if _is_recorded(candidate, name, step.index)]
+        recorded = step.recorded_outputs(candidate)
         if not recorded:
             continue
         if step.outputs == ("lm/drawn_token",) and predictor.can_predict("lm/drawn_token"):
             continue  # drawing from the candidate's own probabilities does not show how many it should draw
-        lacking = step.missing_inputs(candidate)
-        lacking += predictor.target_only.intersection((*step.inputs, *recorded))
-        if lacking:
+        if obstacle := step.obstacle(candidate, predictor.target_only):
             for name in recorded:
-                missing.setdefault(name, lacking)
+                obstacles.setdefault(name, obstacle)
             continue
         local_places.update((name, step.index) for name in recorded)
         try:
             results = recompute(step, run, predictor.pipe, predictor.simulator.options)
         except (WorkbenchError, RuntimeError) as error:  # a mel of NaN, or lengths that do not fit
             for name in recorded:
-                reason = f"our model does not run on its inputs ({_first_line(error)})"
+                reason = f"our model does not run on its inputs ({first_line(error)})"
                 observed.unchecked[place_name(name, step.index)] = reason
             continue
         local = list(_local_observations(step, recorded, results, run, predictor))
         observed.observations += local
         for one in local:
-            healthy_distance = one.distance(one.found, one.predict(HEALTHY))
-            if one.field in run.coarse and healthy_distance > one.allowed:
+            if one.field in run.coarse and one.distance(one.found, one.predict(HEALTHY)) > one.allowed:
                 run.take_as_computed(one.field)
     observed.observations += _token_observation(candidate, predictor)
 
@@ -123,22 +120,14 @@ def observe(candidate: Trace, predictor: Predictor) -> Observed:
         if predictor.can_predict(field_name):
             from_runs = list(_run_observations(name, predictor, run, covered))
             reason = "our model does not run on the inputs of this run"
-        elif field_name in missing:
-            reason = f"{', '.join(missing[field_name])} not recorded"
+        elif field_name in obstacles:
+            reason = obstacles[field_name]
         else:
             reason = UNPREDICTABLE.get(field_name, "it follows from nothing that was recorded")
         observed.observations += from_runs
         if not from_runs:
             observed.unchecked[field_name] = reason
     return observed
-
-
-def _is_recorded(candidate: Trace, field_name: str, index: int | None) -> bool:
-    return field_name in candidate and (index is None or index < len(candidate[field_name]))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 # ---- local predictions

@@ -6,6 +6,7 @@ result speaks against the fault. Each group has its own answer. Of two faults, e
 results that it makes wrong, also where the other is unknown.
 """
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -88,7 +89,8 @@ class Search:
     ) -> None:
         self.scorer = scorer
         self.catalogue = catalogue
-        self.of_kinds = of_kinds
+        # Asked once: our model's results with a fault are kept by the fault itself, not by its name.
+        self.of_kinds = functools.cache(of_kinds)
         self.verdicts: list[Verdict] = []
         self.chosen: Faults = HEALTHY
         self.shares: dict[Fault, float] = {}
@@ -122,11 +124,12 @@ class Search:
         if earlier := self._unexplained_before(observations[0]):
             return Verdict(fields, places, reason=f"it may follow from {earlier}, which nothing explains")
 
-        fitting = self._fitting_of_catalogue(group, wrong)
+        listed = self._candidates(self.catalogue, group, wrong)
+        fitting: list[Faults] = [(fault,) for fault in listed if self._explains((fault,), wrong)]
         reason = "the error is too small to tell faults apart"
         average = sum(scorer.score(number, chosen) for number in wrong) / len(wrong)
         if not fitting and average >= MIN_GAIN:
-            fitting, reason = self._fitting_beyond_catalogue(group, wrong)
+            fitting, reason = self._fitting_beyond_catalogue(listed, group, wrong)
         if not fitting:
             return Verdict(fields, places, reason=reason)
         totals = {faults: scorer.total((*chosen, *faults)) for faults in fitting}
@@ -139,12 +142,9 @@ class Search:
                 ties += faults
         return Verdict(fields, places, best, tuple(ties))
 
-    def _fitting_of_catalogue(self, group: list[int], wrong: list[int]) -> list[Faults]:
-        """Return every fault of the catalogue that explains a group."""
-        candidates = self._candidates(self.catalogue, group, wrong)
-        return [(fault,) for fault in candidates if self._explains((fault,), wrong)]
-
-    def _fitting_beyond_catalogue(self, group: list[int], wrong: list[int]) -> tuple[list[Faults], str]:
+    def _fitting_beyond_catalogue(
+        self, listed: list[Fault], group: list[int], wrong: list[int]
+    ) -> tuple[list[Faults], str]:
         """Return faults with a parameter, or pairs of faults, that explain a group, and why none may do."""
         # `is_local`: predicted by one call of our model, not by a simulated run.
         is_local = self.scorer.observations[wrong[0]].is_local
@@ -157,8 +157,7 @@ class Search:
             )
         fitting = self._fitting_of_kinds(tried, wrong)
         if not fitting and is_local:
-            pairs = self._pairs(self._candidates(self.catalogue, group, wrong), wrong)
-            fitting = [pair for pair in pairs if self._explains(pair, wrong)]
+            fitting = [pair for pair in self._pairs(listed, wrong) if self._explains(pair, wrong)]
         return fitting, reason
 
     def _unexplained_before(self, observation: Observation) -> str:

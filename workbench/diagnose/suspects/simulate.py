@@ -66,14 +66,17 @@ class FaultSimulator:
         self.pipe = pipe
         self.options = pipe.checkpoint.options.but(**reference.attrs.get("options", {}))
         self.stored_reference = StoredRun(reference)
-        # Why the reference is no run of this checkpoint; empty where it may be.
-        self.objection = checkpoint_objection(self.stored_reference, pipe, self.options)
         # One cache per simulator and stage: (faults, options) -> trace.
         self._stage_runs = {
             LM: functools.cache(self._run_lm),
             FLOW: functools.cache(self._run_flow),
             HIFT: functools.cache(self._run_hift),
         }
+
+    @functools.cached_property
+    def objection(self) -> str:
+        """Why the reference is no run of this checkpoint; empty where it may be one."""
+        return checkpoint_objection(self.stored_reference, self.pipe, self.options)
 
     def stage_trace(self, stage: str, faults: Faults, options: Options) -> Trace:
         """Return the fields of one stage of a run with faults.

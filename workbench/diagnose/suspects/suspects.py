@@ -79,12 +79,13 @@ def find_suspects(
     if reference is not None and simulator.objection:
         return Diagnosis(objection=f"{simulator.objection}; until then nothing is said of the candidate")
     predictor = Predictor(candidate, simulator)
-    observed = observe(candidate, predictor)
+    run = StoredRun(candidate)
+    notes = run.describe()  # as stored; `observe` may take a field for computed
+    observed = observe(run, predictor)
     if not observed.observations:
         raise WorkbenchError("the candidate has no field that follows from another; record a mel at least")
     _note_silent_stages(observed)
     checked = [observation.name for observation in observed.observations]
-    notes = StoredRun(candidate).describe()
 
     # 1. What is wrong? Other weights make everything wrong, and no fault can be told then.
     all_results = Scorer(observed.observations)
