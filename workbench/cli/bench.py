@@ -189,8 +189,8 @@ def glitches(
     recorded = list(benchmark.recordings(clean or ()))  # an unreadable file ends the work before it begins
     pipe = open_pipe(voice, device, progress=False)
     sentences = tqdm(benchmark.REPORTED_ON, "clean speech", unit=" sentence")
-    unseen = [*benchmark.spoken(pipe, sentences), *recorded]
-    found = benchmark.measure_detectors(pipe, unseen, rate or ())
+    reported_on = [*benchmark.spoken(pipe, sentences), *recorded]
+    found = benchmark.measure_detectors(pipe, reported_on, rate or ())
     print(table_text(found.table))
     print(table_text(found.rates))
     defects = found.alarms[found.alarms["severity"] == "defect"]
@@ -201,8 +201,8 @@ def glitches(
         write_csv(found.rates, alarms)
     if scores:
         sentences = tqdm(benchmark.TUNED_ON, "its scores", unit=" sentence")
-        seen = [*benchmark.recordings([data_path("prompts")]), *benchmark.spoken(pipe, sentences)]
-        measured = benchmark.measure_clean_scores([*seen, *unseen])
+        tuned_on = [*benchmark.recordings([data_path("prompts")]), *benchmark.spoken(pipe, sentences)]
+        measured = benchmark.measure_clean_scores([*tuned_on, *reported_on])
         with atomic_write(Path(scores)) as draft:
             draft.write_text(json.dumps(measured), encoding="utf-8")
     return 0

@@ -284,18 +284,18 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
     result = []
     for view, part in frame.groupby("view", sort=False):
         right, faults = part[part["kind"] == "right run"], part[part["kind"] != "right run"]
-        seen = faults[faults["outcome"] != "hidden"]
-        count = seen["outcome"].value_counts()
-        n = max(len(seen), 1)
+        counted = faults[faults["outcome"] != "hidden"]
+        count = counted["outcome"].value_counts()
+        n = max(len(counted), 1)
         result.append(
             {
                 "view": view,
-                "faults": len(seen),
+                "faults": len(counted),
                 "first block %": 100 * (count.get("part", 0) + count.get("block", 0)) / n,
                 "first part %": 100 * count.get("part", 0) / n,
                 "wrong block": count.get("wrong", 0),
                 "nothing named": count.get("none", 0),
-                "hidden": len(faults) - len(seen),
+                "hidden": len(faults) - len(counted),
                 "right runs": len(right),
                 "accused": int((right["outcome"] == "accused").sum()),
             }

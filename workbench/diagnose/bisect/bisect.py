@@ -80,9 +80,9 @@ def bisect(
     unchecked = unknown
     for step, recorded in sorted(by_step.items()):
         fields = taps.from_fields(pipe, theirs, step)
-        joined = _exact_time(taps, pipe, theirs, step, match_branches(taps, pipe, recorded, fields))
-        checks += _check_blocks_and_parts(taps, pipe, step, joined)
-        found, missing = _input_differences(taps, pipe, mine, theirs, step, joined)
+        combined = _exact_time(taps, pipe, theirs, step, match_branches(taps, pipe, recorded, fields))
+        checks += _check_blocks_and_parts(taps, pipe, step, combined)
+        found, missing = _input_differences(taps, pipe, mine, theirs, step, combined)
         differences += found
         unchecked += missing
     names = {name for recorded in by_step.values() for name in recorded}

@@ -40,7 +40,7 @@ class Inside(NamedTuple):
     """Where a fault was made."""
 
     about: str
-    tap: str  # where its error is seen first; the block where no part of it is more wrong than another
+    tap: str  # where its error shows first; the block where no part of it is more wrong than another
     silent: str = ""  # the block that the faulty program does not call
     padded: bool = False  # the program computes more frames than it is given
 

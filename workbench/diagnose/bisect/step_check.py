@@ -348,10 +348,10 @@ def match_branches(stage: StageTaps, pipe: Pipeline, taps: Values, fields: Value
         return dict(taps)
     best, smallest = dict(taps), float("inf")
     for order in permutations(range(n_branches), batch):
-        joined = dict(taps) | {name: value[list(order)] for name, value in missing.items()}
-        error = _first_error(stage, pipe, joined)
+        combined = dict(taps) | {name: value[list(order)] for name, value in missing.items()}
+        error = _first_error(stage, pipe, combined)
         if error < smallest:
-            best, smallest = joined, error
+            best, smallest = combined, error
     return best
 
 

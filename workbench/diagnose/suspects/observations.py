@@ -265,8 +265,8 @@ def _run_observations(
     if not is_statistics and not is_audio:
         measure = functools.partial(value_distance, storage=run.coarse.get(field_name))
     # Predictions with other lost digits: in the result, where it is compared as a log-mel, and in the inputs.
-    result_stored_alike = predictor.stored_audio(name, run, upstream_precision) if is_audio else []
-    inputs_stored_alike = predictor.stored_alike(name, run, upstream_precision)
+    results_equally_stored = predictor.stored_audio(name, run, upstream_precision) if is_audio else []
+    inputs_equally_stored = predictor.equally_stored(name, run, upstream_precision)
 
     def run_observation(index: int | None) -> Observation:
         """Return the observation of one entry of the field, or of the whole field for None."""
@@ -290,8 +290,8 @@ def _run_observations(
         if exact_here is not None and found_here.shape == healthy_here.shape == exact_here.shape:
             rounding = measure(healthy_here, exact_here)
         # Storage: what the lost digits of the result, and of the inputs of the simulation, may change.
-        of_result = [measure(healthy_here, _at(index, other)) for other in result_stored_alike]
-        of_inputs = [measure(healthy_here, _at(index, other)) for other in inputs_stored_alike]
+        of_result = [measure(healthy_here, _at(index, other)) for other in results_equally_stored]
+        of_inputs = [measure(healthy_here, _at(index, other)) for other in inputs_equally_stored]
         storage = max(of_result, default=0.0) + max(of_inputs, default=0.0)
         allowed = max(RUN_TOLERANCE, ALLOWANCE * min(rounding, RUN_TOLERANCE)) + STORAGE_ALLOWANCE * storage
         follows = predictor.simulated_stages(field_name)

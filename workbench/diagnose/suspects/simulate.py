@@ -234,7 +234,7 @@ class Predictor:
             return None
         return self.comparable(name, trace) if field in trace else None
 
-    def stored_alike(self, name: str, candidate: StoredRun, options: Options) -> list[Tensor]:
+    def equally_stored(self, name: str, candidate: StoredRun, options: Options) -> list[Tensor]:
         """Predict a field by healthy runs from inputs that would have been stored the same.
 
         Empty where the inputs of the simulation were stored in full float32.
