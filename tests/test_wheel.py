@@ -90,7 +90,7 @@ def test_the_wheel_holds_the_package_and_its_data(names):
         "show/player/player.js",
         "show/player/player.css",
         "show/player/player.html",
-        "trace/importers/logs.toml",
+        "trace/importers/logs/logs.toml",
         "data/voices/tiny/llm.safetensors",
         "data/prompts/kumo_0.flac",
         "data/foreign/upstream.toml",

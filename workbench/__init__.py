@@ -40,8 +40,8 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.speech.onnx_estimator import export_onnx
     from workbench.speech.pipeline import Pipeline
     from workbench.speech.stream import StreamState, stream, streamed
-    from workbench.trace.importers.logs import Log, read_log
-    from workbench.trace.importers.mapping import read_foreign
+    from workbench.trace.importers.dumps.mapping import read_foreign
+    from workbench.trace.importers.logs.logs import Log, read_log
     from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
     from workbench.trace.trace import Trace
 
@@ -60,7 +60,7 @@ PUBLIC = {
     "FaultSimulator": "workbench.diagnose.suspects.simulate",
     "Finding": "workbench.diagnose.glitches.glitches",
     "Findings": "workbench.diagnose.glitches.glitches",
-    "Log": "workbench.trace.importers.logs",
+    "Log": "workbench.trace.importers.logs.logs",
     "Options": "workbench.speech.config",
     "Pipeline": "workbench.speech.pipeline",
     "Player": "workbench.show.player.player",
@@ -88,8 +88,8 @@ PUBLIC = {
     "metrics": "workbench.diagnose.experiments.metrics",
     "player": "workbench.show.player.player",
     "plots": "workbench.show.plots",
-    "read_foreign": "workbench.trace.importers.mapping",
-    "read_log": "workbench.trace.importers.logs",
+    "read_foreign": "workbench.trace.importers.dumps.mapping",
+    "read_log": "workbench.trace.importers.logs.logs",
     "run_report": "workbench.show.report.run_reports",
     "stream": "workbench.speech.stream",
     "streamed": "workbench.speech.stream",

@@ -37,7 +37,7 @@ def bisect(
 ) -> int:
     """Find the block and the part of a model in which a run goes wrong."""
     from workbench.diagnose.bisect.bisect import bisect as bisect_runs
-    from workbench.trace.importers.mapping import read_foreign
+    from workbench.trace.importers.dumps.mapping import read_foreign
     from workbench.trace.trace import Trace
 
     if mapping and not taps:

@@ -119,8 +119,8 @@ def open_prompt(path: str | None) -> Path:
 
 def open_traces(paths: Sequence[str], names: str | None) -> "list[Trace]":
     """Open traces and logs; `server.log#2` is the second run of a log."""
-    from workbench.trace.importers.log_lines import NAMES
-    from workbench.trace.importers.logs import open_run
+    from workbench.trace.importers.logs.log_lines import NAMES
+    from workbench.trace.importers.logs.logs import open_run
 
     return [open_run(path, names or NAMES) for path in paths]
 

@@ -5,7 +5,7 @@ import pytest
 
 import workbench as wb
 from tests.show.plots.common import STEPS
-from workbench.trace.importers.logs import read_log
+from workbench.trace.importers.logs.logs import read_log
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -11,8 +11,8 @@ import torch
 
 from workbench.diagnose.compare.compare import compare
 from workbench.diagnose.compare.comparison import VERDICTS
-from workbench.trace.importers.logs import read_log
-from workbench.trace.importers.mapping import read_foreign
+from workbench.trace.importers.dumps.mapping import read_foreign
+from workbench.trace.importers.logs.logs import read_log
 from workbench.trace.schema import FIELDS, REGIONS, STATS, VERSION
 from workbench.trace.trace import KEY, Trace
 

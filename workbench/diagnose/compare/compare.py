@@ -43,7 +43,7 @@ from workbench.diagnose.compare.transitions import (
 )
 from workbench.speech.config import STAGES, Options
 from workbench.speech.pipeline import Pipeline
-from workbench.trace.importers.logs import open_run
+from workbench.trace.importers.logs.logs import open_run
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, dims_of
 from workbench.trace.storage import Storage, beyond_storage

@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.diagnose.compare.distance import place_of
 from workbench.diagnose.compare.transitions import entry, loop_dimension
 from workbench.errors import WorkbenchError
-from workbench.trace.importers.log_runs import HALF_UNITS
+from workbench.trace.importers.logs.log_runs import HALF_UNITS
 from workbench.trace.record import summarise, summarise_regions
 from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace

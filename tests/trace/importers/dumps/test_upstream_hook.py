@@ -11,7 +11,7 @@ from torch import nn
 import workbench as wb
 from workbench.diagnose.compare.compare import compare
 from workbench.speech.models.flow import t_span
-from workbench.trace.importers.mapping import read_foreign
+from workbench.trace.importers.dumps.mapping import read_foreign
 
 HOOK, MAPPING = "data/foreign/upstream_hook.py", "data/foreign/upstream.toml"
 

@@ -8,7 +8,7 @@ the header of its column, else to the tensor that the row names, else to the hea
 import re
 from typing import NamedTuple
 
-from workbench.trace.importers.log_names import (
+from workbench.trace.importers.logs.log_names import (
     NUMBERS,
     OTHER,
     UNKNOWN,
@@ -18,7 +18,7 @@ from workbench.trace.importers.log_names import (
     TensorName,
     with_spaces,
 )
-from workbench.trace.importers.log_numbers import START
+from workbench.trace.importers.logs.log_numbers import START
 
 ALIGNED = (" ", "  ")  # one space between cells, or at least two, so that a cell may hold one
 DELIMITERS = ("|", "\t", ";", ",", *ALIGNED)

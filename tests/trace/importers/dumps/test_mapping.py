@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from workbench.diagnose.compare.compare import compare
 from workbench.diagnose.compare.plausibility import implausible
 from workbench.errors import WorkbenchError
-from workbench.trace.importers.mapping import read_foreign
+from workbench.trace.importers.dumps.mapping import read_foreign
 from workbench.trace.trace import Trace
 
 STEPS = "data/foreign/steps.toml"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.profiles import examples
-from workbench.trace.importers.log_numbers import number_at, read_numbers, split_numbers
+from workbench.trace.importers.logs.log_numbers import number_at, read_numbers, split_numbers
 
 
 def read(*texts):

@@ -19,8 +19,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from workbench.trace.importers.log_lists import GgmlCallbackReader, NodeMean, TokenIdReader
-from workbench.trace.importers.log_names import (
+from workbench.trace.importers.logs.log_lists import GgmlCallbackReader, NodeMean, TokenIdReader
+from workbench.trace.importers.logs.log_names import (
     NAMES,
     NUMBERS,
     OTHER,
@@ -31,15 +31,15 @@ from workbench.trace.importers.log_names import (
     TensorName,
     step_number,
 )
-from workbench.trace.importers.log_numbers import number_at, read_numbers, split_numbers
-from workbench.trace.importers.log_statistics import (
+from workbench.trace.importers.logs.log_numbers import number_at, read_numbers, split_numbers
+from workbench.trace.importers.logs.log_statistics import (
     SHAPE,
     FoundStatistic,
     StatisticFinder,
     plain_text,
     without_colours,
 )
-from workbench.trace.importers.log_tables import Row, TableReader
+from workbench.trace.importers.logs.log_tables import Row, TableReader
 
 IDS = "ids"  # kind of a value that is a list of token ids
 LIST_MARKS = ("-", "•", "|")  # first character of a list item or a table row

@@ -3,8 +3,8 @@
 import re
 from typing import NamedTuple
 
-from workbench.trace.importers.log_names import UNKNOWN, LogNames, TensorName, any_spelling, with_spaces
-from workbench.trace.importers.log_numbers import Rounded, read_numbers
+from workbench.trace.importers.logs.log_names import UNKNOWN, LogNames, TensorName, any_spelling, with_spaces
+from workbench.trace.importers.logs.log_numbers import Rounded, read_numbers
 from workbench.trace.schema import FIELDS
 
 # ---- token ids: "generated_tokens(19): 236 234 8", "speech_token = tensor([[236, 234]], device='cuda:0')"

@@ -18,11 +18,11 @@ import math
 import torch
 from torch import Tensor
 
-from workbench.trace.importers.log_lines import IDS, LogLine, PrintedValue
-from workbench.trace.importers.log_names import LogNames
-from workbench.trace.importers.log_numbers import Rounded
-from workbench.trace.importers.log_statistics import SHAPE
-from workbench.trace.importers.log_steps import (
+from workbench.trace.importers.logs.log_lines import IDS, LogLine, PrintedValue
+from workbench.trace.importers.logs.log_names import LogNames
+from workbench.trace.importers.logs.log_numbers import Rounded
+from workbench.trace.importers.logs.log_statistics import SHAPE
+from workbench.trace.importers.logs.log_steps import (
     STEP_WIDTH,
     counts_from_zero,
     is_looped,

@@ -96,7 +96,7 @@ class LogNames(NamedTuple):
         ) as error:
             raise WorkbenchError(
                 f"{path} could not be read as a table of names ({error!r}); expected TOML with [statistics] "
-                "and [[tensors]]: start from a copy of workbench/trace/importers/logs.toml"
+                "and [[tensors]]: start from a copy of workbench/trace/importers/logs/logs.toml"
             ) from error
         return cls(tensors, statistics, sources, first_step, step_count)
 

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.trace.importers.tensor_files import TensorReaders, check_size, open_tensors
+from workbench.trace.importers.dumps.tensor_files import TensorReaders, check_size, open_tensors
 from workbench.trace.record import in_causal_order
 from workbench.trace.schema import FIELDS, LOOPS, SAMPLE_RATE
 from workbench.trace.trace import Trace

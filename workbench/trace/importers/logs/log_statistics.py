@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from workbench.trace.importers.log_names import NUMBERS, any_spelling, with_spaces
-from workbench.trace.importers.log_numbers import MINUS, START, number_at, split_numbers
+from workbench.trace.importers.logs.log_names import NUMBERS, any_spelling, with_spaces
+from workbench.trace.importers.logs.log_numbers import MINUS, START, number_at, split_numbers
 
 SHAPE = "shape"
 RANGE = "range"

@@ -11,9 +11,9 @@ from html import escape
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.trace.importers.log_lines import FORMAT, NAME, NO_NAME, NUMBER, LineReader
-from workbench.trace.importers.log_names import NAMES
-from workbench.trace.importers.log_runs import MAX_STEPS, group_lines
+from workbench.trace.importers.logs.log_lines import FORMAT, NAME, NO_NAME, NUMBER, LineReader
+from workbench.trace.importers.logs.log_names import NAMES
+from workbench.trace.importers.logs.log_runs import MAX_STEPS, group_lines
 from workbench.trace.trace import Trace
 
 MAX_LINE_LENGTH = 16_384  # characters that are read of a line: 2 minutes of token ids; bounds the memory
@@ -124,7 +124,7 @@ def read_log(path: str | os.PathLike, names: str | os.PathLike = NAMES) -> Log:
     path : path
         A text file of any size. Prefixes, colours, progress bars and lines of several programs may be mixed.
     names : path
-        TOML table of what logs call the tensors; default `workbench/trace/importers/logs.toml`.
+        TOML table of what logs call the tensors; default `workbench/trace/importers/logs/logs.toml`.
 
     Returns
     -------

@@ -6,8 +6,8 @@ k + 1, both counted from 0 in a trace. A log may count steps from 0 or from 1.
 
 from collections import Counter
 
-from workbench.trace.importers.log_lines import IDS, LogLine, PrintedValue
-from workbench.trace.importers.log_names import TensorName
+from workbench.trace.importers.logs.log_lines import IDS, LogLine, PrintedValue
+from workbench.trace.importers.logs.log_names import TensorName
 from workbench.trace.schema import FIELDS, LOOPS
 
 # Logs print the width of a step under this name. The schema has no field for it, but the widths add up to the

@@ -14,10 +14,10 @@ from workbench.cli import main
 from workbench.diagnose.compare.compare import compare
 from workbench.diagnose.compare.plausibility import implausible
 from workbench.errors import WorkbenchError
-from workbench.trace.importers import logs
-from workbench.trace.importers.log_lines import NAMES
-from workbench.trace.importers.log_runs import MAX_RUNS, MAX_STEPS
-from workbench.trace.importers.logs import open_run, read_log
+from workbench.trace.importers.logs import logs
+from workbench.trace.importers.logs.log_lines import NAMES
+from workbench.trace.importers.logs.log_runs import MAX_RUNS, MAX_STEPS
+from workbench.trace.importers.logs.logs import open_run, read_log
 from workbench.trace.schema import STATS
 from workbench.trace.trace import Trace
 
