@@ -1,8 +1,9 @@
 """`workbench speak`: texts in, sound and traces out."""
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,8 +21,12 @@ from workbench.cli.common import (
 )
 from workbench.errors import WorkbenchError
 
+if TYPE_CHECKING:
+    from workbench.speech.frontend.utterance import Utterance
+
 app = typer.Typer()
 SHOWN_TEXT = 48  # characters of a text in the table
+SHOWN_CHANGE = 400  # characters of a text that is spoken otherwise than typed
 EPILOG = (
     "Options for --option: " + ", ".join(OPTION_NAMES) + ".\n\n"
     'Example: workbench speak "Eight months to Mars." --option n_timesteps=1 --trace everything'
@@ -44,6 +49,14 @@ def speak(
         ),
     ] = "zero-shot",
     instruct: Annotated[str | None, typer.Option(help="How to speak, for --mode instruct.")] = None,
+    frontend: Annotated[
+        Literal["workbench", "upstream", "off"],
+        typer.Option(help="Whose rules write the text as it is spoken; off: the text as it is."),
+    ] = "workbench",
+    language: Annotated[
+        str | None,
+        typer.Option(help="Code of the texts' language, such as de.", show_default="guessed"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the LM's draws.")] = 0,
     device: Device = "cpu",
     option: OptionPairs = None,
@@ -63,7 +76,8 @@ def speak(
 ) -> int:
     """Say texts in a prompt's voice and write sound files."""
     recording = open_prompt(prompt)
-    _check_inputs(text, recording, prompt_text, mode, instruct)
+    _check_texts(text, frontend, language)
+    _check_inputs(recording, prompt_text, mode, instruct)
     changes = {"seed": seed} | run_options(option)
     check_device(device)
 
@@ -77,10 +91,12 @@ def speak(
     options = pipe.checkpoint.options.but(**changes)
     cloned = pipe.prompt(recording, prompt_text)
     save = {None: NOTHING, "summary": SUMMARY, "everything": EVERYTHING}[trace]
-    jobs = []
+    jobs: list[tuple[str, Utterance]] = []
+    changes_of_text = []
     for i, one in enumerate(text):
-        for j, utt in enumerate(pipe.prepare_all(one, cloned, mode, instruct)):
-            jobs.append((f"{i}_{j}", utt))
+        utts = pipe.prepare_all(one, cloned, mode, instruct, frontend, language)
+        jobs += [(f"{i}_{j}", utt) for j, utt in enumerate(utts)]
+        changes_of_text += [f"text {i}: {said}" for said in _changes(one, utts)]
     folder = Path(out)
     stem = name or _free_name(folder)
     paths = [folder / f"{stem}_{number}.wav" for number, _ in jobs]
@@ -97,19 +113,38 @@ def speak(
         rows.append({"file": str(path), **stats, "rtf": run.rtf, "text": utt.text[:SHOWN_TEXT]})
     print(table_text(pd.DataFrame(rows), 4))
     print("peak and rms are of full scale, silence is a share of the time, rtf is compute / audio seconds")
+    for said in changes_of_text:
+        print(said)
     for path in written:
         print(f"trace: {path}")
     return 0
 
 
-def _check_inputs(
-    texts: list[str], recording: Path, prompt_text: str | None, mode: str, instruct: str | None
-) -> None:
-    """Check what can be checked before a voice is opened."""
+def _changes(typed: str, utts: "Sequence[Utterance]") -> list[str]:
+    """Say where the spoken text differs from the typed one, beside its spaces, and what is unusual."""
+    given = " ".join(typed.split())
+    said = " ".join(" ".join(utt.normalised for utt in utts).split())
+    found = []
+    if said.replace(" ", "") != given.replace(" ", ""):
+        if len(said) > SHOWN_CHANGE:  # from the first change on
+            first = next((i for i, (a, b) in enumerate(zip(given, said, strict=False)) if a != b), 0)
+            said = f"... {said[first : first + SHOWN_CHANGE]} ..."
+        found.append(f"spoken as {said}")
+    return found + sorted({warning for utt in utts for warning in utt.warnings})
+
+
+def _check_texts(texts: list[str], frontend: str, language: str | None) -> None:
+    """Check texts before a voice is opened."""
     from workbench.speech.frontend.text import normalise
 
+    if language is not None and frontend != "workbench":
+        raise WorkbenchError(f"--language is for --frontend workbench; found --frontend {frontend}")
     for text in texts:
-        normalise(text)  # raises where there is nothing to say
+        normalise(text, language)  # raises where there is nothing to say
+
+
+def _check_inputs(recording: Path, prompt_text: str | None, mode: str, instruct: str | None) -> None:
+    """Check what can be checked before a voice is opened."""
     if not recording.is_file():
         raise WorkbenchError(f"--prompt {recording} is not a file; expected a recording to clone")
     if mode == "instruct" and not (instruct or "").strip():

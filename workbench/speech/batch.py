@@ -90,9 +90,7 @@ def run_batch(
     for utt in utts:
         for options in variants:
             record = Recorder(as_save(save))
-            attrs = note_inputs(record, utt)
-            attrs["estimator"] = estimator_name(runner, options)
-            runs.append(_Run(utt, options, record, attrs))
+            runs.append(_Run(utt, options, record, {"estimator": estimator_name(runner, options)}))
 
     def no_bar(steps: Iterable, name: str, unit: str, total: int | None = None) -> Iterable:
         return steps
@@ -106,7 +104,9 @@ def run_batch(
 
     traces = []
     for run in runs:
-        attrs = run.attrs | provenance(runner, run.options, run.record.save)
+        attrs = (
+            note_inputs(run.record, run.utt) | run.attrs | provenance(runner, run.options, run.record.save)
+        )
         # Every trace has `first_step`, the number of the ODE step at which its record begins. It differs from
         # 0 only for a run that was resumed from another trace; a batch always begins at the start.
         attrs |= {"first_step": 0, "timings": run.seconds, "rows": run.rows}

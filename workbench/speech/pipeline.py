@@ -178,27 +178,37 @@ class Pipeline(StageRunner):
 
     def prepare(
         self,
-        text: str,
+        text: str | Iterable[str],
         prompt: Prompt | str | os.PathLike,
         mode: str = "zero-shot",
         instruct: str | None = None,
+        frontend: str = "workbench",
+        language: str | None = None,
     ) -> Utterance:
         """Turn a text and a prompt into the inputs of the models.
 
         Parameters
         ----------
-        text : str
-            One segment; `prepare_all` splits longer ones.
+        text : str, or iterable of str
+            One segment; `prepare_all` splits longer ones. An iterable is read while it is spoken, piece by
+            piece, and not normalised: for voices that were trained for it.
         prompt : Prompt, or path
             The transcript of a path is read from the `.txt` of the same name beside it.
         mode : {"zero-shot", "cross-lingual", "instruct"}
             See `Frontend.utterance`.
         instruct : str, optional
             How to speak, for the mode "instruct".
+        frontend : {"workbench", "upstream", "off"}
+            Whose rules write the text as it is spoken. "upstream" gives the same tokens as upstream's front
+            end, "off" the text as it is. Tokens of the vocabulary, such as `[breath]`, stay in all of them.
+        language : str, optional
+            Code of the text's language, such as "de", for "workbench"; guessed by default. Numbers become
+            words in English and Chinese alone.
 
         Returns
         -------
         Utterance
+            Its `normalised` text may differ from what was `typed`.
 
         Raises
         ------
@@ -207,20 +217,25 @@ class Pipeline(StageRunner):
 
         Examples
         --------
-        >>> pipe.prepare("Hello.", wb.data_path("prompts/kumo_0.flac")).text
-        'Hello.'
+        >>> prompt = wb.data_path("prompts/kumo_0.flac")
+        >>> pipe.prepare("It costs $5.", prompt).normalised
+        'It costs five dollars.'
+        >>> pipe.prepare("It costs $5.", prompt, frontend="off").normalised
+        'It costs $5.'
         """
-        return self.frontend.utterance(text, self.prompt(prompt), mode, instruct)
+        return self.frontend.utterance(text, self.prompt(prompt), mode, instruct, frontend, language)
 
     def prepare_all(
         self,
-        text: str,
+        text: str | Iterable[str],
         prompt: Prompt | str | os.PathLike,
         mode: str = "zero-shot",
         instruct: str | None = None,
+        frontend: str = "workbench",
+        language: str | None = None,
     ) -> list[Utterance]:
         """Prepare a text of any length: it is split into segments, each an utterance; see `prepare`."""
-        return self.frontend.utterances(text, self.prompt(prompt), mode, instruct)
+        return self.frontend.utterances(text, self.prompt(prompt), mode, instruct, frontend, language)
 
     def prompt(self, source: Prompt | str | os.PathLike, text: str | None = None) -> Prompt:
         """Prepare a recording to clone.

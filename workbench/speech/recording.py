@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Prompt, Utterance
+from workbench.speech.frontend.text import TextStream
 from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded
 from workbench.speech.models.lm import LMStep
@@ -111,9 +112,13 @@ def _conditions(runner: StageRunner, rows: Sequence[Row]) -> list[Condition]:
 
 
 def recorded_inputs(utt: Utterance) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return an utterance as fields and attributes of a trace; `utterance_of` reads them back."""
+    """Return an utterance as fields and attributes of a trace; `utterance_of` reads them back.
+
+    Of a text that arrives as a stream, they hold what has been read so far.
+    """
+    text_token = utt.text_token if utt.text_stream is None else torch.tensor(utt.text_stream.ids)
     data = {
-        "in/text_token": utt.text_token,
+        "in/text_token": text_token.long(),
         "in/prompt_text_token": utt.prompt_text_token,
         "in/lm_prompt_token": utt.lm_prompt_token,
         "in/flow_prompt_token": utt.flow_prompt_token,
@@ -123,7 +128,9 @@ def recorded_inputs(utt: Utterance) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if utt.source_token is not None:
         data["in/source_token"] = utt.source_token
     prompt = {"text": utt.prompt.text, "sha256": utt.prompt.sha256, "seconds": utt.prompt.seconds}
-    return data, {"text": utt.text, "mode": utt.mode, "prompt": prompt}
+    about = {"text": utt.normalised, "mode": utt.mode, "prompt": prompt, "frontend": utt.frontend}
+    about |= {"typed": utt.typed, "warnings": list(utt.warnings)}
+    return data, about | ({} if utt.text_stream is None else {"text_stream": True})
 
 
 def utterance_of(trace: Trace) -> Utterance:
@@ -141,10 +148,26 @@ def utterance_of(trace: Trace) -> Utterance:
     about = {"text": "", "sha256": "", "seconds": 0.0} | trace.attrs.get("prompt", {})
     prompt = Prompt(flow_prompt, mel[None], embedding, **about)
     source = trace.get("in/source_token")
-    said, mode = trace.attrs.get("text", ""), trace.attrs.get("mode", "zero-shot")
-    return Utterance(
-        said, text, prompt_text, lm_prompt, flow_prompt, mel[None], embedding, mode, prompt, source
+    attrs = trace.attrs
+    said, mode = attrs.get("text", ""), attrs.get("mode", "zero-shot")
+    utt = Utterance(
+        said,
+        text,
+        prompt_text,
+        lm_prompt,
+        flow_prompt,
+        mel[None],
+        embedding,
+        mode,
+        prompt,
+        source,
+        typed=attrs.get("typed", ""),
+        frontend=attrs.get("frontend", "workbench"),
+        warnings=tuple(attrs.get("warnings", ())),
     )
+    if attrs.get("text_stream"):
+        return replace(utt, text="", text_token=text[:0], text_stream=TextStream.read(said, text.tolist()))
+    return utt
 
 
 def note_inputs(record: Recorder, utt: Utterance) -> dict[str, Any]:

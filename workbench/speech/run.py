@@ -35,8 +35,7 @@ def run(
     """Speak one prepared utterance; see `Pipeline.synthesise`."""
     record, clock = Recorder(as_save(save)), Clock(runner.device)
     row = Row(utt, options, record)
-    about = note_inputs(record, utt)
-    about["estimator"] = estimator_name(runner, options)
+    estimator = estimator_name(runner, options)
 
     with clock("lm"):
         make_tokens(runner, [row])
@@ -45,7 +44,8 @@ def run(
     with clock("hift"):
         make_sounds(runner, [row])
 
-    about |= provenance(runner, options, record.save)
+    # Only now has a text that arrives as a stream been read.
+    about = note_inputs(record, utt) | {"estimator": estimator} | provenance(runner, options, record.save)
     return Trace(record.finish(), about | {"first_step": 0, "timings": clock.seconds})
 
 
@@ -99,9 +99,7 @@ def run_part(
 
     record, clock = Recorder(as_save(save)), Clock(runner.device)
     row = Row(utt, options, record)
-    about = {} if utt is None else note_inputs(record, utt)
-    if runs_flow:
-        about["estimator"] = estimator_name(runner, options)
+    about = {"estimator": estimator_name(runner, options)} if runs_flow else {}
 
     if first.stage == AT_LM:
         with clock("lm"):
@@ -120,6 +118,8 @@ def run_part(
         with clock("hift"):
             make_sounds(runner, [row])
 
+    if utt is not None:
+        about |= note_inputs(record, utt)
     about |= provenance(runner, options, record.save)
     return Trace(record.finish(), about | {"first_step": first.step, "timings": clock.seconds})
 

@@ -4,6 +4,7 @@ Each stage can be run alone, from somebody else's tokens or mel. `run.py` is the
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 
@@ -16,13 +17,16 @@ from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
+from workbench.speech.frontend.text import TextTokenizer
 from workbench.speech.model_cache import ModelCache
 from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded
 from workbench.speech.models.lm import LMStep
+from workbench.speech.models.lm_bistream import steps_bistream
 from workbench.speech.models.sampling import Sampler, shorten_silences
 from workbench.speech.onnx_estimator import OnnxEstimator
 
+MIN_FILL_PROBABILITY = 0.01  # of an LM that was trained on streamed text, at the end of a turn
 SEEDED_NOISES = 32  # kept of `noise_seed`; each is drawn at full length, 5 MB
 
 
@@ -99,12 +103,21 @@ class StageRunner:
         """Yield (row, draw) in the order in which rows of a batch draw."""
         utts = [utt.to(self.device) for utt in utts]
         if not options[0].eager("lm"):
+            if any(utt.text_stream is not None for utt in utts):
+                raise WorkbenchError("text that arrives as a stream is read with compute='eager' alone")
             yield from self.models.fast_lm(options[0]).steps(utts, options)
             return
         [utt], [own] = utts, options
         sampler = Sampler(own, self.config.lm, self.config.silent_tokens)
-        inputs = (utt.text_token, utt.prompt_text_token, utt.lm_prompt_token)
-        for step in self.stage("lm", own.lm_dtype).steps(*inputs, sampler, own.max_tokens):
+        lm = self.stage("lm", own.lm_dtype)
+        if utt.text_stream is None:
+            inputs = (utt.text_token, utt.prompt_text_token, utt.lm_prompt_token)
+            steps = lm.steps(*inputs, sampler, own.max_tokens)
+        else:
+            chunks = (ids.to(self.device) for ids in utt.text_stream)
+            inputs = (chunks, utt.prompt_text_token, utt.lm_prompt_token, sampler, self._end_of_prompt)
+            steps = steps_bistream(lm, *inputs, own.max_tokens, check_reads_streams)
+        for step in steps:
             yield 0, step
 
     # ---- speech tokens -> mel
@@ -308,11 +321,29 @@ class StageRunner:
         return tqdm(steps, name, total, leave=False, unit=unit, delay=1.0, disable=not self.progress)
 
     @cached_property
+    def _end_of_prompt(self) -> int:
+        return TextTokenizer.load(self.checkpoint.tokenizer).end_of_prompt
+
+    @cached_property
     def _fixed_noise(self) -> Tensor:
         return self.checkpoint.noise.ode()
 
     def _drawn_noise(self, seed: int) -> Tensor:
         return torch.randn(self._fixed_noise.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def check_reads_streams(fill_logp: float) -> None:
+    """Raise a WorkbenchError where an LM does not expect that a turn of a streamed text ends.
+
+    Training on streamed text puts the id `fill` behind each turn, always after the same number of tokens.
+    """
+    probability = math.exp(fill_logp)
+    if probability < MIN_FILL_PROBABILITY:
+        raise WorkbenchError(
+            "this voice was not trained on text that arrives as a stream: at the end of a turn its LM gives "
+            f"the id that asks for more text a probability of {probability:.1e}, and {MIN_FILL_PROBABILITY} "
+            "is the least expected of a trained one. Give the text in one piece"
+        )
 
 
 def check_spoken(utt: Utterance, token: Tensor) -> None:

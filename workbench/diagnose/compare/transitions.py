@@ -26,6 +26,7 @@ Recompute = Callable[[Pipeline, Trace, Options], tuple[Tensor, ...]]
 
 CONDITION_INPUTS = ("lm/speech_token", *FLOW_INPUTS)
 ESTIMATOR_INPUTS = ("flow/x", "flow/t", "flow/mu", "flow/cond", "flow/spks")
+STREAMED_TURNS = "turns of the streamed text"  # no field: what is missing where text arrived as a stream
 SPECTRUM = ("hift/magnitude", "hift/phase", "hift/wav")  # outputs of the vocoder's last part
 
 # Results that follow from nothing that was recorded, and why; any other lacks its inputs.
@@ -114,11 +115,13 @@ def transitions(trace: Trace) -> Iterator[Transition]:
     Some may lack their inputs: ask `Transition.can_recompute`.
     """
     if "lm/drawn_token" in trace:
-        yield Transition(("lm/logp",), None, (*LM_INPUTS, "lm/drawn_token"), _logp)
+        # Between the draws of a streamed text stand pieces of the text; a trace does not say where.
+        turns = (STREAMED_TURNS,) if trace.attrs.get("text_stream") else ()
+        yield Transition(("lm/logp",), None, (*LM_INPUTS, "lm/drawn_token", *turns), _logp)
         yield Transition(("lm/entropy",), None, ("lm/logp",), _entropy)
         # Without our seed the run had another random generator, which rightly draws other tokens.
         if "seed" in trace.attrs.get("options", {}):
-            yield Transition(("lm/drawn_token",), None, ("in/text_token", "lm/logp"), _drawn_token)
+            yield Transition(("lm/drawn_token",), None, ("in/text_token", "lm/logp", *turns), _drawn_token)
         yield Transition(("lm/speech_token",), None, ("lm/drawn_token",), _speech_token)
     yield Transition(("flow/mu", "flow/cond", "flow/spks"), None, CONDITION_INPUTS, _condition)
     if "flow/noise" in trace:

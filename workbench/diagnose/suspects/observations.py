@@ -185,7 +185,8 @@ def _token_observation(candidate: Trace, predictor: Predictor) -> list[Observati
     tokens = candidate.get("lm/drawn_token", candidate.get("lm/speech_token"))
     inputs = [candidate.get(name, reference.get(name)) for name in LM_INPUTS]
     is_conversion = "in/source_token" in candidate or "in/source_token" in reference
-    nothing_known = tokens is None or not len(tokens) or any(value is None for value in inputs)
+    is_streamed = candidate.attrs.get("text_stream") or reference.attrs.get("text_stream")
+    nothing_known = is_streamed or tokens is None or not len(tokens) or any(value is None for value in inputs)
     if "lm/logp" in candidate or is_conversion or nothing_known:
         return []
     pipe, options = predictor.pipe, predictor.simulator.options.but(**UPSTREAM_PRECISION)

@@ -2,10 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,16 @@ from workbench.speech.frontend.audio import (
     whisper_log_mel,
 )
 from workbench.speech.frontend.onnx_session import open_session, run_session
-from workbench.speech.frontend.text import END_OF_PROMPT, TextTokenizer, check_scripts, normalise, split
+from workbench.speech.frontend.text import (
+    END_OF_PROMPT,
+    Reading,
+    TextStream,
+    TextTokenizer,
+    check_frontend,
+    check_scripts,
+    read_text,
+)
+from workbench.speech.frontend.utterance import Prompt, Utterance
 
 MODES = ("zero-shot", "cross-lingual", "instruct")
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -112,107 +120,6 @@ def check_recording(wav: Tensor, sample_rate: int, name: str = "prompt") -> None
         )
 
 
-class _TensorFields:
-    """A frozen dataclass with tensors, which can be moved to a device."""
-
-    def to(self, device: str | torch.device) -> Any:
-        """Return a copy with every tensor on `device`."""
-        moved = {}
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor | _TensorFields):
-                moved[f.name] = value.to(device)
-        return replace(self, **moved)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Prompt(_TensorFields):
-    """A recording whose voice is imitated; `Pipeline.prompt` makes one.
-
-    Parameters
-    ----------
-    speech_token : Tensor (L,)
-        Tokens of the recording.
-    mel : Tensor (1, M, 2L)
-        Natural-log mel, two frames per token.
-    spk_embedding : Tensor (192,)
-        Output of the speaker encoder.
-    text : str
-        Transcript, or empty.
-    sha256 : str
-        Hash of the float32 samples, as they were given.
-    seconds : float
-        Length of the recording, as it was given.
-
-    Examples
-    --------
-    >>> prompt = pipe.prompt(wb.data_path("prompts/kumo_0.flac"))
-    >>> prompt.mel.shape == (1, 80, 2 * len(prompt.speech_token))
-    True
-    """
-
-    speech_token: Tensor
-    mel: Tensor
-    spk_embedding: Tensor
-    text: str
-    sha256: str
-    seconds: float
-
-    def __repr__(self) -> str:
-        return f"Prompt({self.seconds:.2f} s, {len(self.speech_token)} tokens, {self.text!r:.60})"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Utterance(_TensorFields):
-    """The pipeline's input for one segment of text; `Pipeline.prepare` makes one.
-
-    Parameters
-    ----------
-    text : str
-        The normalised text.
-    text_token : Tensor (L,)
-        Its ids.
-    prompt_text_token : Tensor (P,)
-        Ids before those of the text: instruction and transcript of the prompt.
-    lm_prompt_token : Tensor (S,)
-        Speech tokens that the LM continues; empty unless the mode is zero-shot.
-    flow_prompt_token : Tensor (S,)
-        Speech tokens before those of the utterance, for the flow.
-    prompt_mel : Tensor (1, M, 2S)
-        Their mel.
-    spk_embedding : Tensor (192,)
-        Of the prompt.
-    mode : {"zero-shot", "cross-lingual", "instruct", "conversion"}
-        How the prompt is used.
-    prompt : Prompt
-        The recording.
-    source_token : Tensor (L,) or None
-        Conversion: speech tokens of the source recording, which take the place of the LM's.
-
-    Examples
-    --------
-    >>> utt.mode, len(utt.text_token) > 0
-    ('zero-shot', True)
-    >>> utt.to("cpu").flow_prompt_token.equal(utt.prompt.speech_token)
-    True
-    """
-
-    text: str
-    text_token: Tensor
-    prompt_text_token: Tensor
-    lm_prompt_token: Tensor
-    flow_prompt_token: Tensor
-    prompt_mel: Tensor
-    spk_embedding: Tensor
-    mode: str
-    prompt: Prompt
-    source_token: Tensor | None = None
-
-    def __repr__(self) -> str:
-        source = "" if self.source_token is None else f", {len(self.source_token)} source tokens"
-        return f"Utterance({self.text!r:.60}, {self.mode}, {len(self.text_token)} text tokens{source})"
-
-
 class Frontend:
     """Prepare texts and recordings for the models.
 
@@ -282,29 +189,50 @@ class Frontend:
         )
 
     def utterance(
-        self, text: str, prompt: Prompt, mode: str = "zero-shot", instruct: str | None = None
+        self,
+        text: str | Iterable[str],
+        prompt: Prompt,
+        mode: str = "zero-shot",
+        instruct: str | None = None,
+        frontend: str = "workbench",
+        language: str | None = None,
     ) -> Utterance:
         """Prepare one segment of text; it is normalised but not split.
 
         Parameters
         ----------
-        text : str
-            Any text.
+        text : str, or iterable of str
+            Any text. Pieces of an iterable are read while they are spoken, as they are.
         prompt : Prompt
             The voice.
         mode : {"zero-shot", "cross-lingual", "instruct"}
             zero-shot continues the prompt and needs its transcript; the others use its voice alone.
         instruct : str, optional
             How to speak, for the mode "instruct".
+        frontend, language
+            How the text is normalised: see `read_text`.
         """
-        return self._utterance(normalise(text), prompt, mode, instruct)
+        if not isinstance(text, str):
+            return self._streamed(text, prompt, mode, instruct, frontend, language)
+        reading = read_text(text, self.tokenizer, frontend, language)
+        return self._utterance(reading.text, text, reading, prompt, mode, instruct)
 
     def utterances(
-        self, text: str, prompt: Prompt, mode: str = "zero-shot", instruct: str | None = None
+        self,
+        text: str | Iterable[str],
+        prompt: Prompt,
+        mode: str = "zero-shot",
+        instruct: str | None = None,
+        frontend: str = "workbench",
+        language: str | None = None,
     ) -> list[Utterance]:
         """Prepare a text of any length: it is normalised and split, one `Utterance` per segment."""
-        segments = split(normalise(text), self.tokenizer)
-        return [self._utterance(segment, prompt, mode, instruct) for segment in segments]
+        if not isinstance(text, str):
+            return [self._streamed(text, prompt, mode, instruct, frontend, language)]
+        reading = read_text(text, self.tokenizer, frontend, language)
+        return [
+            self._utterance(segment, text, reading, prompt, mode, instruct) for segment in reading.segments
+        ]
 
     def conversion(
         self, source: str | os.PathLike | Tensor, prompt: Prompt, sample_rate: int | None = None
@@ -314,7 +242,25 @@ class Frontend:
         token = self._speech_tokens(resample(wav, rate, WHISPER_RATE))
         return self._assemble("", "", "", prompt, "conversion", source_token=token)
 
-    def _utterance(self, text: str, prompt: Prompt, mode: str, instruct: str | None) -> Utterance:
+    def _streamed(
+        self,
+        pieces: Iterable[str],
+        prompt: Prompt,
+        mode: str,
+        instruct: str | None,
+        frontend: str,
+        language: str | None,
+    ) -> Utterance:
+        check_frontend(frontend, language)
+        unread = Reading("", [""], "off")
+        utt = self._utterance("", "", unread, prompt, mode, instruct)
+        if mode == "cross-lingual":  # what stands before the text is given before the first turn
+            utt = replace(utt, text_token=utt.text_token[:0], prompt_text_token=utt.text_token)
+        return replace(utt, text_stream=TextStream(pieces, self.tokenizer, self.config.scripts))
+
+    def _utterance(
+        self, text: str, typed: str, reading: Reading, prompt: Prompt, mode: str, instruct: str | None
+    ) -> Utterance:
         if mode not in MODES:
             raise WorkbenchError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
         if (mode == "instruct") != bool(instruct and instruct.strip()):
@@ -337,7 +283,8 @@ class Frontend:
             instruction = instruct.strip()
             is_complete = END_OF_PROMPT in instruction
             before = instruction if is_complete else f"{SYSTEM_PROMPT} {instruction}{END_OF_PROMPT}"
-        return self._assemble(text, spoken, before, prompt, mode)
+        utt = self._assemble(text, spoken, before, prompt, mode)
+        return replace(utt, typed=typed, frontend=reading.frontend, warnings=reading.notes)
 
     def _assemble(
         self,

@@ -1,11 +1,11 @@
-"""Speech tokens for text that arrives as a stream. No pipeline uses it; a parity test holds it to upstream.
+"""Speech tokens for text that arrives as a stream.
 
 Text and speech alternate in turns of `mix_ratio` ids: 5 text tokens, 15 speech tokens, 5 text tokens, and so
 on. At the end of a turn the LM draws `fill`, which asks for more text. After the last text follow `task_id`
 and the rest of the speech. Facts: upstream `cosyvoice/llm/llm.py`, `inference_bistream`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,8 @@ class _State:
     cache: KVCache
     pending: Tensor  # (L, D) embedded ids that the LM has not read yet
     next_fill: int  # length of the history at which `fill` is forced
+    on_fill: Callable[[float], None] | None
+    n_spoken: int = 0  # ids of speech drawn so far
     history: list[int] = field(default_factory=list)  # ids drawn so far, with `fill`
 
 
@@ -32,6 +34,8 @@ def steps_bistream(
     prompt_speech_token: Tensor,
     sample: Sample,
     end_of_prompt: int,
+    max_tokens: int | None = None,
+    on_fill: Callable[[float], None] | None = None,
 ) -> Iterator[LMStep]:
     """Decode while the text still arrives.
 
@@ -44,6 +48,10 @@ def steps_bistream(
         As in `LM.steps`; the prompt text must contain `end_of_prompt`.
     end_of_prompt : int
         Id of `<|endofprompt|>`; everything up to it is given before the first turn.
+    max_tokens : int, optional
+        A lower limit than the `max_token_text_ratio` speech tokens for each text token; upstream has none.
+    on_fill : callable float -> None, optional
+        Is told the log-probability that the LM gives `fill` wherever that is forced.
 
     Yields
     ------
@@ -73,9 +81,12 @@ def steps_bistream(
         cache=KVCache(c.num_hidden_layers),
         pending=torch.cat((lm.embed_id(c.sos), lm.qwen.embed_tokens(prompt_text_token[:head]))),
         next_fill=turns_of_prompt * n_speech - len(prompt_speech_token),
+        on_fill=on_fill,
     )
+    n_read = 0  # text tokens of the chunks
     for chunk in text_chunks:
         lm.check_tokens(chunk, prompt_speech_token)
+        n_read += len(chunk)
         text = torch.cat((text, lm.qwen.embed_tokens(chunk)))
 
         # First the prompt: text and speech in turns, until its speech is used up.
@@ -90,20 +101,23 @@ def steps_bistream(
             if len(text) < n_text:
                 continue
             state.pending, text = text[:n_text], text[n_text:]
-        yield from _turn(lm, state, sample, is_last=False)
+        yield from _turn(lm, state, sample, max_tokens, is_last=False)
 
     # `pending` still holds the last token of the turn, which the cache has already: upstream feeds it twice.
     state.pending = torch.cat((state.pending, text, lm.embed_id(c.task_id)))
-    yield from _turn(lm, state, sample, is_last=True)
+    _, most = lm.limits(n_read, max_tokens)
+    yield from _turn(lm, state, sample, most, is_last=True)
 
 
-def _turn(lm: LM, state: _State, sample: Sample, is_last: bool) -> Iterator[LMStep]:
-    """Decode until `fill`, or until `eos` in the last turn; `state` is changed in place."""
+def _turn(lm: LM, state: _State, sample: Sample, most: int | None, is_last: bool) -> Iterator[LMStep]:
+    """Decode until `fill`, or until `eos` in the last turn, or `most` ids in all; `state` is changed."""
     c = lm.config
-    while True:
+    while most is None or state.n_spoken < most:
         logp = lm.decode(state.pending[None], state.cache)
         if not is_last and len(state.history) == state.next_fill:
             token = c.fill
+            if state.on_fill is not None:
+                state.on_fill(float(logp[c.fill]))
         else:
             token = sample(logp, state.history, not is_last)
         if token == c.eos and is_last:
@@ -113,7 +127,11 @@ def _turn(lm: LM, state: _State, sample: Sample, is_last: bool) -> Iterator[LMSt
             state.history.append(token)
             return
         if token >= c.speech_token_size:
-            raise WorkbenchError(f"the LM drew the reserved id {token} while the text was streaming")
+            raise WorkbenchError(
+                f"the LM drew the reserved id {token} while the text was streaming, as a voice does that was "
+                "not trained on streamed text; give the text in one piece"
+            )
         state.history.append(token)
+        state.n_spoken += 1
         yield LMStep(len(state.history) - 1, token, logp)
         state.pending = lm.embed_id(token)
