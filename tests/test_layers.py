@@ -34,6 +34,7 @@ ORDER = (
     "speech.batch",
     "speech.pipeline",
     "speech.stream",
+    "diagnose.open",
     "diagnose.compare",
     "diagnose.bisect",
     "diagnose.glitches",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.diagnose.experiments.experiment import Experiment
     from workbench.diagnose.glitches.glitches import Finding, Findings, find_glitches
     from workbench.diagnose.glitches.wave_stats import wave_stats
+    from workbench.diagnose.open import open
     from workbench.diagnose.precision import bisect_precision, headroom
     from workbench.diagnose.sounds.compare_sounds import compare_sounds
     from workbench.diagnose.sounds.sound_comparison import SoundComparison
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.speech.pipeline import Pipeline
     from workbench.speech.stream import StreamState, stream, streamed
     from workbench.trace.importers.dumps.mapping import read_foreign
+    from workbench.trace.importers.dumps.proposal import propose_mapping
     from workbench.trace.importers.logs.logs import Log, read_log
     from workbench.trace.record import EVERYTHING, NOTHING, SUMMARY, Save, taps
     from workbench.trace.trace import Trace
@@ -86,8 +88,10 @@ PUBLIC = {
     "implausible": "workbench.diagnose.compare.plausibility",
     "log_mel": "workbench.speech.frontend.audio",
     "metrics": "workbench.diagnose.experiments.metrics",
+    "open": "workbench.diagnose.open",
     "player": "workbench.show.player.player",
     "plots": "workbench.show.plots",
+    "propose_mapping": "workbench.trace.importers.dumps.proposal",
     "read_foreign": "workbench.trace.importers.dumps.mapping",
     "read_log": "workbench.trace.importers.logs.logs",
     "run_report": "workbench.show.report.run_reports",

@@ -1,4 +1,4 @@
-"""Record a run of upstream CosyVoice3: one safetensors file per sentence, or per chunk when streaming.
+"""Record a run of upstream CosyVoice3: one safetensors file per sentence, or per pass when streaming.
 
 This file needs torch and safetensors, and nothing of the workbench. Copy it beside your script:
 
@@ -9,8 +9,12 @@ This file needs torch and safetensors, and nothing of the workbench. Copy it bes
     for out in cosyvoice.inference_zero_shot(text, prompt_text, prompt_wav):
         ...
 
-Then read a file: `wb.read_foreign("dump/0.safetensors", "data/foreign/upstream.toml")`. The names in the file
-are those of upstream's arguments; the tensors keep their precision.
+Then read a file: `wb.open("dump/0.safetensors")`. The names in the file are those of upstream's arguments;
+the tensors keep their precision.
+
+A stream renders each chunk by a pass of the flow over all tokens so far. Its file is that pass, with the
+inputs of the LM; `mel` is what the flow returned. From the second chunk on the vocoder is given another mel,
+joined from all passes so far. Its pass has a file of its own, such as 1-vocoder.safetensors.
 """
 
 import functools
@@ -22,8 +26,11 @@ from safetensors.torch import save_file
 
 def record(model, folder):
     """Record each later call of `model.llm`, `model.flow` and `model.hift` into files of a folder."""
-    folder, kept, decoder = Path(folder), {}, model.flow.decoder
+    folder, decoder = Path(folder), model.flow.decoder
+    said = {}  # the inputs of the LM, for all chunks of a sentence
     drawn = {}  # what the LM drew for the sentence, and from which log-probabilities
+    kept = {}  # the pass of the flow
+    sound = {}  # the pass of the vocoder
     folder.mkdir(parents=True, exist_ok=True)
 
     def copy(tensor):
@@ -32,13 +39,16 @@ def record(model, folder):
     def keep(**tensors):
         kept.update({name: copy(value) for name, value in tensors.items()})
 
+    def hear(**tensors):
+        sound.update({name: copy(value) for name, value in tensors.items()})
+
     def around(owner, name):
         return lambda outer: setattr(owner, name, functools.partial(outer, getattr(owner, name)))
 
     @around(model.llm, "inference")
     def llm(inner, **given):
         drawn.clear()
-        keep(**{name: given[name] for name in ("text", "prompt_text", "prompt_speech_token")})
+        said.update({name: copy(given[name]) for name in ("text", "prompt_text", "prompt_speech_token")})
         return inner(**given)
 
     @around(model.llm, "sampling_ids")
@@ -51,10 +61,15 @@ def record(model, folder):
 
     @around(model.flow, "inference")
     def flow(inner, **given):
+        kept.clear()
         keep(**{name: given[name] for name in ("token", "prompt_token", "prompt_feat", "embedding")})
-        if not given.get("streaming"):  # a chunk is rendered while the LM goes on
+        is_chunk = bool(given.get("streaming")) or not given.get("finalize", True)
+        keep(streaming=torch.tensor(int(is_chunk)))
+        if not is_chunk:  # a chunk is rendered while the LM goes on
             kept.update(drawn)
-        return inner(**given)
+        result = inner(**given)
+        keep(mel=result[0])
+        return result
 
     @around(decoder, "solve_euler")
     def solve(inner, x, t_span, mu, mask, spks, cond, **more):
@@ -74,16 +89,27 @@ def record(model, folder):
 
     @around(model.hift, "_istft")
     def istft(inner, magnitude, phase):
-        keep(magnitude=magnitude.clamp(max=100.0), phase=phase)  # upstream clips it inside
+        hear(magnitude=magnitude.clamp(max=100.0), phase=phase)  # upstream clips it inside
         return inner(magnitude, phase)
 
     @around(model.hift, "inference")
     def hift(inner, speech_feat, **more):
         result = inner(speech_feat=speech_feat, **more)
-        keep(mel=speech_feat, speech=result[0])
-        save_file(kept, folder / f"{sum(1 for _ in folder.glob('*.safetensors'))}.safetensors")
+        hear(mel=speech_feat, speech=result[0])
+        number = sum(path.stem.isdecimal() for path in folder.glob("*.safetensors"))
+        is_one_pass = "mel" not in kept or torch.equal(kept["mel"], sound["mel"])
+        if is_one_pass:
+            save_file(said | kept | sound, folder / f"{number}.safetensors")
+        else:
+            shared = {name: kept[name] for name in ("token", "prompt_token", "prompt_feat", "embedding")}
+            shared["streaming"] = torch.tensor(1)  # its mel is of several passes, even when the stream ends
+            save_file(said | kept, folder / f"{number}.safetensors")
+            save_file(said | shared | sound, folder / f"{number}-vocoder.safetensors")
+        if more.get("finalize", True):  # the sentence is over; a conversion has no inputs of the LM
+            said.clear()
         kept.clear()
+        sound.clear()
         return result
 
-    model.hift.f0_predictor.register_forward_hook(lambda module, given, f0: keep(f0=f0))
-    model.hift.m_source.register_forward_hook(lambda module, given, made: keep(sine_merge=made[0]))
+    model.hift.f0_predictor.register_forward_hook(lambda module, given, f0: hear(f0=f0))
+    model.hift.m_source.register_forward_hook(lambda module, given, made: hear(sine_merge=made[0]))

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from workbench.cli.common import Device, Names, Voice, json_text, open_pipe, open_traces, table_text
-from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 
 if TYPE_CHECKING:
@@ -24,7 +23,11 @@ def bisect(
         str | None, typer.Option(help="Dump of the candidate's taps: .safetensors, .npz, .pt or a folder.")
     ] = None,
     mapping: Annotated[
-        str | None, typer.Option(help="Mapping of the dump.", show_default="taps.toml beside it")
+        str | None,
+        typer.Option(
+            help="Mapping of the taps, or without --taps of a candidate that is a dump.",
+            show_default="taps.toml beside the taps",
+        ),
     ] = None,
     stage: Annotated[Literal["flow", "lm", "hift"], typer.Option(help="Where to look.")] = "flow",
     names: Names = None,
@@ -40,9 +43,8 @@ def bisect(
     from workbench.trace.importers.dumps.mapping import read_foreign
     from workbench.trace.trace import Trace
 
-    if mapping and not taps:
-        raise WorkbenchError("--mapping was given without --taps; expected the dump that it describes")
-    [theirs] = open_traces([candidate], names)
+    of_run = [mapping] if mapping and not taps else None
+    [theirs] = open_traces([candidate], names, of_run)
     mine = None if reference == "-" else open_traces([reference], names)[0]
     if taps:
         dump = read_foreign(taps, mapping or Path(taps).with_name("taps.toml"))

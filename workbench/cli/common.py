@@ -1,6 +1,7 @@
 """What several verbs share: their common arguments, and how these are opened."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -41,6 +42,16 @@ OptionPairs = Annotated[
 Names = Annotated[
     str | None,
     typer.Option("--names", help="Table of what logs call tensors.", show_default="logs.toml of the package"),
+]
+
+Mappings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mapping",
+        metavar="FILE",
+        help="Which tensor of a dump is which field; repeat it for a second dump.",
+        show_default="a shipped one that fits",
+    ),
 ]
 
 
@@ -117,12 +128,35 @@ def open_prompt(path: str | None) -> Path:
     return Path(path) if path else data_path(BUNDLED_PROMPT)
 
 
-def open_traces(paths: Sequence[str], names: str | None) -> "list[Trace]":
-    """Open traces and logs; `server.log#2` is the second run of a log."""
-    from workbench.trace.importers.logs.log_lines import NAMES
-    from workbench.trace.importers.logs.logs import open_run
+def open_traces(
+    paths: Sequence[str], names: str | None, mappings: Sequence[str] | None = None
+) -> "list[Trace]":
+    """Open traces, dumps and logs; `server.log#2` is the second run of a log.
 
-    return [open_run(path, names or NAMES) for path in paths]
+    Of several mappings the first is that of the first dump; the last one serves all further dumps.
+    """
+    from workbench.trace.importers.open_run import open_run
+
+    remaining = list(mappings or ())
+    traces = []
+    for path in paths:
+        trace = open_run(path, names, remaining[0] if remaining else None)
+        if "mapping" in trace.attrs and len(remaining) > 1:
+            remaining = remaining[1:]
+        traces.append(trace)
+    if remaining and not any("mapping" in trace.attrs for trace in traces):
+        given = ", ".join(paths)
+        raise WorkbenchError(
+            f"--mapping {remaining[0]}: {given} is no dump; expected the dump that it describes"
+        )
+    return traces
+
+
+def print_notes(traces: "Sequence[Trace]") -> None:
+    """Print to stderr what importers noted, such as the mapping that was taken or lines that were skipped."""
+    for trace in traces:
+        for note in trace.attrs.get("notes", ()):
+            print(f"note: {note}", file=sys.stderr)
 
 
 def json_text(found: HasDict) -> str:

@@ -7,6 +7,7 @@ import typer
 
 from workbench.cli.common import (
     Device,
+    Mappings,
     Names,
     OtherVoice,
     Voice,
@@ -14,6 +15,7 @@ from workbench.cli.common import (
     json_text,
     open_pipe,
     open_traces,
+    print_notes,
     table_text,
 )
 from workbench.cli.sounds import any_sound, compare_sound_files, diagnose_sound, sound_file_report
@@ -31,10 +33,11 @@ COLUMNS = ["field", "index", "verdict", "rel_l2", "allowed", "added", "cosine", 
 @app.command(epilog="Example: workbench compare mine.trace server.log#2 --voice my_checkpoint")
 def compare(
     reference: Annotated[
-        str, typer.Argument(help="A trace, such as speak --trace writes, a .log, or a sound.")
+        str, typer.Argument(help="A trace, such as speak --trace writes, a dump, a .log, or a sound.")
     ],
     candidate: Annotated[str, typer.Argument(help="The run in doubt; server.log#2 is a log's second run.")],
     names: Names = None,
+    mapping: Mappings = None,
     voice: OtherVoice = None,
     device: Device = "cpu",
     fail_on: Annotated[
@@ -50,11 +53,11 @@ def compare(
 ) -> int:
     """Put two runs side by side and name the first cause; or align two sounds and say what differs."""
     if any_sound([reference, candidate]):
-        return compare_sound_files(reference, candidate, names, fail_on, brief, as_json, out)
+        return compare_sound_files(reference, candidate, names, fail_on, brief, as_json, out, mapping)
     from workbench.diagnose.compare.compare import compare as compare_runs
     from workbench.diagnose.compare.comparison import VERDICTS
 
-    pair = open_traces([reference, candidate], names)
+    pair = open_traces([reference, candidate], names, mapping)
     pipe = open_pipe(voice, device) if voice else None
     found = compare_runs(*pair, pipe)
     if as_json:
@@ -89,28 +92,37 @@ def _print_comparison(found: "Comparison", brief: bool, all_rows: bool) -> None:
 
 @app.command(epilog="Example: workbench report right.trace wrong.trace -o output/report.html")
 def report(
-    trace: Annotated[str, typer.Argument(help="A trace, such as speak --trace writes, a .log, or a sound.")],
+    trace: Annotated[
+        str, typer.Argument(help="A trace, such as speak --trace writes, a dump, a .log, or a sound.")
+    ],
     other: Annotated[
         str | None, typer.Argument(help="The run in doubt; the first is then the reference.")
     ] = None,
     out: Annotated[str, typer.Option("-o", "--out", help="HTML file.")] = "output/report.html",
     names: Names = None,
+    mapping: Mappings = None,
     voice: OtherVoice = None,
     device: Device = "cpu",
 ) -> int:
     """Write one HTML file about a run or a sound, or about two side by side."""
     paths = [trace] if other is None else [trace, other]
-    page = sound_file_report(paths, names) if any_sound(paths) else _report(paths, names, voice, device)
+    if any_sound(paths):
+        page = sound_file_report(paths, names, mapping)
+    else:
+        page = _report(paths, names, mapping, voice, device)
     path = page.save(out)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     return 0
 
 
-def _report(paths: list[str], names: str | None, voice: str | None, device: str) -> "Report":
+def _report(
+    paths: list[str], names: str | None, mapping: list[str] | None, voice: str | None, device: str
+) -> "Report":
     """Return the report of one run or of two."""
     from workbench.show.report.run_reports import comparison_report, run_report
 
-    traces = open_traces(paths, names)
+    traces = open_traces(paths, names, mapping)
+    print_notes(traces)
     titles = [Path(path).name for path in paths]
     pipe = open_pipe(voice, device) if voice else None
     if len(traces) == 1:
@@ -121,23 +133,25 @@ def _report(paths: list[str], names: str | None, voice: str | None, device: str)
 @app.command(epilog="Example: workbench diagnose theirs.trace --reference mine.trace")
 def diagnose(
     candidate: Annotated[
-        str, typer.Argument(help="A trace, a log or a sound of the implementation in doubt.")
+        str, typer.Argument(help="A trace, dump, log or sound of the implementation in doubt.")
     ],
     reference: Annotated[
         str | None, typer.Option(help="A right run of the same utterance; a whole trace needs none.")
     ] = None,
     names: Names = None,
+    mapping: Mappings = None,
     voice: Voice = None,
     device: Device = "cpu",
     top: Annotated[int, typer.Option(help="Suspects to list.")] = 5,
 ) -> int:
     """Name the known faults that a run looks like; of a sound alone, say what it shows."""
     if any_sound([candidate, reference]):
-        return diagnose_sound(candidate, reference, names)
+        return diagnose_sound(candidate, reference, names, mapping)
     from workbench.diagnose.suspects.suspects import find_suspects
 
-    [wrong] = open_traces([candidate], names)
-    right = open_traces([reference], names)[0] if reference else None
+    traces = open_traces([candidate, reference] if reference else [candidate], names, mapping)
+    print_notes(traces)
+    wrong, right = traces[0], traces[1] if reference else None
     found = find_suspects(right, wrong, open_pipe(voice, device))
     print(found)
     for remark in found.remarks:

@@ -1,12 +1,21 @@
 """`glitches` and `precision`: what is wrong with a sound, and which parts may run in half precision."""
 
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from workbench.cli.common import Device, Prompt, Voice, check_device, open_pipe, open_prompt, table_text
+from workbench.cli.common import (
+    Device,
+    Mappings,
+    Prompt,
+    Voice,
+    check_device,
+    open_pipe,
+    open_prompt,
+    print_notes,
+    table_text,
+)
 from workbench.errors import WorkbenchError
 
 app = typer.Typer()
@@ -18,7 +27,8 @@ NEAREST = 8  # modules to list, those nearest to an overflow
 
 @app.command(epilog="Example: workbench glitches output/speech_0_0.trace theirs.wav --fail-on-any")
 def glitches(
-    path: Annotated[list[str], typer.Argument(help="Sound files or traces.")],
+    path: Annotated[list[str], typer.Argument(help="Sound files, traces or dumps.")],
+    mapping: Mappings = None,
     synthesised: Annotated[
         bool | None,
         typer.Option(
@@ -37,17 +47,15 @@ def glitches(
     A file that cannot be read is reported, and the others go on; the exit code is 2 then.
     """
     from workbench.diagnose.glitches.glitches import find_glitches
-    from workbench.speech.frontend.audio import read_wav
-    from workbench.trace.trace import Trace
+    from workbench.diagnose.open import open as open_source
 
     found_any = False
     n_unreadable = 0
     for one in path:
         try:
-            if Path(one).suffix in (".trace", ".safetensors"):
-                found = find_glitches(Trace.load(one), synthesised=synthesised)
-            else:
-                found = find_glitches(*read_wav(one), synthesised=synthesised)
+            trace = open_source(one, mapping[-1] if mapping else None)
+            found = find_glitches(trace, synthesised=synthesised)
+            print_notes([trace])
         except WorkbenchError as error:
             n_unreadable += 1
             print(f"{one}: not checked: {error}", file=sys.stderr)

@@ -31,12 +31,13 @@ def compare_sound_files(
     brief: bool = False,
     as_json: bool = False,
     out: str | None = None,
+    mapping: Sequence[str] | None = None,
 ) -> int:
     """Compare two sounds, or the waveform of a trace with a sound, and print what differs."""
     from workbench.diagnose.sounds.compare_sounds import compare_sounds
     from workbench.diagnose.sounds.sound_comparison import SOUND_VERDICTS
 
-    found = compare_sounds(*_open([reference, candidate], names))
+    found = compare_sounds(*_open([reference, candidate], names, mapping))
     if as_json:
         print(json_text(found))
     else:
@@ -60,10 +61,12 @@ def compare_sound_files(
     return int(is_changed or SOUND_VERDICTS.index(found.verdict) >= first)
 
 
-def diagnose_sound(path: str, reference: str | None, names: str | None) -> int:
+def diagnose_sound(
+    path: str, reference: str | None, names: str | None, mapping: Sequence[str] | None = None
+) -> int:
     """Print what one sound shows; with a reference, compare them. No fault is named from a sound."""
     if reference is not None:
-        return compare_sound_files(reference, path, names, fail_on="never")
+        return compare_sound_files(reference, path, names, fail_on="never", mapping=mapping)
     from workbench.diagnose.sounds.one_sound import examine_sound
 
     found = examine_sound(path)
@@ -76,17 +79,19 @@ def diagnose_sound(path: str, reference: str | None, names: str | None) -> int:
     return 0
 
 
-def sound_file_report(paths: Sequence[str], names: str | None) -> "Report":
+def sound_file_report(
+    paths: Sequence[str], names: str | None, mapping: Sequence[str] | None = None
+) -> "Report":
     """Return a report of one sound or of two."""
     from workbench.show.report.sound_reports import one_sound_report, sound_report
 
-    sources = _open(paths, names)
+    sources = _open(paths, names, mapping)
     if len(sources) == 1:
         return one_sound_report(sources[0])
     titles = [Path(path).name for path in paths]
     return sound_report(*sources, names=(titles[0], titles[1]))
 
 
-def _open(paths: Sequence[str], names: str | None) -> "list[str | Trace]":
-    """Return sound files as their paths, and open everything else as a trace or a log."""
-    return [path if any_sound([path]) else open_traces([path], names)[0] for path in paths]
+def _open(paths: Sequence[str], names: str | None, mapping: Sequence[str] | None) -> "list[str | Trace]":
+    """Return sound files as their paths, and open everything else as a trace, a dump or a log."""
+    return [path if any_sound([path]) else open_traces([path], names, mapping)[0] for path in paths]

@@ -65,6 +65,7 @@ class Chunk(NamedTuple):
     n_token: int  # tokens that went into the flow, the prompt's not counted
     state: StreamState  # after this chunk
     final: bool
+    token: tuple[int, ...] = ()  # all speech tokens so far, of which the flow was given the first `n_token`
 
 
 def stream(
@@ -109,10 +110,10 @@ def stream(
             state, wav = _render(pipe, utt, token[:n], options, state, final=False)
             grown = min(MAX_GROWTH * first_hop, GROWTH * state.hop)
             state = replace(state, token_offset=state.token_offset + this_hop, hop=grown)
-            yield Chunk(wav, n, state, final=False)
+            yield Chunk(wav, n, state, False, tuple(token))
             this_hop = state.hop
     state, wav = _render(pipe, utt, token, options, state, final=True)
-    yield Chunk(wav, len(token), replace(state, token_offset=len(token)), final=True)
+    yield Chunk(wav, len(token), replace(state, token_offset=len(token)), True, tuple(token))
 
 
 def streamed(
@@ -128,7 +129,8 @@ def streamed(
     Returns
     -------
     Trace
-        `in/*`, `flow/mel`, `hift/wav`; `attrs["seams"]` is the first sample of every chunk but the first.
+        `in/*`, `lm/speech_token`, `flow/mel`, `hift/wav`: `Pipeline.replay` makes the run again, offline.
+        `attrs["seams"]` is the first sample of every chunk but the first.
 
     Examples
     --------
@@ -140,10 +142,12 @@ def streamed(
     chunks = list(stream(pipe, utt, options, state))
     record = Recorder(NOTHING)
     about = note_inputs(record, utt) | provenance(pipe, options, record.save)
+    record.add("lm/speech_token", torch.tensor(chunks[-1].token, dtype=torch.long))
     record.add("flow/mel", chunks[-1].state.mel[0])
     record.add("hift/wav", torch.cat([chunk.wav for chunk in chunks]))
     ends = list(accumulate(len(chunk.wav) for chunk in chunks))
-    return Trace(record.finish(), about | {"seams": ends[:-1]})
+    is_one_offline_pass = len(chunks) == 1 and options.stream_final_offline
+    return Trace(record.finish(), about | {"seams": ends[:-1], "streaming": not is_one_offline_pass})
 
 
 def _render(

@@ -22,6 +22,8 @@ SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
 FRAME_RATE, TOKEN_RATE = 50, 25  # mel frames and speech tokens per second
 # Entries per second of each dimension that is the time of the target; `sample` has the trace's own rate.
 RATES = {"frame": FRAME_RATE, "target_frame": FRAME_RATE, "token": TOKEN_RATE, "draw": TOKEN_RATE}
+# Lengths of dimensions in the released model, by which the axes of other programs' tensors are told.
+USUAL_LENGTHS = {"mel": 80, "embedding": 192, "bin": 9}
 
 # Groups of fields that belong together.
 LM_INPUTS = ("in/text_token", "in/prompt_text_token", "in/lm_prompt_token")

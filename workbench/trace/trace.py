@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, first_line
 from workbench.files import atomic_write
+from workbench.trace.attributes import KEY, read_attributes
 from workbench.trace.record import in_causal_order, summarise, summarise_regions
 from workbench.trace.schema import (
     FIELDS,
@@ -29,16 +30,9 @@ from workbench.trace.schema import (
     dims_of,
 )
 
-KEY = "workbench_trace"  # the one entry of the file's metadata; it holds version and attributes as JSON
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MAX_COUNT = 2**53  # of values that are not finite; a larger number is no count
 MAX_ENTRIES = 100_000  # knots, steps or draws; a hostile file can claim any number of empty ones
-ATTRS = {  # attributes that other code relies on, and their types
-    **dict.fromkeys(("prompt_frames", "first_step"), int),
-    **dict.fromkeys(("text", "mode", "tag", "source"), str),
-    **dict.fromkeys(("options", "timings", "checkpoint", "prompt", "shapes", "half_units"), dict),
-    **dict.fromkeys(("notes", "lines", "unmapped", "seams", "silent_tokens"), list),
-    "sample_rate": (int, float),
-}
 LENGTHS = {"region": REGIONS, "stat": STATS}  # dimensions of fixed length; they always come last
 
 
@@ -208,9 +202,11 @@ class Trace(Mapping[str, Tensor]):
         def summarise_entry(entry: Tensor) -> Tensor:
             return summarise_regions(entry, self.prompt_frames) if "region" in dims else summarise(entry)
 
-        if dims[0] in LOOPS:
-            return torch.stack([summarise_entry(entry) for entry in value])
-        return summarise_entry(value)
+        if dims[0] not in LOOPS:
+            return summarise_entry(value)
+        if not len(value):
+            return torch.empty((0, *(len(LENGTHS[dim]) for dim in dims[1:])), dtype=torch.float64)
+        return torch.stack([summarise_entry(entry) for entry in value])
 
     def stats(self, name: str) -> pd.DataFrame:
         """Return a table of the `STATS` of a field by step (or knot or draw) and region.
@@ -222,7 +218,8 @@ class Trace(Mapping[str, Tensor]):
         dims = dims_of(name + SUFFIX)
         table = stats.reshape(-1, len(STATS))  # (step, region, stat) -> (step * region, stat)
         frame = pd.DataFrame(table.numpy(), columns=list(STATS))
-        frame["nonfinite"] = frame["nonfinite"].astype("Int64")
+        counts = frame["nonfinite"].round()
+        frame["nonfinite"] = counts.where(counts.abs() < MAX_COUNT).astype("Int64")
         if len(dims) > 1:
             labels = [
                 REGIONS if dim == "region" else range(n) for dim, n in zip(dims, stats.shape, strict=True)
@@ -233,14 +230,23 @@ class Trace(Mapping[str, Tensor]):
     # ---- on disk
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write one safetensors file, atomically, and return its path."""
+        """Write one safetensors file, atomically, and return its path.
+
+        Raises
+        ------
+        WorkbenchError
+            When the file cannot be written.
+        """
         path = Path(path)
         header = {KEY: json.dumps({"version": VERSION, "attrs": self.attrs})}
         stored = self.data | {TAP + name: value for name, value in self.taps.items()}
         # Copy every tensor: two of them may share memory, which safetensors does not allow.
         data = {name: value.clone(memory_format=torch.contiguous_format) for name, value in stored.items()}
         with atomic_write(path) as draft:
-            save_file(data, draft, metadata=header)
+            try:
+                save_file(data, draft, metadata=header)
+            except SafetensorError as error:  # a full disk, for example
+                raise OSError(first_line(error)) from error
         return path
 
     @classmethod
@@ -262,7 +268,7 @@ class Trace(Mapping[str, Tensor]):
             raise WorkbenchError(f"{path} does not exist; expected a file that Trace.save wrote")
         try:
             with safe_open(path, framework="pt") as file:
-                attrs = _attrs((file.metadata() or {}).get(KEY), path)
+                attrs = read_attributes((file.metadata() or {}).get(KEY), path)
             data = load_file(path)
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise WorkbenchError(
@@ -302,6 +308,8 @@ def combine_stats(name: str, stats: Tensor) -> Tensor:
         NaN for a statistic that no entry has. Means weigh every entry the same.
     """
     table = whole_region(name, stats).reshape(-1, len(STATS)).double()  # (entries, 6)
+    if not len(table):
+        return torch.full((len(STATS),), torch.nan, dtype=torch.float64)
     known = ~table.isnan()
     lowest = torch.where(known, table, torch.inf).amin(0)
     highest = torch.where(known, table, -torch.inf).amax(0)
@@ -328,43 +336,3 @@ def _numbers(name: str, value: Tensor) -> Tensor:
         dtype = str(value.dtype).removeprefix("torch.")
         raise WorkbenchError(f"{name} is {dtype}; expected float16, bfloat16, float32, float64 or integers")
     return value.long()
-
-
-def _attrs(text: str | None, path: Path) -> dict[str, Any]:
-    """Return the attributes that a file's metadata hold, checked."""
-    if text is None:
-        raise WorkbenchError(
-            f"{path.name} is safetensors but no trace: its metadata lack {KEY!r}. A dump of another "
-            "implementation needs a mapping: open it with read_foreign"
-        )
-    try:
-        stored = json.loads(text)
-        version, attrs = stored["version"], dict(stored["attrs"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise WorkbenchError(
-            f"{path.name}: the metadata {KEY!r} are not what Trace.save writes; record the trace again"
-        ) from error
-    if version != VERSION:
-        raise WorkbenchError(
-            f"{path.name} is a trace of schema version {version!r}; this workbench reads {VERSION}. "
-            "Record it again, or open it with the workbench that wrote it"
-        )
-    for name, types in ATTRS.items():
-        value = attrs.get(name)
-        if name in attrs and not isinstance(value, types):
-            expected = types if isinstance(types, tuple) else (types,)
-            raise WorkbenchError(
-                f"{path.name}: the attribute {name} is {value!r:.60}; expected "
-                f"{' or '.join(kind.__name__ for kind in expected)}"
-            )
-    sample_rate = attrs.get("sample_rate", SAMPLE_RATE)
-    if not sample_rate > 0:
-        raise WorkbenchError(
-            f"{path.name}: sample_rate is {sample_rate!r:.60}; expected a rate above 0, in Hz"
-        )
-    prompt_frames = attrs.get("prompt_frames", 0)
-    if not 0 <= prompt_frames < 2**31:
-        raise WorkbenchError(
-            f"{path.name}: prompt_frames is {prompt_frames!r:.60}; expected a number of frames from 0"
-        )
-    return attrs

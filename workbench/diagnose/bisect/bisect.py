@@ -21,7 +21,7 @@ from workbench.diagnose.compare.rounding import StoredRun, recompute
 from workbench.diagnose.compare.transitions import ESTIMATOR_INPUTS, transitions
 from workbench.errors import WorkbenchError
 from workbench.speech.pipeline import Pipeline
-from workbench.trace.importers.logs.logs import open_run
+from workbench.trace.importers.open_run import open_run
 from workbench.trace.schema import BRANCH_VELOCITIES
 from workbench.trace.storage import beyond_storage, storage_of
 from workbench.trace.trace import Trace

@@ -32,7 +32,7 @@ from workbench.diagnose.compare.distance import (
     where_is,
 )
 from workbench.diagnose.compare.plausibility import implausible, inconsistent_lengths
-from workbench.diagnose.compare.rounding import StoredRun, checkpoint_objection
+from workbench.diagnose.compare.rounding import STREAMING, StoredRun, checkpoint_objection
 from workbench.diagnose.compare.transitions import (
     FLOAT64_PRECISION,
     entry,
@@ -43,7 +43,7 @@ from workbench.diagnose.compare.transitions import (
 )
 from workbench.speech.config import STAGES, Options
 from workbench.speech.pipeline import Pipeline
-from workbench.trace.importers.logs.logs import open_run
+from workbench.trace.importers.open_run import open_run
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, dims_of
 from workbench.trace.storage import Storage, beyond_storage
@@ -69,8 +69,9 @@ def compare(
     Parameters
     ----------
     reference, candidate : Trace or path
-        The candidate may be partial: a field that it lacks is MISSING, never equal. A path is a saved trace
-        or a text log; "server.log#2" is a log's second run. Where one side recorded only statistics, those
+        The candidate may be partial: a field that it lacks is MISSING, never equal. A path is a saved
+        trace, a dump for which a shipped mapping fits, or a text log; "server.log#2" is a log's second run.
+        Where one side recorded only statistics, those
         are compared.
     pipe : Pipeline, optional
         Of the checkpoint that both should have run. It measures what rounding explains, and finds the places
@@ -103,7 +104,8 @@ def compare(
     options = _options(candidate, reference, pipe)
 
     # What rounding explains at each place: the reference against its own run in float64.
-    float64_run = _run_in_float64(reference, pipe)
+    is_stream = any(side.attrs.get("streaming") for side in (reference, candidate))
+    float64_run = None if is_stream else _run_in_float64(reference, pipe)
     # What the candidate adds at each place. Fields of different runs cannot be recomputed from each other.
     added: Errors = {}
     unchecked: dict[str, str] = {}
@@ -112,7 +114,9 @@ def compare(
     storage_notes = stored.describe()
     objection = ""
     target_only = target_fields(reference, candidate)
-    if pipe is not None:
+    if pipe is not None and is_stream:
+        unchecked["everything"] = STREAMING
+    elif pipe is not None:
         objection = checkpoint_objection(stored_reference, pipe, _options(reference, reference, pipe))
         if objection:
             unchecked["everything"] = "the reference is not what this checkpoint gives"

@@ -134,6 +134,7 @@ def recompute(step: Transition, run: StoredRun, pipe: Pipeline, options: Options
 
 # Results that depend on the weights, each of another part of the model.
 WEIGHED = ("flow/mu", "flow/spks", "flow/velocity_cond", "hift/f0")
+STREAMING = "a pass of a stream has a mask and look-ahead of its own, which are not computed again here"
 OTHER_WEIGHTS = 0.1  # relative L2; a result that is farther off on its own inputs is of other weights
 
 

@@ -9,6 +9,7 @@ defects where a model made the sound, and properties of the recording otherwise.
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from html import escape
@@ -22,6 +23,7 @@ from torch import Tensor
 from workbench.diagnose.glitches.analysis import Sound, Spot, as_sound
 from workbench.diagnose.glitches.causes import explain
 from workbench.diagnose.glitches.detectors import DETECTORS
+from workbench.diagnose.open import open
 from workbench.errors import WorkbenchError
 from workbench.trace.schema import FRAME_RATE, ODE_FIELDS, TOKEN_RATE
 from workbench.trace.trace import Trace
@@ -217,15 +219,17 @@ class Findings:
 
 
 def find_glitches(
-    source: Trace | Tensor | np.ndarray, sample_rate: int | None = None, synthesised: bool | None = None
+    source: Trace | str | os.PathLike | Tensor | np.ndarray,
+    sample_rate: int | None = None,
+    synthesised: bool | None = None,
 ) -> Findings:
     """Find everything that clean speech does not do.
 
     Parameters
     ----------
-    source : Trace, or Tensor (N,), or ndarray (N,)
-        Of a trace, recorded f0, mel, tokens, text and seams are judged as well. Seams are `attrs["seams"]`:
-        the first sample of every chunk but the first.
+    source : Trace, path, Tensor (N,) or ndarray (N,)
+        A path is that of a sound, trace or dump. Of a trace, recorded f0, mel, tokens, text and seams are
+        judged as well. Seams are `attrs["seams"]`: the first sample of every chunk but the first.
     sample_rate : int, optional
         Hz; required for a bare waveform. Nothing is resampled.
     synthesised : bool, optional
@@ -239,8 +243,8 @@ def find_glitches(
     Raises
     ------
     WorkbenchError
-        For several channels, no samples, no sample rate, more than five minutes, or a trace without a
-        waveform.
+        For a file that cannot be read, several channels, no samples, no sample rate, more than five minutes,
+        or a trace without a waveform.
 
     Examples
     --------
@@ -253,6 +257,8 @@ def find_glitches(
     >>> wb.find_glitches(trace.wav + 0.01, trace.sample_rate, synthesised=True)
     1 finding in 1.20 s: offset
     """
+    if isinstance(source, str | os.PathLike):
+        source = open(source)
     sound = as_sound(source, sample_rate, synthesised)
     clean_scores = load_clean_scores()
     found = []

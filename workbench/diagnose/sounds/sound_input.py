@@ -11,6 +11,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.audio import read_samples
+from workbench.trace.importers.open_run import is_run_file, open_run
 from workbench.trace.schema import SOUND_SUFFIXES
 from workbench.trace.storage import FLOAT32_ERROR, Storage, storage_of
 from workbench.trace.trace import Trace
@@ -96,8 +97,8 @@ def open_sound(source: SoundSource, sample_rate: int | None = None, name: str | 
     Parameters
     ----------
     source : path, Trace, or Tensor or ndarray (N,)
-        Of a file with several channels their mean is taken. Of a trace, or the path of one, only `hift/wav`
-        is used.
+        Of a file with several channels their mean is taken. Of a trace, or the path of a trace or dump, only
+        `hift/wav` is used.
     sample_rate : int, optional
         Hz; needed for bare samples, ignored for files and traces, which know theirs.
     name : str, optional
@@ -108,8 +109,8 @@ def open_sound(source: SoundSource, sample_rate: int | None = None, name: str | 
     WorkbenchError
         When a file cannot be read, or there are no samples, several channels or no rate.
     """
-    if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".trace":
-        return open_sound(Trace.load(source), name=name or str(source))
+    if isinstance(source, (str, os.PathLike)) and is_run_file(Path(source)):
+        return open_sound(open_run(source), name=name or str(source))
     if isinstance(source, (str, os.PathLike)):
         wav, rate, channels, subtype = read_samples(source)
         found = SoundInput(name or str(source), wav.double().numpy(), rate, channels, subtype)
@@ -147,5 +148,7 @@ def check_length(sound: SoundInput) -> None:
 
 
 def as_trace(source: SoundSource, sample_rate: int | None = None) -> Trace:
-    """Return a trace as it is with all its fields, and any other sound as a trace of its waveform."""
+    """Return a trace, or the path of one, with all its fields, and other sounds as traces of a waveform."""
+    if isinstance(source, (str, os.PathLike)) and is_run_file(Path(source)):
+        return open_run(source)
     return source if isinstance(source, Trace) else open_sound(source, sample_rate).trace

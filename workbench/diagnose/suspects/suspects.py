@@ -7,9 +7,10 @@ predictions agree with the record (`scoring.py`, `search.py`). Statistics serve 
 no values. `Diagnosis` also says what was checked and what was not.
 """
 
+import os
 from collections.abc import Sequence
 
-from workbench.diagnose.compare.rounding import OTHER_WEIGHTS, WEIGHED, StoredRun
+from workbench.diagnose.compare.rounding import OTHER_WEIGHTS, STREAMING, WEIGHED, StoredRun
 from workbench.diagnose.compare.transitions import transitions
 from workbench.diagnose.suspects.diagnosis import MAX_SUSPECTS, Diagnosis, Suspect
 from workbench.diagnose.suspects.faults import CATALOGUE, HEALTHY, Fault
@@ -21,6 +22,7 @@ from workbench.diagnose.suspects.simulate import FaultSimulator, Predictor
 from workbench.errors import WorkbenchError
 from workbench.speech.config import NAMES
 from workbench.speech.pipeline import Pipeline
+from workbench.trace.importers.open_run import open_run
 from workbench.trace.schema import BRANCH_VELOCITIES
 from workbench.trace.trace import Trace
 
@@ -29,8 +31,8 @@ MIN_SEPARATION = 10 * RUN_TOLERANCE
 
 
 def find_suspects(
-    reference: Trace | None,
-    candidate: Trace,
+    reference: Trace | str | os.PathLike | None,
+    candidate: Trace | str | os.PathLike,
     pipe: Pipeline,
     catalogue: Sequence[Fault] = CATALOGUE,
     simulator: FaultSimulator | None = None,
@@ -40,11 +42,12 @@ def find_suspects(
 
     Parameters
     ----------
-    reference : Trace or None
+    reference : Trace, path or None
         A right run of the same utterance, with its `in/*` fields. None where the candidate recorded its own
         inputs.
-    candidate : Trace
-        Everything, a part (such as a mel and a waveform), or statistics alone, as from a text log.
+    candidate : Trace or path
+        Everything, a part (such as a mel and a waveform), or statistics alone, as from a text log. A path is
+        that of a trace, dump or log.
     pipe : Pipeline
         Of the checkpoint that both should have run.
     catalogue : sequence of Fault
@@ -74,6 +77,10 @@ def find_suspects(
     >>> wb.find_suspects(trace, wrong, pipe, few).explained_by
     ('cfg-off',)
     """
+    reference = None if reference is None else open_run(reference)
+    candidate = open_run(candidate)
+    if any(side is not None and side.attrs.get("streaming") for side in (reference, candidate)):
+        return Diagnosis(objection=f"{STREAMING}; compare an offline run to have faults named")
     if simulator is None:
         simulator = FaultSimulator(candidate if reference is None else reference, pipe)
     if reference is not None and simulator.objection:

@@ -106,7 +106,7 @@ def player(
 
     Parameters
     ----------
-    *traces : Trace, path of a sound file, Tensor (N,) or ndarray (N,)
+    *traces : Trace, path of a sound, trace or dump, Tensor (N,) or ndarray (N,)
         1 to 26 sounds. Without a recorded `flow/mel` the mel of the waveform is shown.
     names : sequence of str, optional
         One per trace. Default: each trace's tag, text or source.

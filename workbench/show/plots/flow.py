@@ -116,7 +116,7 @@ def guidance_gap(
     Raises
     ------
     WorkbenchError
-        When a velocity is missing.
+        When a velocity is missing, or the two have other shapes.
 
     Examples
     --------
@@ -125,6 +125,11 @@ def guidance_gap(
     sides = with_reference(trace, reference)
     for side, _ in sides:
         require(side, *BRANCH_VELOCITIES)
+        cond, uncond = (side[name].shape for name in BRANCH_VELOCITIES)
+        if cond != uncond:
+            raise WorkbenchError(
+                f"the velocities have shapes {tuple(cond)} and {tuple(uncond)}; expected those of one run"
+            )
     axes = grid(axes, (1, 3), (10, 3), *(side for side, _ in sides))
     for side, is_reference in sides:
         for region in ("prompt", "target"):

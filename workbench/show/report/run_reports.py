@@ -1,5 +1,6 @@
 """The two usual reports: of one run, and of two runs side by side."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from workbench.diagnose.compare.compare import compare
 from workbench.diagnose.compare.comparison import Comparison
 from workbench.diagnose.compare.plausibility import implausible
 from workbench.diagnose.glitches.glitches import Findings, find_glitches
+from workbench.diagnose.open import open
 from workbench.diagnose.suspects.diagnosis import Diagnosis
 from workbench.diagnose.suspects.faults import CATALOGUE, Fault
 from workbench.diagnose.suspects.suspects import find_suspects
@@ -24,13 +26,14 @@ from workbench.trace.trace import Trace
 Draw = Callable[[], Any]
 
 
-def run_report(trace: Trace, name: str = "run", pipe: Pipeline | None = None) -> Report:
+def run_report(trace: Trace | str | os.PathLike, name: str = "run", pipe: Pipeline | None = None) -> Report:
     """Return a report of one run: sound, findings, figures and all fields.
 
     Parameters
     ----------
-    trace : Trace
-        Of any origin. Figures that need fields which it did not record are listed at the end with the reason.
+    trace : Trace or path
+        Of any origin; a path as in `wb.open`. Figures that need fields which it did not record are listed at
+        the end with the reason.
     name : str
         The run's name in the title.
     pipe : Pipeline, optional
@@ -47,6 +50,7 @@ def run_report(trace: Trace, name: str = "run", pipe: Pipeline | None = None) ->
     >>> [section.title for section in report.sections][:3]
     ['Sound', 'Findings', 'Where it comes from']
     """
+    trace = open(trace)
     findings = _find_glitches(trace)
     lead = [_summary(trace, findings), *_compute_note(trace, pipe), *implausible(trace)]
     report = Report(f"Run: {name}", "\n".join(lead))
@@ -68,8 +72,8 @@ def run_report(trace: Trace, name: str = "run", pipe: Pipeline | None = None) ->
 
 
 def comparison_report(
-    reference: Trace,
-    candidate: Trace,
+    reference: Trace | str | os.PathLike,
+    candidate: Trace | str | os.PathLike,
     pipe: Pipeline | None = None,
     names: tuple[str, str] = ("reference", "candidate"),
     catalogue: Sequence[Fault] = CATALOGUE,
@@ -78,7 +82,8 @@ def comparison_report(
 
     Parameters
     ----------
-    reference, candidate : Trace
+    reference, candidate : Trace or path
+        A path as in `wb.open`.
     pipe : Pipeline, optional
         Pipeline of the checkpoint that both should have run. Without it no cause is isolated and no suspect
         is named.
@@ -96,6 +101,7 @@ def comparison_report(
     >>> wb.comparison_report(trace, trace).title
     'candidate beside reference'
     """
+    reference, candidate = open(reference), open(candidate)
     compared = compare(reference, candidate, pipe)
     diagnosis = _diagnose(reference, candidate, pipe, compared, catalogue)
     lead = [str(compared), *compared.input_differences]

@@ -11,7 +11,8 @@ from tests.trace.whole_stats import whole_stats
 from workbench.diagnose.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.logs import logs
-from workbench.trace.importers.logs.logs import ADVICE, open_run, read_log
+from workbench.trace.importers.logs.logs import ADVICE, read_log
+from workbench.trace.importers.open_run import open_run
 from workbench.trace.schema import STATS
 
 

@@ -17,7 +17,8 @@ from workbench.errors import WorkbenchError
 from workbench.trace.importers.logs import logs
 from workbench.trace.importers.logs.log_lines import NAMES
 from workbench.trace.importers.logs.log_runs import MAX_RUNS, MAX_STEPS
-from workbench.trace.importers.logs.logs import open_run, read_log
+from workbench.trace.importers.logs.logs import read_log
+from workbench.trace.importers.open_run import open_run
 from workbench.trace.schema import STATS
 from workbench.trace.trace import Trace
 

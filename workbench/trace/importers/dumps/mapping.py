@@ -1,34 +1,10 @@
-"""Read dumps of other implementations, by a mapping file that says which tensor is which field.
+"""Read dumps of other implementations, by a mapping file that says which tensor of a dump is which field.
 
-A mapping is TOML with one table per field:
-
-    [fields."flow/velocity_cond"]
-    name = "step{step}_v1"
-    axes = ["one", "mel", "frame"]
-    first = 1
-
-`name`   the tensor's name in the dump. With `{step}` it stands for one tensor per step of the ODE.
-`axes`   the tensor's axes under the schema's names; `one` is an axis of length 1, which is dropped.
-`first`  number of the first step, 0 unless given.
-`start`  names that the state before the first step may have. A loop of n steps has n + 1 states; without the
-         first of them no state is at its index, so the field is left out.
-`scale`  factor for the values.
-`shape`  needed for raw float32 files, where `name` is the file's name.
-
-Taps, which `bisect` reads, have tables of their own. `{step}` stands in both names, and no step is needed:
-
-    [taps."flow/{step}/transformer_blocks.0"]
-    name = "step{step}_block0"
-    axes = ["branch", "frame", "width"]
-
-Their axes are `branch` (with conditions and without), `channel`, `frame` (or position) and `width`, and the
-trace has them in this order.
-
-A field or tap that the dump lacks is missing in the trace, never zero.
+`mapping_file.py` describes mappings. A field or tap that the dump lacks is missing in the trace, never zero.
 """
 
 import os
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +12,20 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.trace.importers.dumps.tensor_files import TensorReaders, check_size, open_tensors
+from workbench.trace.importers.dumps.mapping_file import (
+    BATCH,
+    ONE,
+    Rule,
+    dims_of_one_tensor,
+    has_step,
+    name_pattern,
+    read_mapping,
+)
+from workbench.trace.importers.dumps.stored_tensor import check_size, plain_tensor
+from workbench.trace.importers.dumps.tensor_files import TensorDump, open_tensors
 from workbench.trace.record import in_causal_order
-from workbench.trace.schema import FIELDS, LOOPS, SAMPLE_RATE
-from workbench.trace.trace import Trace
-
-KEYS = {"name": str, "axes": list, "first": int, "start": list, "scale": (int, float), "shape": list}
-REQUIRED_KEYS = {"name", "axes"}
-STEP = "{step}"
-MAX_STEPS = 1000  # of one field; bounds the search for the last step of a dump
-TAP_AXES = ("branch", "channel", "frame", "width")
+from workbench.trace.schema import SAMPLE_RATE
+from workbench.trace.trace import MAX_ENTRIES, Trace
 
 
 def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: Any) -> Trace:
@@ -54,9 +34,10 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
     Parameters
     ----------
     path : path
-        A .safetensors, .npz or .pt file (weights only), or a folder of raw float32 files.
+        A .safetensors, .npz, .npy, .pt (weights only), .gguf, .json or .csv file, raw numbers such as .f32,
+        or a folder of such files.
     mapping : path
-        TOML as above; `data/foreign/` has some.
+        TOML as `workbench/trace/importers/dumps/mapping_file.py` describes; `data/foreign/` has some.
     **attrs
         Attributes of the trace that the dump does not hold: `text`, `options` (a dict), `prompt_frames`
         (by default the length of the prompt's mel), ...
@@ -69,7 +50,8 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
     Raises
     ------
     WorkbenchError
-        When a file cannot be read, the mapping is not valid, no tensor is in it, or a tensor has other axes.
+        When a file cannot be read, the mapping is not valid, no tensor is in it, a `{step}` matches nothing,
+        or a tensor has other axes.
 
     Examples
     --------
@@ -81,170 +63,213 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
     >>> theirs["flow/velocity_cond"].shape  # step, mel, frame
     torch.Size([2, 80, 9])
     """
-    path = Path(path)
     mapping = Path(mapping)
-    rules = _read_mapping(mapping)
-    tensors = open_tensors(path)
+    rules = read_mapping(mapping)
+    return apply_mapping(open_tensors(Path(path)), rules, mapping.name, **attrs)
+
+
+def apply_mapping(dump: TensorDump, rules: Mapping[str, Any], mapping: str, **attrs: Any) -> Trace:
+    """Return a dump as a trace; `rules` are those of `read_mapping`, and `mapping` is their name."""
+    reader = _DumpReader(dump, mapping)
     data = {}
-    mapped = set()
+    notes = [*([rules["note"]] if "note" in rules else []), *dump.problems]
     for field, rule in rules.get("fields", {}).items():
-        names = _tensor_names(rule, tensors)
-        if not names:
-            continue
-        parts = [_oriented(field, rule, name, tensors[name]()) for name in names]
-        _check_same_shape(names, parts)
-        data[field] = torch.stack(parts) if STEP in rule["name"] else parts[0]
-        mapped.update(names)
+        names, note = tensor_names(field, rule, dump, mapping)
+        notes += [note] if note else []
+        if names:
+            data[field] = (
+                reader.stacked(field, rule, names)
+                if has_step(rule["name"])
+                else (reader.oriented(field, rule, names[0]))
+            )
     taps = {}
     for tap, rule in rules.get("taps", {}).items():
-        for found_tap, name in _tap_names(tap, rule, tensors):
-            taps[found_tap] = _oriented(found_tap, rule, name, tensors[name]())
-            mapped.add(name)
+        for found_tap, name in _tap_names(tap, rule, dump):
+            taps[found_tap] = reader.oriented(found_tap, rule, name)
     if not data and not taps:
         raise WorkbenchError(
-            f"no tensor of {path.name} is in {mapping.name}; it holds {', '.join(list(tensors)[:8])}"
+            f"no tensor of {dump.path.name} is in {mapping}; it holds {', '.join(list(dump.tensors)[:8])}"
         )
     found = {
         "sample_rate": rules.get("sample_rate", SAMPLE_RATE),
         "timings": {},
-        "source": path.name,
-        "unmapped": sorted(tensors.keys() - mapped),
+        "source": dump.path.name,
+        "mapping": mapping,
     }
+    for attr, name in rules.get("attrs", {}).items():
+        if full := _find(name, dump):
+            found[attr] = reader.number(full)
+    found["unmapped"] = sorted(dump.tensors.keys() - reader.used)
+    if notes:
+        found["notes"] = notes
     if "in/prompt_mel" in data:
         found["prompt_frames"] = data["in/prompt_mel"].shape[-1]
     return Trace(in_causal_order(data), found | attrs, taps)
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    """Read a mapping file and check all that does not depend on a dump."""
-    try:
-        rules = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise WorkbenchError(f"{path} cannot be read as a mapping ({error}); expected TOML") from error
-    rate = rules.get("sample_rate", SAMPLE_RATE)
-    if not isinstance(rate, (int, float)) or not rate > 0:
-        raise WorkbenchError(
-            f"{path.name}: sample_rate is {rate!r:.60}; expected a number such as {SAMPLE_RATE}"
-        )
-    fields, taps = rules.get("fields", {}), rules.get("taps", {})
-    if not isinstance(fields, dict) or not isinstance(taps, dict) or not (fields or taps):
-        raise WorkbenchError(f'{path.name} has no fields; expected tables such as [fields."flow/mel"]')
-    for field, rule in fields.items():
-        if field not in FIELDS:
-            raise WorkbenchError(
-                f"{path.name}: {field!r} is not a field; expected one of {', '.join(FIELDS)}"
-            )
-        _check_rule(path.name, field, rule)
-        _check_axes(path.name, field, rule)
-    for tap, rule in taps.items():
-        _check_rule(path.name, tap, rule)
-        _check_tap(path.name, tap, rule)
-    return rules
+def tensor_names(field: str, rule: Rule, dump: TensorDump, mapping: str) -> tuple[list[str], str]:
+    """Return the names of a field's tensors in the dump, step by step, and a note on what was left out.
 
+    The list is empty where the dump lacks the field.
 
-def _check_rule(mapping: str, field: str, rule: Any) -> None:
-    if not isinstance(rule, dict) or not REQUIRED_KEYS <= rule.keys() <= KEYS.keys():
-        raise WorkbenchError(f"{mapping}: {field} needs name and axes, and may have {sorted(KEYS)}")
-    for key, value in rule.items():
-        types = KEYS[key] if isinstance(KEYS[key], tuple) else (KEYS[key],)
-        if not isinstance(value, types):
-            expected = " or ".join(kind.__name__ for kind in types)
-            raise WorkbenchError(f"{mapping}: {key} of {field} is {value!r:.60}; expected {expected}")
-
-
-def _check_axes(mapping: str, field: str, rule: dict[str, Any]) -> None:
-    if STEP in rule["name"] and FIELDS[field].dims[0] not in LOOPS:
-        raise WorkbenchError(f"{mapping}: {field} has no steps, so its name cannot hold {STEP}")
-    axes = [str(axis) for axis in rule["axes"] if axis != "one"]
-    dims = _dims_of_one_tensor(field, rule)
-    if sorted(axes) != sorted(dims):
-        raise WorkbenchError(f"{mapping}: {field} has axes {axes}; expected {list(dims)} in any order")
-
-
-def _check_tap(mapping: str, tap: str, rule: dict[str, Any]) -> None:
-    parts = tap.split("/")
-    if len(parts) != 3 or not (parts[1] == STEP or parts[1].isdecimal()):
-        raise WorkbenchError(
-            f"{mapping}: the tap {tap!r} has no stage and step; expected such as "
-            '"flow/{step}/transformer_blocks.0" or "flow/0/transformer_blocks.0"'
-        )
-    if (STEP in tap) != (STEP in rule["name"]):
-        raise WorkbenchError(
-            f"{mapping}: {STEP} is in one of {tap!r} and {rule['name']!r}; expected both or none"
-        )
-    axes = [str(axis) for axis in rule["axes"] if axis != "one"]
-    if len(set(axes)) != len(axes) or not set(axes) <= set(TAP_AXES):
-        raise WorkbenchError(f"{mapping}: {tap} has axes {axes}; expected some of {list(TAP_AXES)}")
-
-
-def _tap_names(tap: str, rule: dict[str, Any], tensors: TensorReaders) -> list[tuple[str, str]]:
-    """Return each step's tap with the name of its tensor in the dump; steps may be missing."""
+    Raises
+    ------
+    WorkbenchError
+        When `{step}` matches nothing, or two names with the same step, or no first step.
+    """
+    if not has_step(rule["name"]):
+        name = _find(rule["name"], dump)
+        return ([name] if name else []), ""
+    by_step = _names_by_step(rule["name"], dump)
     first = rule.get("first", 0)
-    steps = range(first, first + MAX_STEPS) if STEP in tap else (first,)
-    pairs = []
-    for step in steps:
-        name = rule["name"].replace(STEP, str(step))
-        if name in tensors:
-            pairs.append((tap.replace(STEP, str(step - first)), name))
-    return pairs
-
-
-def _dims_of_one_tensor(field: str, rule: dict[str, Any]) -> tuple[str, ...]:
-    """Return the dimensions of each tensor of a field: without the first where there is one per step."""
-    if field not in FIELDS:  # a tap
-        return tuple(axis for axis in TAP_AXES if axis in rule["axes"])
-    dims = FIELDS[field].dims
-    return dims[1:] if STEP in rule["name"] else dims
-
-
-def _tensor_names(rule: dict[str, Any], tensors: TensorReaders) -> list[str]:
-    """Return the names of a field's tensors in the dump, step by step; empty where it has none."""
-    if STEP not in rule["name"]:
-        return [rule["name"]] if rule["name"] in tensors else []
-    names = []
-    first = rule.get("first", 0)
-    for step in range(first, first + MAX_STEPS):
-        name = rule["name"].replace(STEP, str(step))
-        if name not in tensors:
-            break
-        names.append(name)
+    if not by_step:
+        if rule.get("optional"):
+            return [], ""
+        raise WorkbenchError(
+            f"{mapping}: no tensor of {dump.path.name} is called {rule['name']!r} for any step, and {field} "
+            f"needs them; it holds {', '.join(list(dump.tensors)[:8])}. Correct the name, or write "
+            "optional = true"
+        )
+    if first not in by_step:
+        raise WorkbenchError(
+            f"{mapping}: {rule['name']!r} of {field} begins with step {first}, and {dump.path.name} has the "
+            f"steps {min(by_step)} to {max(by_step)}; write first = {min(by_step)} if that is the first"
+        )
+    names: list[str] = []
+    while first + len(names) in by_step and len(names) < MAX_ENTRIES:
+        names.append(by_step[first + len(names)])
+    later = [step for step in by_step if step >= first + len(names)]
+    note = ""
+    if later:
+        note = f"{field}: step {first + len(names)} is missing, so {len(later)} later steps were left out"
     if "start" not in rule:
-        return names
-    start = [name for name in rule["start"] if isinstance(name, str) and name in tensors]
-    return start[:1] + names if start else []
+        return names, note
+    start = [found for found in (_find(name, dump) for name in rule["start"]) if found]
+    if not start:
+        expected = ", ".join(rule["start"])
+        return [], f"{field} was left out: the state before its first step is not there ({expected})"
+    return start[:1] + names, note
 
 
-def _oriented(field: str, rule: dict[str, Any], name: str, value: Tensor) -> Tensor:
-    """Return a tensor with its axes in the schema's order, scaled."""
-    if "shape" in rule:
-        try:
-            value = value.reshape(rule["shape"])
-        except (RuntimeError, TypeError) as error:
+def _names_by_step(name: str, dump: TensorDump) -> dict[int, str]:
+    """Return the name of each step's tensor."""
+    pattern = name_pattern(name)
+    found: dict[int, str] = {}
+    for spelling in (*dump.tensors, *dump.aliases):
+        match = pattern.fullmatch(spelling)
+        if match is None:
+            continue
+        step, full = int(match["step"]), dump.aliases.get(spelling, spelling)
+        if found.setdefault(step, full) != full:
             raise WorkbenchError(
-                f"{name} has {value.numel()} values; expected shape {rule['shape']}"
-            ) from error
-    # An expanded tensor is small in the file and large when it is copied.
-    check_size(name, value.numel() * value.element_size())
-
-    axes = rule["axes"]
-    fits = value.ndim == len(axes)
-    for length, axis in zip(value.shape, axes, strict=False):
-        if axis == "one" and length != 1:
-            fits = False
-    if not fits:
-        raise WorkbenchError(f"{name} has shape {tuple(value.shape)}; its mapping to {field} says {axes}")
-
-    lengths = [length for length, axis in zip(value.shape, axes, strict=True) if axis != "one"]
-    kept_axes = [axis for axis in axes if axis != "one"]
-    order = [kept_axes.index(dim) for dim in _dims_of_one_tensor(field, rule)]
-    value = value.reshape(lengths).permute(order)
-    return value * rule["scale"] if "scale" in rule else value
-
-
-def _check_same_shape(names: list[str], parts: list[Tensor]) -> None:
-    for name, part in zip(names, parts, strict=True):
-        if part.shape != parts[0].shape:
-            raise WorkbenchError(
-                f"{names[0]} has {tuple(parts[0].shape)} and {name} {tuple(part.shape)} without axes of one; "
-                "expected one shape for all steps: were they dumped by one run?"
+                f"{dump.path.name} has {found[step]} and {full}, both step {step} of {name!r}; expected one"
             )
+    return found
+
+
+def _find(name: str, dump: TensorDump) -> str | None:
+    """Return the name of a tensor in the dump; None where it has none."""
+    return name if name in dump.tensors else dump.aliases.get(name)
+
+
+def _tap_names(tap: str, rule: Rule, dump: TensorDump) -> list[tuple[str, str]]:
+    """Return each step's tap with the name of its tensor in the dump; steps may be missing."""
+    if not has_step(tap):
+        name = _find(rule["name"], dump)
+        return [(tap, name)] if name else []
+    first = rule.get("first", 0)
+    by_step = _names_by_step(rule["name"], dump)
+    return [(tap.replace("{step}", str(k - first)), by_step[k]) for k in sorted(by_step) if k >= first]
+
+
+class _DumpReader:
+    """Read tensors of a dump, as long as all of them together are not too large."""
+
+    def __init__(self, dump: TensorDump, mapping: str) -> None:
+        self.used: set[str] = set()
+        self._dump = dump
+        self._mapping = mapping
+        self._n_bytes = 0
+
+    def stacked(self, field: str, rule: Rule, names: list[str]) -> Tensor:
+        """Return the tensors of all steps as one, in the order of `names`."""
+        first = self.oriented(field, rule, names[0])
+        # Written step by step: a list of all steps beside their stack would take twice the memory.
+        self._check_total(names[0], (len(names) - 1) * first.numel() * first.element_size())
+        stack = torch.empty((len(names), *first.shape), dtype=first.dtype)
+        stack[0] = first
+        for k, name in enumerate(names[1:], 1):
+            part = self.oriented(field, rule, name, counted=True)
+            if part.shape != first.shape:
+                raise WorkbenchError(
+                    f"{names[0]} has {tuple(first.shape)} and {name} {tuple(part.shape)} without axes of one"
+                    "; expected one shape for all steps: were they dumped by one run?"
+                )
+            if part.dtype != first.dtype:
+                stack = stack.to(torch.promote_types(stack.dtype, part.dtype))
+            stack[k] = part
+        return stack
+
+    def oriented(self, field: str, rule: Rule, name: str, counted: bool = False) -> Tensor:
+        """Return a tensor with its axes in the schema's order, scaled."""
+        value = plain_tensor(name, self._dump.tensors[name].read(), self._dump.max_bytes)
+        self.used.add(name)
+        if not counted:
+            self._check_total(name, value.numel() * value.element_size())
+        if "shape" in rule:
+            try:
+                value = value.reshape(rule["shape"])
+            except (RuntimeError, TypeError) as error:
+                raise WorkbenchError(
+                    f"{name} has {value.numel()} values; expected shape {rule['shape']}"
+                ) from error
+        axes = _checked_axes(field, rule, name, value)
+        if BATCH in axes:
+            position = axes.index(BATCH)
+            value = value.select(position, rule["index"])
+            axes = axes[:position] + axes[position + 1 :]
+        kept_axes = [axis for axis in axes if axis != ONE]
+        value = value.reshape([length for length, axis in zip(value.shape, axes, strict=True) if axis != ONE])
+        order = [kept_axes.index(dim) for dim in dims_of_one_tensor(field, rule)]
+        value = value.permute(order)
+        return value * rule["scale"] if "scale" in rule else value
+
+    def number(self, name: str) -> int | float:
+        """Return the one number of a tensor."""
+        value = plain_tensor(name, self._dump.tensors[name].read(), self._dump.max_bytes)
+        if value.numel() != 1:
+            raise WorkbenchError(
+                f"{name} has shape {tuple(value.shape)}; {self._mapping} expects one number for an attribute"
+            )
+        self.used.add(name)
+        return value.item()
+
+    def _check_total(self, name: str, n_bytes: int) -> None:
+        """Count bytes that were read or will be; refuse too many."""
+        self._n_bytes += n_bytes
+        check_size(f"{self._dump.path.name} up to {name}", self._n_bytes, self._dump.max_bytes)
+
+
+def _checked_axes(field: str, rule: Rule, name: str, value: Tensor) -> list[str]:
+    """Return the names of a tensor's axes; an axis of length 1 that a mapping states may be missing."""
+    axes = rule["axes"]
+    without_ones = [axis for axis in axes if axis != ONE]
+    if value.ndim == len(without_ones) < len(axes):
+        axes = without_ones
+    fits = value.ndim == len(axes)
+    hint = ""
+    for length, axis in zip(value.shape, axes, strict=False):
+        if axis == ONE and length != 1 and fits:
+            fits = False
+            hint = (
+                f': "{ONE}" has {length} entries; if they are the branches of a batch, write "{BATCH}" in '
+                "its place, and index = 0 for the first or 1 for the second"
+            )
+        if axis == BATCH and rule["index"] >= length and fits:
+            fits = False
+            hint = f': index is {rule["index"]} and "{BATCH}" has {length} entries'
+    if not fits:
+        raise WorkbenchError(
+            f"{name} has shape {tuple(value.shape)}; its mapping to {field} says {rule['axes']}{hint}"
+        )
+    return axes

@@ -1,135 +1,158 @@
-"""Read tensors from files of other programs: no code in them is run, and no size they claim is trusted."""
+"""Open dumps of other programs: no code in them is run, and no size they claim is trusted.
 
-import functools
-import math
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+What a file is follows from its first bytes, else from its suffix. `binary_files`, `nested_files` and
+`gguf_files` read the formats.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
-import numpy as np
-import torch
-from numpy.lib import format as npy
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from workbench.errors import WorkbenchError
+from workbench.trace.importers.dumps.binary_files import (
+    RAW_SUFFIXES,
+    npy_file,
+    npz_file,
+    raw_file,
+    safetensors_file,
+)
+from workbench.trace.importers.dumps.gguf_files import gguf_file
+from workbench.trace.importers.dumps.nested_files import is_number_text, json_file, number_file, pt_file
+from workbench.trace.importers.dumps.stored_tensor import StoredTensor, max_bytes, readable
 
-from workbench.errors import WorkbenchError, first_line
-
-MAX_BYTES = 4 << 30  # of one tensor, 4 GiB: every step of the ODE for an hour of speech fits
-UNREADABLE = (
-    SafetensorError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    NotImplementedError,
-    MemoryError,
-    zipfile.BadZipFile,
+PT_SUFFIXES = (".pt", ".pth", ".ckpt")
+NUMBER_SUFFIXES = (".csv", ".tsv", ".txt")
+MAX_FILES = 10_000  # of a folder
+LEGACY_PT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # of torch before 1.6
+EXPECTED = (
+    ".safetensors, .npz, .npy, .pt, .pth, .gguf, .json, .csv, raw .f32 or .bin, or a folder of such files"
 )
 
-TensorReaders = Mapping[str, Callable[[], Tensor]]  # by name; a tensor is read when its reader is called
+Reader = Callable[[Path], dict[str, StoredTensor]]
 
 
-def open_tensors(path: Path) -> TensorReaders:
-    """Return a reader for each tensor of a dump, by name.
+@dataclass(frozen=True)
+class TensorDump:
+    """The tensors of a file or folder, not yet read.
+
+    Attributes
+    ----------
+    path : Path
+    tensors : mapping of str to StoredTensor
+        By the name in the file. In a folder the name of the file stands before it, or is the name.
+    aliases : mapping of str to str
+        Other name -> name: that of a file without its suffix and shape. Ambiguous ones are left out.
+    max_bytes : int
+        That the tensors together may take in memory.
+    problems : sequence of str
+        Sentences on files of a folder that could not be read.
+    """
+
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    aliases: Mapping[str, str]
+    max_bytes: int
+    problems: Sequence[str] = ()
+
+
+def open_tensors(path: Path) -> TensorDump:
+    """Open a dump; its tensors are read when their readers are called.
 
     Parameters
     ----------
     path : Path
-        A .safetensors, .npz or .pt file, or a folder of raw .f32 files.
+        A .safetensors, .npz, .npy, .pt, .gguf, .json or .csv file, raw numbers, or a folder of such files.
 
     Raises
     ------
     WorkbenchError
         When the file is of another kind, cannot be read, or holds more than tensors. A reader raises it too.
     """
-    if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.suffix == ".f32"]
-        return {file.name: functools.partial(_raw, file) for file in files}
-    if not path.is_file():
-        raise WorkbenchError(f"{path} does not exist; expected .safetensors, .npz, .pt or a folder of .f32")
-    if path.suffix not in READERS:
-        raise WorkbenchError(f"{path.name} ends in {path.suffix!r}; expected .safetensors, .npz or .pt")
-    with _readable(path):
-        return READERS[path.suffix](path)
+    tensors: dict[str, StoredTensor] = {}
+    spellings: list[tuple[str, str]] = []
+    problems: list[str] = []
+    size = 0
+    for file in _files(path):
+        reader = reader_of(file)
+        if reader is None:
+            if path.is_dir():
+                continue
+            raise WorkbenchError(f"{path.name} ends in {path.suffix!r}; expected {EXPECTED}")
+        try:
+            with readable(file):
+                found = reader(file)
+                size += file.stat().st_size
+        except WorkbenchError as error:
+            if not path.is_dir():
+                raise
+            problems.append(str(error))
+            continue
+        for name, tensor in found.items():
+            if not name:
+                full = file.name
+                spellings += [(alias, full) for alias in {file.stem, *tensor.aliases}]
+            else:
+                full = f"{file.stem}.{name}" if path.is_dir() else name
+            tensors[full] = tensor
+    if not tensors:
+        found_instead = f" ({problems[0]})" if problems else ""
+        raise WorkbenchError(f"{path.name} holds no tensors{found_instead}; expected {EXPECTED}")
+    return TensorDump(path, tensors, _unambiguous(spellings, tensors), max_bytes(size), problems)
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn any error of reading a file into a WorkbenchError of one line."""
-    try:
-        yield
-    except UnpicklingError as error:
-        raise WorkbenchError(
-            f"{path.name} holds more than tensors and was not opened; save plain tensors, no objects"
-        ) from error
-    except UNREADABLE as error:
-        raise WorkbenchError(f"{path.name} cannot be read: {first_line(error)}") from error
+def is_tensor_file(path: Path) -> bool:
+    """Whether a file seems to hold tensors, by its first bytes and its suffix."""
+    return reader_of(path) is not None
 
 
-def _raw(path: Path) -> Tensor:
-    size = path.stat().st_size
-    if size % 4:
-        raise WorkbenchError(f"{path.name} has {size} bytes; expected float32 values of 4 bytes each")
-    check_size(path.name, size)
-    return torch.from_numpy(np.fromfile(path, "<f4"))
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do, with the length of a header, or has their suffix."""
+    with readable(path), open(path, "rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return path.suffix.lower() == ".safetensors" or (start[8:] == b"{" and length < path.stat().st_size)
 
 
-def _safetensors(path: Path) -> TensorReaders:
-    def read(name: str) -> Tensor:
-        with _readable(path), safe_open(path, framework="pt") as file:
-            return file.get_tensor(name)
-
-    with safe_open(path, framework="pt") as file:
-        return {name: functools.partial(read, name) for name in file.keys()}  # noqa: SIM118
-
-
-def _npz(path: Path) -> TensorReaders:
-    def read(name: str) -> Tensor:
-        with _readable(path), np.load(path, allow_pickle=False) as file:
-            _check_member(file.zip, f"{name}.npy")
-            return torch.from_numpy(np.ascontiguousarray(file[name]))
-
-    with zipfile.ZipFile(path) as file:
-        names = [info.filename.removesuffix(".npy") for info in file.infolist()]
-    return {name: functools.partial(read, name) for name in names}
-
-
-def _check_member(file: zipfile.ZipFile, name: str) -> None:
-    """Refuse an array that is too large, or whose header claims more values than there are bytes."""
-    size = file.getinfo(name).file_size  # unpacked
-    check_size(name, size)
-    with file.open(name) as member:
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-        shape, _, dtype = read[npy.read_magic(member)](member)
-    if math.prod(shape) * dtype.itemsize > size:
-        raise WorkbenchError(
-            f"{name} has {size} bytes and claims to be of shape {shape}; it is truncated: dump it again"
-        )
+def reader_of(path: Path) -> Reader | None:
+    """Return the function that reads a file; None for a file of another kind."""
+    suffix = path.suffix.lower()
+    if suffix in RAW_SUFFIXES and suffix not in (".bin", ".dat"):
+        return raw_file  # any bytes may stand at its beginning
+    with readable(path), open(path, "rb") as file:
+        start = file.read(16)
+    for magic, reader in ((b"\x93NUMPY", npy_file), (b"GGUF", gguf_file), (LEGACY_PT, pt_file)):
+        if start.startswith(magic):
+            return reader
+    if start.startswith(b"PK") and suffix in (".bin", ".dat"):
+        return pt_file
+    if suffix in NUMBER_SUFFIXES:
+        return number_file if is_number_text(path) else None
+    if is_safetensors(path):
+        return safetensors_file
+    by_suffix = {".npz": npz_file, ".npy": npy_file, ".gguf": gguf_file, ".json": json_file}
+    by_suffix |= dict.fromkeys(PT_SUFFIXES, pt_file) | dict.fromkeys(RAW_SUFFIXES, raw_file)
+    return by_suffix.get(suffix)
 
 
-def _pt(path: Path) -> TensorReaders:
-    if not zipfile.is_zipfile(path):
-        raise WorkbenchError(f"{path.name} is not a zip file; save it with torch.save of torch 1.6 or later")
-    with zipfile.ZipFile(path) as file:
-        check_size(path.name, sum(info.file_size for info in file.infolist()))
-    read = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(read, Mapping):
-        raise WorkbenchError(f"{path.name} holds a {type(read).__name__}; expected a dict of tensors")
-    return {str(name): functools.partial(_identity, v) for name, v in read.items() if isinstance(v, Tensor)}
+def _files(path: Path) -> list[Path]:
+    """Return the files of a dump: the file itself, or those of a folder in the order of their names."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise WorkbenchError(f"{path} does not exist; expected {EXPECTED}")
+    with readable(path):
+        files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+        if len(files) > MAX_FILES:
+            raise WorkbenchError(f"{path} holds {len(files):,} files; expected {MAX_FILES:,} at most")
+        for file in files:
+            if file.suffix.lower() in RAW_SUFFIXES and not file.is_file():
+                raise WorkbenchError(f"{file} is no file, or a link to none; expected raw numbers")
+        return [file for file in files if file.is_file()]
 
 
-def _identity(value: Tensor) -> Tensor:
-    return value
-
-
-def check_size(name: str, size: int) -> None:
-    """Raise a WorkbenchError for a tensor of more than `MAX_BYTES`."""
-    if size > MAX_BYTES:
-        raise WorkbenchError(f"{name} takes {size / 2**30:.1f} GiB; expected {MAX_BYTES >> 30} GiB at most")
-
-
-READERS = {".safetensors": _safetensors, ".npz": _npz, ".pt": _pt}
+def _unambiguous(spellings: list[tuple[str, str]], tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Return other name -> name, without names that two tensors have."""
+    names: dict[str, set[str]] = {}
+    for alias, name in spellings:
+        names.setdefault(alias, set()).add(name)
+    return {alias: min(found) for alias, found in names.items() if len(found) == 1 and alias not in tensors}

@@ -22,7 +22,6 @@ MAX_LINES = 50_000  # lines with statistics that are kept; further ones are only
 MAX_VALUES = 1_000_000  # numbers on these lines, about 200 MB
 MAX_EXAMPLES = 3  # lines with one problem that are quoted
 MAX_EXAMPLE_LENGTH = 120  # characters of each
-LOG_SUFFIXES = (".log", ".txt", ".out", ".csv", ".tsv", ".md", ".jsonl")
 
 STEP = "step"  # problem of a line whose step is too large, in addition to those of `log_lines`
 # What lines with each problem have, and what to change.
@@ -191,29 +190,6 @@ def read_log(path: str | os.PathLike, names: str | os.PathLike = NAMES) -> Log:
     return log
 
 
-def open_run(source: Trace | str | os.PathLike, names: str | os.PathLike = NAMES) -> Trace:
-    """Open one run: a trace is returned as it is, a trace file is loaded, a text log is read.
-
-    Parameters
-    ----------
-    source : Trace or path
-        A log ends in .log, .txt, .csv or another of `LOG_SUFFIXES`; "server.log#2" is its second run.
-    names : path
-        Table for logs, as in `read_log`.
-
-    Raises
-    ------
-    WorkbenchError
-        As `Trace.load`, `read_log` and `Log.pick`.
-    """
-    if isinstance(source, Trace):
-        return source
-    path, number = _split_number(Path(source))
-    if path.suffix.lower() in LOG_SUFFIXES:
-        return read_log(path, names).pick(number)
-    return Trace.load(path)
-
-
 def _problem_notes(problems: dict[str, tuple[int, list[str]]]) -> list[str]:
     """Return a sentence for each problem: how many lines have it, what to change, and the first of them."""
     notes = []
@@ -221,15 +197,6 @@ def _problem_notes(problems: dict[str, tuple[int, list[str]]]) -> list[str]:
         lines = "1 line" if count == 1 else f"{count:,} lines"
         notes.append(f"{lines} with {ADVICE[problem]}; the first: {'; '.join(quoted)}")
     return notes
-
-
-def _split_number(path: Path) -> tuple[Path, int | None]:
-    """Split `server.log#2` into path and number, unless a file has that very name."""
-    name, mark, number = path.name.rpartition("#")
-    is_number = bool(mark) and number.isdigit() and len(number) <= 9  # int() refuses very long digits
-    if path.exists() or not is_number:
-        return path, None
-    return path.with_name(name), int(number)
 
 
 def _describe(run: Trace) -> str:

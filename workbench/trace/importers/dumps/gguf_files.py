@@ -1,0 +1,56 @@
+"""Read the tensors of GGUF files with the library gguf, which need not be installed."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.trace.importers.dumps.stored_tensor import StoredTensor, check_size, from_numpy, readable
+
+MAX_READS = 1_000_000  # of the header; a tokenizer of 150,000 words needs half of them
+
+
+def gguf_file(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a GGUF file, quantised ones as float32; shapes are in row-major order.
+
+    Raises
+    ------
+    WorkbenchError
+        When the library gguf is not installed.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise WorkbenchError(
+            f"{path.name} is a GGUF file, which the library gguf reads: pip install gguf"
+        ) from error
+
+    class BoundedReader(gguf.GGUFReader):
+        """A reader that ends at the end of the file, whatever lengths the header claims."""
+
+        n_reads = 0
+
+        def _get(self, offset, dtype, count=1, override_order=None):
+            self.n_reads += 1
+            if self.n_reads > MAX_READS:
+                raise WorkbenchError(f"{path.name}: the header has more than {MAX_READS:,} entries")
+            if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
+                raise WorkbenchError(f"{path.name} is truncated: its header claims more bytes than there are")
+            return super()._get(offset, dtype, count, override_order)
+
+    def read(tensor: gguf.ReaderTensor) -> Tensor:
+        size = int(tensor.n_elements) * 4
+        with readable(path):
+            check_size(tensor.name, size)
+            if tensor.data.dtype.kind == "f" or tensor.tensor_type.name.startswith("I"):
+                return from_numpy(np.array(tensor.data))
+            return from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+
+    with np.errstate(all="raise"):
+        reader = BoundedReader(path)
+    return {
+        tensor.name: StoredTensor(tuple(map(int, reversed(tensor.shape))), functools.partial(read, tensor))
+        for tensor in reader.tensors
+    }
