@@ -209,7 +209,10 @@ def test_folders_and_files_stay_small():
             {"speech/run.py": "import importlib\nimportlib.import_module('workbench.show.plots')"},
         ),
         (upward_imports, {"speech/run.py": "from workbench.speech.fast.kernels import lm"}),
-        (upward_imports, {"diagnose/compare/a.py": "from workbench.diagnose.suspects import faults"}),
+        (
+            upward_imports,
+            {"diagnose/compare/a.py": "from workbench.diagnose.suspects.catalogue import faults"},
+        ),
         (upward_imports, {"cli/a.py": "from workbench.train.models.lm import main"}),
         (upward_imports, {"train/a.py": "from workbench.diagnose.compare import compare"}),
         (upward_imports, {"novel/a.py": "from workbench.errors import WorkbenchError"}),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.diagnose.precision import bisect_precision, headroom
     from workbench.diagnose.sounds.compare_sounds import compare_sounds
     from workbench.diagnose.sounds.sound_comparison import SoundComparison
-    from workbench.diagnose.suspects import faults
+    from workbench.diagnose.suspects.catalogue import faults
     from workbench.diagnose.suspects.diagnosis import Diagnosis
     from workbench.diagnose.suspects.simulate import FaultSimulator
     from workbench.diagnose.suspects.suspects import find_suspects
@@ -81,7 +81,7 @@ PUBLIC = {
     "comparison_report": "workbench.show.report.run_reports",
     "data_path": "workbench.files",
     "export_onnx": "workbench.speech.onnx_estimator",
-    "faults": "workbench.diagnose.suspects.faults",
+    "faults": "workbench.diagnose.suspects.catalogue.faults",
     "find_glitches": "workbench.diagnose.glitches.glitches",
     "find_suspects": "workbench.diagnose.suspects.suspects",
     "headroom": "workbench.diagnose.precision",

@@ -181,7 +181,7 @@ def suspects(
     ] = None,
 ) -> int:
     """List the known faults, or test whether they are found."""
-    from workbench.diagnose.suspects.faults import CATALOGUE
+    from workbench.diagnose.suspects.catalogue.faults import CATALOGUE
 
     wanted = set(name or ())
     known = [fault.name for fault in CATALOGUE]

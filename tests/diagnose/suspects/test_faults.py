@@ -8,8 +8,8 @@ import torch
 
 import workbench as wb
 from workbench.diagnose.compare.transitions import transitions
-from workbench.diagnose.suspects.faults import CATALOGUE, applied, faulty_options, faulty_utterance
-from workbench.diagnose.suspects.patches import narrower_filters
+from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, applied, faulty_options, faulty_utterance
+from workbench.diagnose.suspects.catalogue.patches import narrower_filters
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.audio import log_mel, read_wav
 from workbench.speech.models import dit

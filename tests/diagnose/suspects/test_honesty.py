@@ -12,8 +12,8 @@ from workbench.diagnose.suspects.benchmark import (
     with_16_bit_waveform,
     without_lm_inputs,
 )
-from workbench.diagnose.suspects.faults import CATALOGUE, inject
-from workbench.diagnose.suspects.kinds import KINDS, faults_of_kinds
+from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, inject
+from workbench.diagnose.suspects.catalogue.kinds import KINDS, faults_of_kinds
 from workbench.diagnose.suspects.simulate import FaultSimulator
 from workbench.diagnose.suspects.suspects import find_suspects
 
@@ -133,3 +133,13 @@ def test_noise_of_another_size_is_no_other_draw(simulator):
     )
     found = ask(simulator, wb.Trace(data, simulator.reference.attrs), kinds=())
     assert "noise-other" not in found.explained_by
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [("guidance-rate", 0.437), ("mu-scaled", 0.83), ("temperature", 0.6123), ("grid-sway", -0.37)],
+)
+def test_a_parameter_that_is_not_listed_is_fitted(simulator, kind, value):
+    fault = next(one for one in KINDS if one.name == kind).linear.with_value(value)
+    found = ask(simulator, inject(simulator.pipe, simulator.reference, (fault,)))
+    assert found.explained_by == (fault.name,), found.line

@@ -15,7 +15,7 @@ from workbench.diagnose.suspects.benchmark import (
     statistics_only,
     table,
 )
-from workbench.diagnose.suspects.faults import CATALOGUE, inject
+from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, inject
 from workbench.diagnose.suspects.simulate import FaultSimulator
 from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError

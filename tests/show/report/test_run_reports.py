@@ -9,7 +9,7 @@ import torch
 import workbench as wb
 from workbench.cli import main
 from workbench.diagnose.benchmarks.accuracy import own_deviation
-from workbench.diagnose.suspects.faults import CATALOGUE, inject
+from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, inject
 
 pytestmark = pytest.mark.slow
 

@@ -19,9 +19,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, Fault, inject
+from workbench.diagnose.suspects.catalogue.kinds import KINDS, Kind
 from workbench.diagnose.suspects.diagnosis import Diagnosis
-from workbench.diagnose.suspects.faults import CATALOGUE, Fault, inject
-from workbench.diagnose.suspects.kinds import KINDS, Kind
 from workbench.diagnose.suspects.simulate import FaultSimulator
 from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError

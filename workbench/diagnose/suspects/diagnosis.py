@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.diagnose.compare.distance import join_places
-from workbench.diagnose.suspects.faults import Fault
+from workbench.diagnose.suspects.catalogue.faults import Fault
 from workbench.diagnose.suspects.search import Verdict
 
 MAX_SUSPECTS = 10  # in the answer

@@ -23,7 +23,7 @@ from workbench.diagnose.compare.transitions import (
     loop_dimension,
     transitions,
 )
-from workbench.diagnose.suspects.faults import HEALTHY, Fault, Faults, applied, faulty_options
+from workbench.diagnose.suspects.catalogue.faults import HEALTHY, Fault, Faults, applied, faulty_options
 from workbench.diagnose.suspects.simulate import AUDIO_FIELDS, Predictor
 from workbench.errors import WorkbenchError, first_line
 from workbench.trace.schema import LM_INPUTS, SUFFIX

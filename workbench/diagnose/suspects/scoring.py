@@ -14,7 +14,7 @@ import pandas as pd
 from torch import Tensor
 
 from workbench.diagnose.compare.transitions import loop_dimension
-from workbench.diagnose.suspects.faults import HEALTHY, Fault, Faults
+from workbench.diagnose.suspects.catalogue.faults import HEALTHY, Fault, Faults
 from workbench.diagnose.suspects.observations import Observation
 from workbench.diagnose.suspects.random_errors import (
     MIN_COSINE,

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from workbench.diagnose.suspects.faults import HEALTHY, Fault, Faults
-from workbench.diagnose.suspects.kinds import kind_of
+from workbench.diagnose.suspects.catalogue.faults import HEALTHY, Fault, Faults
+from workbench.diagnose.suspects.catalogue.kinds import kind_of
 from workbench.diagnose.suspects.observations import Observation
 from workbench.diagnose.suspects.scoring import MAX_FIT_SCORE, Scorer
 from workbench.trace.schema import BRANCH_VELOCITIES

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workbench.diagnose.compare.rounding import PERTURBED_TRACES, StoredRun, checkpoint_objection
 from workbench.diagnose.compare.transitions import target_fields
-from workbench.diagnose.suspects.faults import (
+from workbench.diagnose.suspects.catalogue.faults import (
     HEALTHY,
     Fault,
     Faults,

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from workbench.diagnose.compare.rounding import OTHER_WEIGHTS, STREAMING, WEIGHED, StoredRun
 from workbench.diagnose.compare.transitions import transitions
+from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, HEALTHY, Fault
+from workbench.diagnose.suspects.catalogue.kinds import KINDS, Kind, faults_of_kinds
 from workbench.diagnose.suspects.diagnosis import MAX_SUSPECTS, Diagnosis, Suspect
-from workbench.diagnose.suspects.faults import CATALOGUE, HEALTHY, Fault
-from workbench.diagnose.suspects.kinds import KINDS, Kind, faults_of_kinds
+from workbench.diagnose.suspects.fitted import fitted_faults
 from workbench.diagnose.suspects.observations import RUN_TOLERANCE, Observed, observe, value_distance
 from workbench.diagnose.suspects.scoring import Scorer
 from workbench.diagnose.suspects.search import Search, Verdict, thinned
@@ -101,7 +102,9 @@ def find_suspects(
 
     # 2. Search the faults that explain what is wrong, in causal order.
     scorer = Scorer(thinned(observed.observations, all_results))
-    search = Search(scorer, catalogue, lambda: faults_of_kinds(pipe, kinds))
+    search = Search(
+        scorer, catalogue, lambda: faults_of_kinds(pipe, kinds) + fitted_faults(kinds, observed.observations)
+    )
     healthy_score = scorer.total(HEALTHY)
     explained = 1 - scorer.total(search.chosen) / healthy_score if search.verdicts else 1.0
 

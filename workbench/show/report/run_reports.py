@@ -12,8 +12,8 @@ from workbench.diagnose.compare.comparison import Comparison
 from workbench.diagnose.compare.plausibility import implausible
 from workbench.diagnose.glitches.glitches import Findings, find_glitches
 from workbench.diagnose.open import open
+from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, Fault
 from workbench.diagnose.suspects.diagnosis import Diagnosis
-from workbench.diagnose.suspects.faults import CATALOGUE, Fault
 from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 from workbench.show import plots

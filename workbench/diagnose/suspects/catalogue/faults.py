@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from workbench.diagnose.compare.transitions import SPECTRUM
-from workbench.diagnose.suspects import patches
-from workbench.diagnose.suspects.patches import Patch
+from workbench.diagnose.suspects.catalogue import patches
+from workbench.diagnose.suspects.catalogue.patches import Patch
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models import dit, flow, hift, lm
@@ -252,6 +252,13 @@ CATALOGUE: tuple[Fault, ...] = (
         "tokens are drawn from the whole distribution; upstream keeps 25 at most, 0.8 of the mass",
         "upstream cosyvoice/utils/common.py: nucleus_sampling",
         options={"top_p": 1.0, "top_k": 100_000},
+    ),
+    Fault(
+        "sampling-top-k-alone",
+        ("lm/drawn_token",),
+        "tokens are drawn from the 25 likeliest, and never drawn again for being repeated",
+        "upstream's vLLM path: top_k without top_p and without repetition-aware sampling",
+        options={"top_p": 1.0, "tau_r": 10.0},
     ),
     Fault(
         "sampling-redraw",

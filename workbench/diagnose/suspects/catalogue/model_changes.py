@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from workbench.diagnose.suspects.patches import Patch
+from workbench.diagnose.suspects.catalogue.patches import Patch
 from workbench.speech.model_cache import ModelCache
 
 Change = Callable[[nn.Module], nn.Module]

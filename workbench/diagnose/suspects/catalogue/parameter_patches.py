@@ -3,6 +3,7 @@
 `kinds.py` says which values are tried.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.diagnose.suspects import patches
-from workbench.diagnose.suspects.model_changes import with_tensor
-from workbench.diagnose.suspects.patches import Patch
+from workbench.diagnose.suspects.catalogue import patches
+from workbench.diagnose.suspects.catalogue.model_changes import with_tensor
+from workbench.diagnose.suspects.catalogue.patches import Patch
+from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models import dit, flow, hift, lm
 
@@ -71,6 +73,36 @@ def guidance_rate(rate: float) -> Patch:
     return Patch(flow, "guide", lambda cond, uncond, given: cond + rate * (cond - uncond))
 
 
+def sway_grid(sway: float) -> Patch:
+    """Give the ODE the knots of sway sampling: 0 is an even grid, -1 the cosine grid of upstream."""
+
+    def knots(n_timesteps: int, scheduler: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        u = torch.linspace(0, 1, n_timesteps + 1, dtype=dtype)
+        return u + sway * (torch.cos(u * 0.5 * math.pi) - 1 + u)
+
+    return Patch(flow, "t_span", knots)
+
+
+def moved_grid(steps: float) -> Patch:
+    """Move the ODE's knots along their grid by a number of steps, as by counting from 1."""
+
+    def knots(n_timesteps: int, scheduler: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        u = ((torch.arange(n_timesteps + 1, dtype=dtype) + steps) / n_timesteps).clamp(0, 1)
+        return 1 - torch.cos(u * 0.5 * math.pi) if scheduler == "cosine" else u
+
+    return Patch(flow, "t_span", knots)
+
+
+def time_of_other_step(steps: float) -> Patch:
+    """Give the estimator the time that lies some steps further on the default grid."""
+
+    def change(t: Tensor) -> Tensor:
+        u = torch.arccos((1 - t).clamp(-1, 1)) / (0.5 * math.pi)  # the grid is t = 1 - cos(pi/2 u)
+        return 1 - torch.cos((u + steps / Options.n_timesteps).clamp(0, 1) * 0.5 * math.pi)
+
+    return changed_time(change)
+
+
 def changed_time(change: Callable[[Tensor], Tensor]) -> Patch:
     """Change the time before the estimator embeds it."""
 
@@ -78,6 +110,17 @@ def changed_time(change: Callable[[Tensor], Tensor]) -> Patch:
         return original(self, change(t))
 
     return Patch(dit.TimeEmbed, "forward", forward)
+
+
+def snake_with(epsilon: float, dtype: torch.dtype = torch.float32) -> Patch:
+    """Give Snake another epsilon, or take the reciprocal of its alpha in a lower precision."""
+
+    def forward(self: hift.Snake, x: Tensor) -> Tensor:
+        alpha = self.alpha[None, :, None]
+        reciprocal = (1 / (alpha.to(dtype) + epsilon)).to(x.dtype)
+        return x + torch.sin(x * alpha).square() * reciprocal
+
+    return Patch(hift.Snake, "forward", forward)
 
 
 def source_late(late: float) -> Patch:

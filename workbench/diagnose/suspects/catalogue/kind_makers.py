@@ -1,0 +1,221 @@
+"""Make kinds of faults: all faults of one sort for a model, which differ by a parameter.
+
+Examples of a parameter are the block that is left out, the bias that is missing, or a number of frames.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from workbench.diagnose.compare.transitions import SPECTRUM
+from workbench.diagnose.suspects.catalogue.faults import Fault
+from workbench.diagnose.suspects.catalogue.model_changes import (
+    changed_model,
+    with_quantised_weights,
+    with_tensor,
+)
+from workbench.diagnose.suspects.catalogue.patches import Patch
+from workbench.speech.pipeline import Pipeline
+from workbench.trace.schema import BRANCH_VELOCITIES
+
+BLOCKS = {"flow": "decoder.estimator.transformer_blocks", "lm": "llm.model.model.layers"}
+SOURCE = "a kind of fault"
+# Results that a part of a model makes: (start of the part's dotted name, fields), the first that fits.
+FIELDS_OF_PART = {
+    "flow": (
+        ("decoder.", BRANCH_VELOCITIES),
+        ("spk_embed", ("flow/spks",)),
+        ("", ("flow/mu",)),
+    ),
+    "lm": (("", ("lm/logp",)),),
+    "hift": (
+        ("f0_predictor", ("hift/f0",)),
+        ("m_source", ("hift/source",)),
+        ("", SPECTRUM),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LinearParameter:
+    """A parameter on which a field depends linearly, so that its value can be fitted to a record.
+
+    Attributes
+    ----------
+    field : str
+    right : float
+        The value of a healthy model.
+    listed : sequence of float
+        The values that are tried anyway.
+    with_value : callable
+        Value -> fault.
+    """
+
+    field: str
+    right: float
+    listed: Sequence[float]
+    with_value: Callable[[float], Fault]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Faults of one sort that differ by a parameter.
+
+    Attributes
+    ----------
+    name : str
+    faults : callable
+        Pipeline -> the faults of this kind for its model.
+    linear : LinearParameter, optional
+        Where the value can be fitted.
+    """
+
+    name: str
+    faults: Callable[[Pipeline], Iterable[Fault]]
+    linear: LinearParameter | None = None
+
+
+# ---- parts of the models
+
+
+def _model(pipe: Pipeline, stage: str) -> nn.Module:
+    return pipe.stage(stage, "float32", *(("float64", "float32") if stage == "hift" else ()))
+
+
+def _fields_of(stage: str, part: str) -> tuple[str, ...]:
+    return next(fields for start, fields in FIELDS_OF_PART[stage] if part.startswith(start))
+
+
+def _block_fault(kind: str, cause: str, stage: str, change: Callable, *numbers: int) -> Fault:
+    """Return a fault of whole blocks; `change` takes the model and the blocks' dotted names."""
+    paths = [f"{BLOCKS[stage]}.{number}" for number in numbers]
+    named = ", ".join(map(str, numbers))
+    return Fault(
+        f"{kind}({stage} {named})",
+        _fields_of(stage, paths[0]),
+        cause.format(*numbers, stage=stage),
+        SOURCE,
+        patches=(changed_model(stage, lambda model: change(model, *paths)),),
+    )
+
+
+def of_blocks(kind: str, cause: str, change: Callable, neighbours: bool) -> Kind:
+    """Return the kind with one fault for each block, or for each pair of neighbours."""
+
+    def faults(pipe: Pipeline) -> Iterator[Fault]:
+        for stage in BLOCKS:
+            count = len(_model(pipe, stage).get_submodule(BLOCKS[stage]))
+            for number in range(1 if neighbours else 0, count):
+                numbers = (number, number - 1) if neighbours else (number,)
+                yield _block_fault(kind, cause, stage, change, *numbers)
+
+    return Kind(kind, faults)
+
+
+def of_tensors(
+    kind: str, cause: str, ending: str, change: Callable[[Tensor], Tensor], fits: Callable
+) -> Kind:
+    """Return the kind with one fault for each weight or bias of all models that `fits`."""
+
+    def faults(pipe: Pipeline) -> Iterator[Fault]:
+        for stage in FIELDS_OF_PART:
+            for path, tensor in _model(pipe, stage).named_parameters():
+                if not path.endswith(ending) or not fits(tensor):
+                    continue
+                changed = functools.partial(with_tensor, path=path, change=change)
+                yield Fault(
+                    f"{kind}({path})",
+                    _fields_of(stage, path),
+                    cause.format(path=path),
+                    SOURCE,
+                    patches=(changed_model(stage, changed),),
+                )
+
+    return Kind(kind, faults)
+
+
+def is_square(tensor: Tensor) -> bool:
+    """Whether a tensor is a square matrix: transposed it has the same shape."""
+    return tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]
+
+
+def quantised_weights(pipe: Pipeline) -> Iterator[Fault]:
+    """Yield faults of LM and flow in which the weights of all linear layers are integers."""
+    groups = {-1: "tensor", 0: "channel", 32: "group of 32", 64: "group of 64", 128: "group of 128"}
+    for stage, fields in (("lm", ("lm/logp",)), ("flow", ("flow/spks", *BRANCH_VELOCITIES))):
+        for bits in (8, 4):
+            for group, per in groups.items():
+                change = functools.partial(with_quantised_weights, bits=bits, group=group)
+                yield Fault(
+                    f"quantised({stage} int{bits} per {per})",
+                    fields,
+                    f"the weights of the {stage}'s linear layers are int{bits} with one scale per {per}",
+                    SOURCE,
+                    patches=(changed_model(stage, change),),
+                )
+
+
+# ---- numbers inside the models
+
+
+def of_numbers(
+    kind: str,
+    fields: tuple[str, ...],
+    cause: str,
+    values: Sequence[float],
+    change: Callable[[float], Patch],
+    right: float | None = None,
+) -> Kind:
+    """Return the kind with one fault for each value of a number.
+
+    Give the `right` value where the first of the fields depends on the number linearly: other values are then
+    fitted to what was recorded.
+    """
+
+    def with_value(value: float) -> Fault:
+        text = f"{value:g}"
+        return Fault(f"{kind}({text})", fields, cause.format(text), SOURCE, patches=(change(value),))
+
+    def faults(pipe: Pipeline) -> Iterator[Fault]:
+        return map(with_value, values)
+
+    linear = None if right is None else LinearParameter(fields[0], right, values, with_value)
+    return Kind(kind, faults, linear)
+
+
+def of_inputs(kind: str, field: str, cause: str, values: Iterable[float], change: Callable) -> Kind:
+    """Return the kind with one fault of the front end for each value."""
+
+    def faults(pipe: Pipeline) -> Iterator[Fault]:
+        for value in values:
+            yield Fault(
+                f"{kind}({value:g})",
+                (field,),
+                cause.format(f"{value:g}"),
+                SOURCE,
+                change_utterance=change(value),
+            )
+
+    return Kind(kind, faults)
+
+
+def of_options(
+    kind: str,
+    fields: tuple[str, ...],
+    cause: str,
+    name: str,
+    values: Sequence,
+    right: float | None = None,
+) -> Kind:
+    """Return the kind with one fault for each value of an option; `right` is as for `of_numbers`."""
+
+    def with_value(value: float | str) -> Fault:
+        return Fault(f"{kind}({value})", fields, cause.format(value), SOURCE, options={name: value})
+
+    def faults(pipe: Pipeline) -> Iterator[Fault]:
+        return map(with_value, values)
+
+    linear = None if right is None else LinearParameter(fields[0], right, values, with_value)
+    return Kind(kind, faults, linear)
