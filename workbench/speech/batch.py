@@ -70,7 +70,7 @@ class _SharedRecorder:
         return any(record.wants(name) for record in self.records)
 
     def add(self, name: str, value: Tensor, prompt_frames: int = 0) -> None:
-        """Record a field of the run. Its first `prompt_frames` mel frames are those of the voice prompt."""
+        """Record a field. The first `prompt_frames` mel frames of the field are those of the voice prompt."""
         for record in self.records:
             record.add(name, value, prompt_frames)
 
@@ -116,6 +116,7 @@ def run_batch(
 
 def _batches(stage: str, runs: Sequence[_Run]) -> Iterator[list[list[_Run]]]:
     """Yield the batches of a stage. A batch is a list of rows; a row is the list of runs that share it."""
+    # Runs with one row key share a row. Rows with one batch key share a batch.
     rows_of_batch_key: dict[Hashable, dict[Hashable, list[_Run]]] = {}  # batch key -> row key -> runs
     for run in runs:
         runs_of_row_key = rows_of_batch_key.setdefault(_batch_key(stage, run), {})
@@ -168,5 +169,7 @@ def _run_stage(runner: StageRunner, stage: str, batch: list[list[_Run]]) -> None
     for row, runs in zip(rows, batch, strict=True):
         for run in runs:
             run.token, run.mel = row.token, row.mel
-            run.seconds[stage] = clock.seconds[stage] / len(rows)  # the same share for every row
+            run.seconds[stage] = clock.seconds[stage] / len(
+                rows
+            )  # runs that share a row have its whole share
             run.rows[stage] = len(rows)

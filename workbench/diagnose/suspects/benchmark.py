@@ -215,13 +215,26 @@ def _ask(
     reference, pipe = simulator.reference, simulator.pipe
     try:
         candidate = inject(pipe, reference, made)
+        # Beside the others, a listed fault may change nothing, such as "silence is dropped" without silence.
+        has_effect = True
+        for fault in listed:
+            others = [other for other in made if other is not fault]
+            has_effect &= bool(not others or differ(candidate, inject(pipe, reference, others)))
     except (WorkbenchError, RuntimeError) as error:
         for view in views:
             yield Row(case, view, names, str(error), "no run")
         return
     for view in views:
+        if not has_effect:
+            yield Row(case, view, names, "", "no effect")
+            continue
         found = find_suspects(reference, VIEWS[view](candidate), pipe, simulator=simulator, kinds=kinds)
         yield Row(case, view, names, _named(found), outcome_of(found, [fault.name for fault in listed]))
+
+
+def differ(a: Trace, b: Trace) -> bool:
+    """Whether two runs recorded anything else."""
+    return set(a) != set(b) or any(not torch.equal(a[name], b[name]) for name in a)
 
 
 def outcome_of(found: Diagnosis, listed: Sequence[str]) -> str:

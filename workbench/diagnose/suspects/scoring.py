@@ -3,7 +3,8 @@
 The *candidate* is a run of the other implementation. A *fault* is a known mistake, such as a wrong sign, that
 we can build into our model. An *observation* is one result of the candidate. It has a function that predicts
 the result for any set of faults. The prediction is *local* if our model is called once, on the inputs that
-the candidate recorded. Otherwise a run of all stages up to the result is simulated.
+the candidate recorded: the velocity of step 3 is computed from the recorded state of step 3. Otherwise a run
+of all stages up to the result is simulated: a mel is computed from the text.
 """
 
 import functools
@@ -31,20 +32,24 @@ MIN_WRONG_SCORE = 0.15  # a factor of 1.4; a result with a higher score is wrong
 MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this reproduces the candidate's result
 # Some faults round values or draw random numbers. Our model cannot predict every value of their errors, since
 # another implementation rounds and draws in its own way. Such a fault gets this score where the candidate's
-# error looks like one that the fault makes. The score is above 0, so that faults whose errors are predicted
-# exactly come first.
+# error has the size and the direction, or the distribution, of the fault's errors. The score is above 0, so
+# that faults whose errors are predicted exactly come first.
 LIKENESS_SCORE = MIN_WRONG_SCORE
-# Two draws of random numbers may have nearly the same minimum, maximum or mean by chance. So in such
-# statistics an error may be up to ten times (one decade) smaller than a fault with random numbers would make
-# it.
+# Two draws of random numbers may have nearly the same minimum, maximum or mean by chance. The
+# candidate's statistics may therefore be up to ten times (one decade) nearer to the healthy model than our
+# nearest draw is.
 MAX_CHANCE_SCORE = 1.0
+MAX_MISSING_SCORE = 2.0  # the score would be infinite for statistics that equal the healthy model's
+NO_DISTANCE = 1e-12  # smaller distances count as this, so that the logarithm exists
 MIN_DRAWS = 2  # random draws that are needed to know how far draws are from each other
 
 
 class CausalKey(NamedTuple):
     """Sorting key of an observation: what a run computes first comes first."""
 
-    stage_rank: int  # place of the field in the schema; all fields of the ODE's loop share one
+    stage_rank: (
+        int  # place of the field in the order in which a run computes its fields; the ODE's loop shares one
+    )
     index: int  # number of the token that the LM draws, or of the ODE's step
     field_rank: int  # within one step: first the state, then the velocities computed from it
 
@@ -91,11 +96,37 @@ class Scorer:
 
         score = _decades_above(observation.allowed, self.distance(number, effective))
         for fault in effective:
+            others = tuple(other for other in effective if other is not fault)
+            # `fault.redraws` holds the same fault with further random numbers.
+            if fault.redraws and observation.is_statistics:
+                missing_error = self._missing_error(number, fault, others)
+                if missing_error > MAX_CHANCE_SCORE:
+                    return max(self.score(number, others), missing_error)
             is_random = fault.rounds or bool(fault.redraws)  # the fault rounds, or draws random numbers
             if is_random and score > MIN_WRONG_SCORE:
-                others = tuple(other for other in effective if other is not fault)
                 score = min(score, self._score_by_likeness(number, fault, others))
         return score
+
+    def _missing_error(self, number: int, fault: Fault, others: Faults) -> float:
+        """Return how much nearer the candidate's statistics are to a model without a fault than draws are.
+
+        The fault is to draw other random numbers than upstream does. The result is log10(a / b). Here `a` is
+        the distance between the model without the fault and the nearest draw with it, and `b` is the distance
+        between the same model and the candidate. A high value shows that the candidate has upstream's random
+        numbers, even where both distances are within what rounding allows.
+        """
+        observation = self.observations[number]
+        without = self.predict(number, others)
+        errors = []
+        for redraw in (fault, *fault.redraws):
+            draw = self.predict(number, (*others, redraw))
+            if without is not None and draw is not None and draw.shape == without.shape:
+                errors.append(observation.distance(draw, without))
+        nearest = min(errors, default=0.0)
+        if not nearest:
+            return 0.0
+        found_error = observation.distance(observation.found, without)
+        return min(_decades_above(max(found_error, NO_DISTANCE), nearest), MAX_MISSING_SCORE)
 
     def _score_by_likeness(self, number: int, fault: Fault, others: Faults) -> float:
         """Score a fault by whether the candidate's error looks like one that the fault makes.
@@ -126,9 +157,9 @@ class Scorer:
         found_error = observation.distance(observation.found, without)
         # In decades: how much larger the expected error is than the one that was found.
         missing_error = _decades_above(max(found_error, observation.allowed), expected_error)
-        # An observation may hold a summary of a tensor (minimum, maximum, mean, ...) instead of its values.
-        is_summary_of_draw = observation.is_statistics and bool(fault.redraws)
-        if missing_error > (MAX_CHANCE_SCORE if is_summary_of_draw else MAX_FIT_SCORE):
+        # `_missing_error` has already judged the statistics of draws, with a wider tolerance.
+        is_judged = observation.is_statistics and bool(fault.redraws)
+        if missing_error > MAX_FIT_SCORE and not is_judged:
             return max(score_without, missing_error)
 
         if fault.redraws:

@@ -45,7 +45,7 @@ CHUNK_TOKENS = 4  # tokens decoded between two transfers to the host; rows stop 
 # random numbers, which takes a varying time.
 CHUNKS_AHEAD = 2
 PROMPT_BUCKET = 64  # positions; prompts are padded to a multiple, so that a few graphs serve all lengths
-MAX_PROMPT_GRAPHS = 8  # graphs kept that read prompts; the least recently used is dropped
+MAX_PROMPT_GRAPHS = 8  # graphs for reading prompts that are kept; the least recently used is dropped
 MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
 # Options that may differ between the rows of a batch. A decoder serves rows with any of them, so they are
 # replaced by fixed values in the key that idle decoders are found by.
@@ -147,7 +147,8 @@ class FastLM:
             limits.append((min_tokens, max_tokens))
             positions = max(positions, len(prompts[prompt_index]) + max_tokens + 1)
 
-        shared_options = Options(**options[0].of_stage("lm") | PER_ROW_OPTIONS)
+        lm_options = options[0].of_stage("lm")  # {name: value}
+        shared_options = Options(**lm_options | PER_ROW_OPTIONS)
         cache_length = doubled_lengths(positions)[-1]  # rounded up to 512, 1024, 2048, ...
         decoder = self._take_decoder(len(utts), cache_length, shared_options)
         try:
@@ -248,7 +249,7 @@ class _BatchDecoder:
         picks_between_refills = (self.chunks_ahead + 1) * CHUNK_TOKENS
         self.sampler = DeviceSampler(options, c, fast.silent_tokens, rows, picks_between_refills, device)
         self._max_position = 0  # no row can be beyond this position of the cache
-        self._tokens_left = 0  # tokens that are still to be queued, for the row that may have most
+        self._tokens_left = 0  # tokens still to be queued for the row with the highest limit
         with fast.graphs.on_compile():
             fast.decode_step.compile_for(rows)
         # One graph for each number of cached positions that attention may read. All are captured now and not
@@ -315,11 +316,11 @@ class _BatchDecoder:
         finished = all(self.state.done.tolist())
         while not finished:
             # Queue work for the device before waiting for its oldest chunk. When no tokens are left to queue,
-            # the chunks that are queued already take each row to its limit, so the loop ends with the last.
+            # the queued chunks take each row to its limit. The loop then ends with the last of these chunks.
             while self._tokens_left > 0 and len(queued) <= self.chunks_ahead:
                 queued.append(self._queue_chunk())
             chunk, chunk_logp = queued.popleft()
-            random_numbers_used, has_nan, done, *chunk_tokens = chunk.tolist()  # lists of B numbers
+            next_draw, has_nan, done, *chunk_tokens = chunk.tolist()  # lists of B numbers
             if any(has_nan):
                 raise WorkbenchError(
                     f"the LM's log-probabilities are NaN after token {min(counts)}; float16 may have "
@@ -331,7 +332,7 @@ class _BatchDecoder:
                         yield row, LMStep(counts[row], token, logp[row])
                         counts[row] += 1
             finished = all(done)
-            self.sampler.refill(random_numbers_used)
+            self.sampler.refill(next_draw)
 
     def _queue_chunk(self) -> tuple[AsyncCopy, Tensor]:
         """Let the device decode a chunk.

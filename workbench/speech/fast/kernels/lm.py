@@ -2,8 +2,8 @@
 
 With a single position a GPU waits for launches and for memory, not for arithmetic. In float32 on an H200,
 cuBLAS and torch's compiler take 76 us for one layer, in a dozen kernels. Reading the layer's weights takes
-only 15 of the 76 us. Half of the 76 us goes into attention, whose matrix products have a single row. The five
-kernels here are
+only 15 of the 76 us. Half of the 76 us goes into attention: its matrix products have a single row, and a
+kernel that multiplies whole tiles wastes all the others. The five kernels here are
 
     RMS norm + QKV projection  (`project`)
     rotary embedding + attention + cache update  (`attend`)
@@ -28,7 +28,7 @@ from workbench.speech.fast.kernels.projection import project
 from workbench.speech.fast.lm_torch import FusedLayer
 from workbench.speech.models.lm import LM
 
-CACHE_BLOCK = 256  # cached positions that attention loads at a time
+CACHE_BLOCK = 256  # cached positions that attention loads at a time, one for each of 256 threads
 
 
 class HeadSizes(NamedTuple):
@@ -49,8 +49,8 @@ class TritonDecodeStep:
     layers : list of FusedLayer
         What `fuse_layers` returned for the same LM.
     precision : {"tf32x3", "tf32"}
-        Precision of float32 matrix products where x has more than one row, see `project`; "tf32x3" is as
-        accurate as float32.
+        Precision of float32 matrix products for batches of more than one row, see `project`; "tf32x3" is
+        as accurate as float32.
     """
 
     def __init__(self, lm: LM, layers: list[FusedLayer], precision: str) -> None:
@@ -88,7 +88,7 @@ class TritonDecodeStep:
         )
 
     def attention_lengths(self, positions: int) -> list[int]:
-        """Return the numbers of cache positions that attention may read; `FastLM` captures a graph for each.
+        """Return the lengths of the cache for which `FastLM` captures a graph.
 
         One graph is enough: the attention kernel reads only the positions that a row has filled.
         """
@@ -215,7 +215,9 @@ def _attend(
     # is the sum of the weights exp(score - max_score), and `attn_out` is the sum of the values times these
     # weights; it is divided by `weight_sum` at the end.
     max_score = tl.sum(q1 * k1 + q2 * k2, 0)
-    weight_sum = tl.exp(max_score - max_score)  # 1, or NaN where the score is not finite
+    weight_sum = tl.exp(
+        max_score - max_score
+    )  # 1; NaN where the score is not finite, so that the error shows in the logits
     attn_out = v
     start = 0
     while start < position:

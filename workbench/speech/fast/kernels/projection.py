@@ -5,8 +5,8 @@ These are the linear layers of the LM's decoding step; `kernels.lm` says why the
 
 Where x has more than one row, the matrix product runs on tensor cores. These multiply TF32 numbers, which
 have 11 significant bits. To keep the accuracy of float32, each number is split into a high and a low part,
-and each float32 product is computed as three TF32 products of these parts; the module `tf32x3` gives the
-details.
+and each float32 product is computed as three TF32 products of these parts; the module
+`workbench.speech.fast.tf32x3` gives the details.
 
 Shape letters: `B` rows, `D` inputs, `O` outputs.
 """
@@ -66,8 +66,8 @@ def project(
         kernel = _project_rows
         padded_rows = max(16, triton.next_power_of_2(rows))  # tensor cores multiply at least 16 rows
         # The kernel cuts the inputs into PARTS and loads a block of each part at a time; `part_bytes` is the
-        # size of such a block of x. Blocks of x and of weights must fit into shared memory together, and a
-        # gated layer loads two blocks of weights at a time.
+        # size of such a block of x, after x is cast to the type of the weights. Blocks of x and of weights
+        # must fit into shared memory together, and a gated layer loads two blocks of weights at a time.
         part_bytes = 2048 if gated else 4096
         block_in = part_bytes // (padded_rows * weight.element_size())
         tile = {"ROWS": padded_rows, "BLOCK_OUT": 16, "PARTS": 4, "BLOCK_IN": block_in}
@@ -185,6 +185,7 @@ def _project_rows(
     acc_up = tl.zeros((PARTS, ROWS, BLOCK_OUT), tl.float32)  # likewise for the second half of the weights
     squares = tl.zeros((PARTS, ROWS), tl.float32)  # sums of x ** 2, for the RMS norm
     for start in range(0, INPUTS, PARTS * BLOCK_IN):
+        # A pass reads PARTS * BLOCK_IN inputs that follow each other; part k has the k-th BLOCK_IN of them.
         # Load the inputs, (PARTS, ROWS, BLOCK_IN), and the weights, (PARTS, BLOCK_IN, BLOCK_OUT).
         column = start + part[:, None] * BLOCK_IN + tl.arange(0, BLOCK_IN)[None, :]  # (PARTS, BLOCK_IN)
         in_mask = column < INPUTS

@@ -127,14 +127,13 @@ class LoggedRun:
             return True
 
         # A tensor is printed again with another value: "mu max=1.0", then "mu max=1.1". The same
-        # value with fewer digits, such as "mu max=1", begins no run. A count of NaN begins none either,
-        # because many logs say only that there are some.
+        # value with fewer digits, such as "mu max=1", begins no run. Another count of NaN values begins no
+        # run either, because many logs say only that a tensor has NaN values, not how many.
         for printed in line.values:
-            if (
-                printed.kind == IDS
-                and self.token_ids.get(printed.tensor.field, printed.value) != printed.value
-            ):
-                return True
+            if printed.kind == IDS:
+                known_ids = self.token_ids.get(printed.tensor.field, printed.value)
+                if known_ids != printed.value:
+                    return True
             slot = self._slot(printed, line.step)
             if slot is None:
                 continue
