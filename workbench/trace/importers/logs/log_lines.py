@@ -50,7 +50,9 @@ NO_NAME = "no name"  # a statistic without the name of a tensor
 NUMBER = "number"  # a number that cannot be read for certain
 FORMAT = "format"  # numbers that stand otherwise than behind the names of their statistics
 
-PAIR = re.compile(r"\[([^\[\]()]{3,100})\]")  # perhaps a range: "x [-4.1, 4.2] mean 0.5"
+PAIR = re.compile(r"(?:\bin )?\[([^\[\]()]{3,100})\]")  # perhaps a range: "x [-4.1, 4.2] mean 0.5"
+# "x -4.1 .. 4.2"
+DOTS = re.compile(r"(?<![^\s:=])(-?[0-9][0-9.e+-]{0,30}\s?\.\.\s?-?[0-9][0-9.e+-]{0,30})(?![^\s,;])")
 FLOAT = re.compile(r"[-+]?[0-9]*[.,][0-9]+(?:e[-+]?[0-9]+)?|[-+]?[0-9]+\.|[-+]?(?:nan|inf)")
 NUMBER_ENDS = (*"0123456789])", "nan", "inf")
 MIN_UNNAMED = 2  # numbers behind the name of a tensor that look like statistics without names
@@ -124,10 +126,11 @@ class LineReader:
         if ids:
             tag = self.names.source(text[: ids.start])
             if ids.ids is None:
-                return LogLine(number, number, tag, None, (), FORMAT)
+                problem = NAME if ids.tensor == UNKNOWN else FORMAT
+                return LogLine(number, number, tag, None, (), problem)
             return LogLine(number, number, tag, None, (PrintedValue(ids.tensor, IDS, ids.ids, 0.0),))
         line = None
-        if has_name or ".." in text:
+        if has_name or ".." in text or " in [" in text:
             line = self._line_of_statistics(number, self._with_ranges(plain_text(text)))
         if line is None:
             self._remember(number, text)
@@ -261,10 +264,11 @@ class LineReader:
             is_shape = is_pair and ".." not in match[1] and all(number.isdigit() for number in numbers)
             before = match.string[: match.start()].rstrip(" \t:=")
             if is_pair and not is_shape and not before.endswith("values") and self._ends_with_tensor(before):
-                return " range " + match[0]
+                is_bracketed = match[0].endswith("]")
+                return f" range [{match[1]}]" if is_bracketed else f" range {match[1].replace(' ', '')}"
             return match[0]
 
-        return PAIR.sub(with_word, text)
+        return DOTS.sub(with_word, PAIR.sub(with_word, text))
 
     def _prints_unnamed_numbers(self, text: str) -> bool:
         """Whether a line ends with the name of a tensor and several numbers: "x step 0 -4.35 3.78"."""

@@ -10,7 +10,7 @@ from workbench.trace.schema import FIELDS
 # ---- token ids: "generated_tokens(19): 236 234 8", "speech_token = tensor([[236, 234]], device='cuda:0')"
 
 COUNT = r"(?:\s*[(\[]\s*(?:(?:n|len|count)\s*=\s*)?(?P<count>[0-9]{1,6})\s*[)\]])?"  # "(19)"
-OPENING = r"[\"']?(?P<sign>\s*+[=:]?\s*+)(?P<opening>(?!torch\.size)(?:[a-z_.]{1,20}\()?[\[({]*)"
+OPENING = r"[\"']?(?P<sign>\s*+[=:]?\s*+)(?P<opening>(?!torch\.size)(?:[a-z_.]{1,20}\(|vec!?\s?)?[\[({]*)"
 IDS = r"(?P<ids>[0-9][0-9,;\s]*+)"
 # Behind a complete list: brackets and no further list, as in "]], device='cuda:0')"; else the line's end.
 END_OF_BRACKETS = re.compile(r"[\])}]+(?!\s*,?\s*[\[0-9])")
@@ -20,13 +20,23 @@ MIN_LISTED = 2  # ids; one number behind a name without brackets is rather their
 MIN_REFUSED = (
     3  # numbers; fewer that do not look like a list are not counted as a list that was not understood
 )
+# Integers that only signs separate, as in "<236><234><8>", "236/234/8" or "<|s_236|><|s_234|><|s_8|>".
+OTHER_LIST = re.compile(
+    r"[^a-z0-9]{0,8}(?:(?:vec|list|ids|array)[^a-z0-9]{1,4})?(?:[a-z]_)?[0-9]{1,9}"
+    r"(?:[^a-z0-9.+-]{1,8}(?:[a-z]_)?[0-9]{1,9}(?![0-9.a-z])){2}"
+)
+# A list under a name that the table does not have: "tokens (3): 236 234 8".
+OTHER_NAME = re.compile(
+    r"(?<![a-z0-9])(?:tokens?|token[ _]ids|ids|codes)(?=\s*(?:\([0-9]{1,6}\))?\s*[=:])\s*(?:\([0-9]{1,6}\))?"
+    r"\s*[=:]\s*[\[({]*[0-9]{1,9}(?:[\s,;]{1,3}[0-9]{1,9}(?![0-9.a-z])){2}"
+)
 
 
 class TokenIds(NamedTuple):
     """A list of token ids."""
 
-    tensor: TensorName
-    ids: tuple[int, ...] | None  # None where the list is not complete
+    tensor: TensorName  # UNKNOWN for a list under a name that the table does not have
+    ids: tuple[int, ...] | None  # None where the list is not complete, or its name unknown
     start: int  # position of the name
 
 
@@ -52,21 +62,27 @@ class TokenIdReader:
     def read(self, text: str) -> TokenIds | None:
         """Return the list of ids on a line in lower case; None where there is none."""
         name = self._name.search(text)
-        listed = self._list.match(text, name.end()) if name else None
+        if name is None:
+            other = OTHER_NAME.search(text) if "token" in text or "ids" in text or "codes" in text else None
+            return TokenIds(UNKNOWN, None, other.start()) if other else None
+        listed = self._list.match(text, name.end())
+        tensor = self._names.tensors[with_spaces(name["name"])]
+        not_read = TokenIds(tensor, None, name.start())
         if listed is None:
-            return None
+            return not_read if OTHER_LIST.match(text, name.end()) else None
         ids = listed["ids"].strip(" \t\r\n,;")
         parts = re.split(r"\s*[,;]\s*", ids) if "," in ids or ";" in ids else ids.split()
         is_shape = listed["opening"].startswith("(") and not listed["sign"].strip()  # "speech_token (1, 141)"
-        if is_shape or (len(parts) < MIN_LISTED and not listed["opening"]):
+        if is_shape:
             return None
+        if len(parts) < MIN_LISTED and not listed["opening"]:
+            return not_read if OTHER_LIST.match(text, name.end()) else None
         is_integer = all(part.isdigit() and len(part) <= MAX_DIGITS for part in parts)
         count_fits = listed["count"] is None or int(listed["count"]) == len(parts)
         end = END_OF_BRACKETS if listed["opening"] else END
-        tensor = self._names.tensors[with_spaces(name["name"])]
         if end.match(listed["rest"]) and is_integer and count_fits:
             return TokenIds(tensor, tuple(int(part) for part in parts), name.start())
-        return TokenIds(tensor, None, name.start()) if len(parts) >= MIN_REFUSED else None
+        return not_read if len(parts) >= MIN_REFUSED else None
 
 
 # ---- ggml: a callback prints each tensor of the graph, at the end "sum = -1468.477535"

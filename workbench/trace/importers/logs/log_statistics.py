@@ -39,9 +39,10 @@ UNCERTAINTY = re.compile(r"\s*(?:\u00b1|\+/-)\s*(?=[0-9.])")  # "0.5 ± 0.1"
 # Between the names of "min/max", "min, max", "min..max" and "min max"; between these names and the numbers.
 JOINER = re.compile(r"\s*(?:[/,|&;]|\.\.)\s*|\s+")
 BEFORE_LIST = re.compile(r"[\"')\]]*\s*[=:]?\s*")
-BRACKETED = re.compile(r"[(\[{]([^()\[\]{}]*)[)\]}]")
-ITEM = rf"(?={START})[{MINUS}+]*[^\s/;|=:()\[\]{{}}]+"
-UNBRACKETED = re.compile(rf"{ITEM}(?:(?:\s*[/;|]\s*|\s+to\s+|\s+){ITEM})*")
+BRACKETED = re.compile(r"[(\[{]([^()\[\]{}]{0,4000})[)\]}]")
+# A list is bounded, because each name on a line begins one: without bounds the time would be quadratic.
+ITEM = rf"(?={START})[{MINUS}+]{{0,9}}[^\s/;|=:()\[\]{{}}]{{1,500}}+"
+UNBRACKETED = re.compile(rf"{ITEM}(?:(?:\s*[/;|]\s*|\s+to\s+|\s+){ITEM}){{0,20}}")
 SHAPE_SIZES = re.compile(r"[\"']?\s*+[=:]?\s*+(?:[\w.]{1,12}\()?[\[(]([\d,\s]{1,64})[\])]")
 
 

@@ -125,6 +125,8 @@ class TableReader:
         statistics = [column for column in columns if column.kind not in ("", "step", "tensor")]
         if not statistics or len(described) < 2:
             return []
+        if any(CELL_NUMBER.match(cell) for cell in cells[1:]):
+            return []  # "mel;min;-4.1;max;4.2" is a line of its own
         for k in described:
             # A prefix of the log may stand in the first cell: "INFO main.cpp:12] step".
             header = cells[k].split()[-1] if k == 0 else cells[k]
