@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.show.report.report import Report
     from workbench.show.report.run_reports import comparison_report, run_report
     from workbench.speech.checkpoint.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.for_upstream import export_for_upstream
     from workbench.speech.config import Config, Options
     from workbench.speech.frontend.audio import log_mel
     from workbench.speech.frontend.frontend import Prompt, Utterance
@@ -80,6 +81,7 @@ PUBLIC = {
     "compare_sounds": "workbench.diagnose.sounds.compare_sounds",
     "comparison_report": "workbench.show.report.run_reports",
     "data_path": "workbench.files",
+    "export_for_upstream": "workbench.speech.checkpoint.for_upstream",
     "export_onnx": "workbench.speech.onnx_estimator",
     "faults": "workbench.diagnose.suspects.catalogue.faults",
     "find_glitches": "workbench.diagnose.glitches.glitches",

@@ -1,5 +1,7 @@
 """The one exception root: what was found, what was expected, what to try."""
 
+import re
+
 
 class WorkbenchError(Exception):
     """An error that the caller can mend; the root of all that public functions raise for bad input.
@@ -17,5 +19,6 @@ class WorkbenchError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, 160 characters at most; torch adds pages to some."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """Return the first line of an error's message, 160 characters at most; torch adds pages and colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return (plain.strip().splitlines() or [type(error).__name__])[0][:160]

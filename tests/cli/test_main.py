@@ -8,6 +8,7 @@ import pytest
 import workbench as wb
 from tests.paths import ROOT
 from workbench.cli import main, options_of, quality
+from workbench.cli.common import run_options
 
 
 def test_no_verb_prints_help(capsys):
@@ -77,3 +78,10 @@ def test_help_imports_nothing_slow():
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.endswith("[]\n")
+
+
+def test_a_preset_is_an_option_that_others_may_change():
+    found = run_options(["top_k=7", "preset=trtllm-serve"])
+    assert (found["top_k"], found["repetition_penalty"]) == (7, 1.1) and "preset" not in found
+    with pytest.raises(wb.WorkbenchError, match="preset is 'none'"):
+        run_options(["preset=none"])

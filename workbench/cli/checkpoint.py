@@ -1,5 +1,6 @@
-"""`inspect` and `export-onnx`: what a checkpoint holds, and its estimator for other runtimes."""
+"""`inspect`, `export` and `export-onnx`: what a checkpoint holds, and how others get it."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,20 +11,30 @@ from workbench.errors import WorkbenchError
 app = typer.Typer()
 
 
+class Target(StrEnum):
+    """Programs that a checkpoint can be written for."""
+
+    UPSTREAM = "upstream"
+
+
 @app.command(epilog="Example: workbench inspect pretrained_models/Fun-CosyVoice3-0.5B --prefix flow.decoder")
 def inspect(
     folder: Annotated[str, typer.Argument(help="Checkpoint folder, also a broken one.")],
     prefix: Annotated[str, typer.Option(help="Stage and start of the key, such as flow.decoder.")] = "",
 ) -> int:
     """List the tensors of a checkpoint folder, and each file's totals."""
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.checkpoint.inspect import inspect_folder
 
     frame = inspect_folder(folder, prefix)
     tensors = frame[frame["key"] != ""]
     notes = frame[frame["key"] == ""]["note"]
-    if not len(tensors) and not len(notes):
+    if not len(tensors):
         what = f"no tensors that begin with {prefix!r}" if prefix else "no tensors"
-        raise WorkbenchError(f"{folder} holds {what}; expected a checkpoint folder such as data/voices/tiny")
+        reasons = f" ({'; '.join(notes)})" if len(notes) else ""
+        raise WorkbenchError(
+            f"{folder} holds {what}{reasons}; expected a checkpoint folder such as data/voices/tiny"
+        )
     print(tensors.drop(columns="note").to_string(index=False))
     print()
     for name, sha256 in frame.attrs["sha256"].items():
@@ -32,6 +43,29 @@ def inspect(
         print(f"{name}: {len(rows)} tensors, {rows['MB'].sum():.1f} MB, {counts}, sha256 {sha256[:16]}")
     for note in notes:
         print(f"unreadable: {note}")
+    for _, row in tensors[tensors["note"] != ""].iterrows():
+        print(f"{row['file']} {row['key']}: {row['note']}")
+    try:
+        for note in Checkpoint.load(folder).notes:
+            print(f"to read it: {note}")
+    except WorkbenchError as error:
+        print(f"does not open as a checkpoint: {error}")
+    return 0
+
+
+@app.command("export", epilog="Example: workbench export --for upstream output/tiny-for-upstream")
+def export_checkpoint(
+    out: Annotated[str, typer.Argument(help="Folder to write.")],
+    target: Annotated[Target, typer.Option("--for", help="Whose loader shall open it.")],
+    voice: Voice = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a checkpoint that is there.")] = False,
+) -> int:
+    """Write a checkpoint as another program opens it, and list what that program does otherwise."""
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
+    from workbench.speech.checkpoint.for_upstream import DIFFERENCES, export_for_upstream
+
+    folder = export_for_upstream(Checkpoint.load(voice), out, overwrite=force)
+    print(f"{folder}\n\n{(folder / DIFFERENCES).read_text(encoding='utf-8')}")
     return 0
 
 

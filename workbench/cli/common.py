@@ -12,7 +12,7 @@ import typer
 
 from workbench.errors import WorkbenchError
 from workbench.files import data_path
-from workbench.speech.config import Options
+from workbench.speech.config import PRESETS, Options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,11 @@ Prompt = Annotated[
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:1.")]
 OptionPairs = Annotated[
     list[str] | None,
-    typer.Option("--option", metavar="NAME=VALUE", help="A field of Options, listed below; may be repeated."),
+    typer.Option(
+        "--option",
+        metavar="NAME=VALUE",
+        help="A field of Options, listed below, or preset=vllm or trtllm-serve; may be repeated.",
+    ),
 ]
 Names = Annotated[
     str | None,
@@ -86,11 +90,15 @@ def run_options(pairs: Sequence[str] | None) -> dict[str, object]:
     """Read `--option` and check names and values, before any model is opened."""
     found = options_of(pairs or ())
     for name in found:
-        if name not in OPTION_NAMES:
+        if name not in (*OPTION_NAMES, "preset"):
             raise WorkbenchError(
                 f"--option {name}: no option has this name; {did_you_mean(name, OPTION_NAMES)}"
                 "`workbench speak --help` lists them"
             )
+    preset = found.pop("preset", None)
+    if preset is not None:
+        Options().preset(preset)  # says which there are
+        found = PRESETS[preset] | found
     Options().but(**found)
     return found
 

@@ -108,11 +108,14 @@ class StageRunner:
             yield from self.models.fast_lm(options[0]).steps(utts, options)
             return
         [utt], [own] = utts, options
-        sampler = Sampler(own, self.config.lm, self.config.silent_tokens)
+        sampler = Sampler(own, self.config.lm, self.config.silent_tokens, utt.lm_prompt_token.tolist())
         lm = self.stage("lm", own.lm_dtype)
+        from_logits = own.repetition_penalty != 1.0
         if utt.text_stream is None:
             inputs = (utt.text_token, utt.prompt_text_token, utt.lm_prompt_token)
-            steps = lm.steps(*inputs, sampler, own.max_tokens)
+            steps = lm.steps(*inputs, sampler, own.max_tokens, from_logits)
+        elif from_logits:
+            raise WorkbenchError("text that arrives as a stream is read with repetition_penalty=1 alone")
         else:
             chunks = (ids.to(self.device) for ids in utt.text_stream)
             inputs = (chunks, utt.prompt_text_token, utt.lm_prompt_token, sampler, self._end_of_prompt)

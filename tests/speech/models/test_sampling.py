@@ -326,3 +326,69 @@ def test_ties_at_the_edge_are_counted_as_upstream_does(n, top_p):
     while bool(total < top_p) and expected < n:
         total, expected = total + probs[0], expected + 1
     assert len(ids) == expected
+
+
+# As servers sample
+
+
+def given_to_the_draw(sampler, scores, history):
+    """The scores that a sampler draws from, after its penalty and temperature."""
+    seen = []
+    sampler.repetition_aware = lambda scores, history: seen.append(scores) or 0
+    sampler(scores, history)
+    return seen[0]
+
+
+def test_the_penalty_weakens_tokens_of_the_prompt_and_of_the_speech():
+    logits = torch.tensor([2.0, -2.0, 1.0, 4.0, -1.0, 0.5])
+    sampler = Sampler(Options().preset("trtllm-serve"), CONFIG, prompt_token=[3, 3])
+    found = given_to_the_draw(sampler, logits, [0, 1, 1])
+    expected = torch.tensor([2 / 1.1, -2 * 1.1, 1.0, 4 / 1.1, -1.0, 0.5]) / 0.8
+    torch.testing.assert_close(found, expected)
+    assert logits.tolist() == [2.0, -2.0, 1.0, 4.0, -1.0, 0.5]
+
+
+def test_a_temperature_alone_leaves_the_order_and_sharpens():
+    found = given_to_the_draw(Sampler(Options(token_temperature=0.5), CONFIG), torch.tensor([1.0, 2.0]), [0])
+    assert found.tolist() == [2.0, 4.0]
+
+
+@pytest.mark.parametrize(("name", "top_k"), [("vllm", 25), ("trtllm-serve", 50)])
+def test_presets_draw_repeated_tokens_again(name, top_k):
+    options = Options().preset(name)
+    sampler = Sampler(options, CONFIG)
+    assert {sampler(peaked(5), [5] * 30) for _ in range(20)} == {5}
+    flat = peaked(*range(100), height=4.0)
+    assert len(nucleus(flat, options.top_p, options.top_k)[0]) == top_k
+
+
+def test_vllm_forbids_every_stop_id_at_first():
+    stop = CONFIG.speech_token_size + 7
+    sampler = Sampler(Options().preset("vllm"), CONFIG)
+    assert sampler(peaked(3, stop), [], too_early=True) == 3
+    assert Sampler(Options().preset("trtllm-serve"), CONFIG)(peaked(stop), [], too_early=True) == stop
+
+
+def test_unknown_presets_and_impossible_values_are_refused():
+    with pytest.raises(WorkbenchError, match="preset is 'vlm'; expected one of vllm, trtllm-serve"):
+        Options().preset("vlm")
+    for wrong in ({"token_temperature": 0}, {"repetition_penalty": -1}):
+        with pytest.raises(WorkbenchError, match="expected a number from"):
+            Options(**wrong)
+
+
+def test_a_penalty_is_given_logits_of_the_same_model(pipe, utt, monkeypatch):
+    given = []
+    original = Sampler.__call__
+
+    def watched(self, scores, history, too_early=False):
+        given.append(scores)
+        return original(self, scores, history, too_early)
+
+    monkeypatch.setattr(Sampler, "__call__", watched)
+    options = pipe.checkpoint.options.preset("trtllm-serve").but(max_tokens=4)
+    run = pipe.synthesise(utt, options=options, save="lm/logp", stop_after="lm")
+    torch.testing.assert_close(torch.stack(given[:4]).log_softmax(-1), run["lm/logp"])
+    assert given[0].logsumexp(-1).abs() > 0.1
+    fast = pipe.synthesise(utt, options=options.but(compute="exact"), stop_after="lm")
+    assert torch.equal(fast["lm/speech_token"], run["lm/speech_token"])

@@ -6,17 +6,16 @@ The layout is the released one: `cosyvoice3.yaml`, `llm`, `flow` and `hift` as `
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from workbench.errors import WorkbenchError, first_line
+from workbench.errors import WorkbenchError
 from workbench.files import atomic_write, data_path
 from workbench.speech.checkpoint import hyperyaml
 from workbench.speech.checkpoint.config_yaml import YAML, config_from_yaml, options_from_yaml
@@ -30,22 +29,19 @@ from workbench.speech.checkpoint.files import (
     SPK2INFO,
     STEMS,
     TOKENIZER,
-    find_weights,
     has_tokenizer,
     qwen_folder,
     read_json,
     read_speakers,
     replace_folder,
 )
+from workbench.speech.checkpoint.stage_files import MODELS, load_stages, on_meta
+from workbench.speech.checkpoint.weight_names import EMBED, HEAD
 from workbench.speech.checkpoint.weights import (
-    EMBED,
-    HEAD,
     count_nonfinite,
     hash_weights,
     read_weights,
-    select_weights,
     unshared,
-    with_upstream_names,
 )
 from workbench.speech.config import Config, Options
 from workbench.speech.frontend.frontend import Frontend, SpeakerEncoder, SpeechTokenizer
@@ -55,7 +51,6 @@ from workbench.speech.models.hift import HiFT
 from workbench.speech.models.lm import LM
 from workbench.speech.models.noise import Noise
 
-MODELS: dict[str, Callable[[Any], nn.Module]] = {"lm": LM, "flow": Flow, "hift": HiFT}
 BUNDLED_VOICE = "voices/tiny"  # in data/
 
 
@@ -82,6 +77,8 @@ class Checkpoint:
         Upstream's ready-made speakers.
     origin : dict
         File name of each part.
+    notes : tuple of str
+        What was taken out of names, split or cast to read the files; empty for the released layout.
     device : str
         Default device of `build`.
     options : Options
@@ -109,6 +106,7 @@ class Checkpoint:
     estimator: Path | None = None
     spk2info: dict[str, Any] | None = None
     origin: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     device: str = "cpu"
     options: Options = Options()
 
@@ -119,10 +117,11 @@ class Checkpoint:
         Parameters
         ----------
         folder : str or Path, optional
-            Where a weight file is there as .safetensors and as .pt, the first is read. Default: the bundled
-            voice.
+            Where a weight file is there as .safetensors and as .pt, the first is read. Weights as trainers,
+            servers and ports save them are read too; `notes` says what was changed for that. Default: the
+            bundled voice.
         lm : {"auto", "rl"}
-            "rl" reads `llm.rl` in place of `llm`.
+            "rl" reads `llm.rl` in place of `llm`; "auto" only where there is no `llm`.
         device : str
             Where `build` puts modules. Weights stay in memory-mapped files until then.
 
@@ -140,16 +139,14 @@ class Checkpoint:
         tree = hyperyaml.read(folder / YAML)
         config = config_from_yaml(tree, read_json(qwen / "config.json"))
         options = options_from_yaml(tree)
-        stems = STEMS | ({"lm": "llm.rl"} if lm == "rl" else {})
-        files = {stage: find_weights(folder, stem) for stage, stem in stems.items()}
-        weights = {stage: _load_stage(stage, config, path) for stage, path in files.items()}
+        stages = load_stages(folder, config, lm)
         names = (CAMPPLUS, TOKENIZER, ESTIMATOR, NOISE, SPK2INFO)
         present = {name: folder / name if (folder / name).is_file() else None for name in names}
         stored, speakers = present[NOISE], present[SPK2INFO]
         return cls(
             name=folder.resolve().name,
             config=config,
-            weights=weights,
+            weights=stages.weights,
             noise=Noise(config, read_weights(stored) if stored else None),
             folder=folder,
             campplus=present[CAMPPLUS],
@@ -157,7 +154,8 @@ class Checkpoint:
             tokenizer=qwen if has_tokenizer(qwen) else None,
             estimator=present[ESTIMATOR],
             spk2info=read_speakers(speakers) if speakers else None,
-            origin={"config": YAML, **{stage: path.name for stage, path in files.items()}},
+            origin={"config": YAML, **stages.files},
+            notes=tuple(stages.notes),
             device=device,
             options=options,
         )
@@ -231,7 +229,7 @@ class Checkpoint:
         """
         if stage not in MODELS:
             raise WorkbenchError(f"stage is {stage!r}; expected one of {', '.join(MODELS)}")
-        module = _on_meta(stage, self.config)
+        module = on_meta(stage, self.config)
         target = torch.device(self.device if device is None else device)
         copies = {}
         for key, value in self.weights[stage].items():
@@ -263,10 +261,12 @@ class Checkpoint:
         """
         folder = Path(folder).resolve()
         with replace_folder(folder, overwrite) as draft:
-            self._write(draft, noise_seconds)
+            self.write_parts(draft)
+            self._write_weights(draft, noise_seconds)
         return folder
 
-    def _write(self, draft: Path, noise_seconds: float) -> None:
+    def write_parts(self, draft: Path) -> None:
+        """Write all but the weights and the noise into an empty folder."""
         (draft / YAML).write_text(config_to_yaml(self.config, self.options), encoding="utf-8")
         if self.tokenizer is not None:
             shutil.copytree(self.tokenizer, draft / QWEN)
@@ -278,6 +278,8 @@ class Checkpoint:
                 shutil.copyfile(path, draft / name)
         if self.spk2info is not None:
             torch.save(self.spk2info, draft / SPK2INFO)
+
+    def _write_weights(self, draft: Path, noise_seconds: float) -> None:
         for stage, stem in STEMS.items():
             tensors = dict(self.weights[stage])
             if tensors.get(HEAD) is tensors.get(EMBED):
@@ -295,7 +297,7 @@ class Checkpoint:
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 of the weights; it does not depend on the kind of file that they came from."""
+        """sha256 of the weights; neither the kind of file nor the type of storage changes it."""
         return hash_weights(self.weights)
 
     @cached_property
@@ -328,32 +330,10 @@ class Checkpoint:
         title = (
             f"<b>{escape(self.name)}</b> weights {self.content_hash[:12]}, noise: {escape(repr(self.noise))}"
         )
-        return f"<div>{title}<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+        notes = "".join(f"<div>{escape(note)}</div>" for note in self.notes)
+        return f"<div>{title}<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{notes}</div>"
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     with atomic_write(path) as draft:
         save_file(tensors, draft)
-
-
-def _on_meta(stage: str, config: Config) -> Any:
-    """Build the module of a stage without memory for its weights."""
-    try:
-        with torch.device("meta"):
-            return MODELS[stage](getattr(config, stage))
-    except (ValueError, RuntimeError, IndexError, ZeroDivisionError, OverflowError) as error:
-        raise WorkbenchError(
-            f"{YAML}: no model of {stage} has these sizes ({first_line(error)}); is the file as released?"
-        ) from error
-
-
-def _load_stage(stage: str, config: Config, path: Path) -> dict[str, Tensor]:
-    found = with_upstream_names(stage, read_weights(path), path)
-    return select_weights(found, _shapes(stage, config), path)
-
-
-@lru_cache(maxsize=16)  # to build a module takes longer than to read its weights
-def _shapes(stage: str, config: Config) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each weight of a stage; callers do not change the dict."""
-    state_dict = _on_meta(stage, config).state_dict()
-    return {key: tuple(value.shape) for key, value in state_dict.items()}

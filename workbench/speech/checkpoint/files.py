@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,23 +15,40 @@ from workbench.speech.checkpoint.config_yaml import YAML
 from workbench.speech.checkpoint.weights import read_weights
 
 STEMS = {"lm": "llm", "flow": "flow", "hift": "hift"}  # file names of the weights, without suffix
+RL = "llm.rl"  # the LM after reinforcement learning
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".gguf")
+PART = re.compile(r"-\d+-of-\d+$")  # of a file that was saved in several
+DEEPSPEED = "mp_rank_00_model_states.pt"
 QWEN = "CosyVoice-BlankEN"  # folder of the LM's sizes and of the text tokenizer
 CAMPPLUS = "campplus.onnx"  # speaker encoder
 TOKENIZER = "speech_tokenizer_v3.onnx"
 NOISE = "noise.safetensors"
 SPK2INFO = "spk2info.pt"  # ready-made speakers
 ESTIMATOR = "flow.decoder.estimator.fp32.onnx"
+NO_WEIGHTS = ("noise", "spk2info")  # of a stage
 LAYOUT = f"{YAML}, llm.pt, flow.pt, hift.pt (or .safetensors), {QWEN}/config.json"
 MAX_JSON = 1_000_000  # bytes of a config.json
 
 
-def find_weights(folder: Path, stem: str) -> Path:
-    """Return the weight file of a stage; .safetensors goes before .pt."""
-    for suffix in (".safetensors", ".pt"):
-        path = folder / f"{stem}{suffix}"
-        if path.is_file():
-            return path
-    raise WorkbenchError(f"{folder} has neither {stem}.safetensors nor {stem}.pt; expected {LAYOUT}")
+def weight_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the weight files of a folder by name without suffix; a file in several parts is one entry.
+
+    Of files that differ in their suffix alone the first of `SUFFIXES` is taken. DeepSpeed saves a folder for
+    each model; of `llm/` the file with the weights is taken.
+    """
+    found: dict[str, list[Path]] = {}
+    for suffix in SUFFIXES:
+        parts: dict[str, list[Path]] = {}
+        for path in sorted(folder.glob(f"*{suffix}")):
+            stem = PART.sub("", path.stem)
+            if path.is_file() and stem not in NO_WEIGHTS:
+                parts.setdefault(stem, []).append(path)
+        found = parts | found
+    for stem in STEMS.values():
+        path = folder / stem / DEEPSPEED
+        if stem not in found and path.is_file():
+            found[stem] = [path]
+    return found
 
 
 def qwen_folder(folder: Path) -> Path:
@@ -87,7 +105,9 @@ def replace_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         if not overwrite:
-            raise WorkbenchError(f"{folder} is not empty; pass overwrite=True or choose another folder")
+            raise WorkbenchError(
+                f"{folder} is not empty; pass overwrite=True, in the shell --force, or choose another folder"
+            )
         if not (folder / YAML).is_file():
             raise WorkbenchError(
                 f"{folder} has no {YAML}, so it is no checkpoint to overwrite; choose another folder"

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, first_line
-from workbench.speech.checkpoint.files import STEMS
+from workbench.speech.checkpoint.files import RL, STEMS, SUFFIXES
 from workbench.speech.checkpoint.hyperyaml import show
 from workbench.speech.checkpoint.weights import hash_file, is_dense, read_weights
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MAX_FLOAT16 = 65504.0
+MIN_FLOAT16 = 2.0**-24  # smaller values round to zero or to this
+MIN_NORMAL_FLOAT16 = 2.0**-14  # smaller values have fewer digits
+NORMS = ("original0", "weight_g")  # last part of the name of a norm in weight norm
+DIRECTIONS = ("original1", "weight_v")  # last part of the name of a direction in weight norm
 
 
 def inspect_folder(folder: str | Path, prefix: str = "") -> "pd.DataFrame":
@@ -30,8 +36,14 @@ def inspect_folder(folder: str | Path, prefix: str = "") -> "pd.DataFrame":
     Returns
     -------
     pandas.DataFrame
-        One row per tensor: file, stage, key, shape, dtype, MB, nan, inf, note. A file that cannot be read has
-        one row, whose note is the reason. `attrs["sha256"]` has the hash of each file.
+        One row per tensor: file, stage, key, shape, dtype, MB, nan, inf, note. A note tells what breaks ports
+        that compute in float16. A file that cannot be read has one row, whose note is the reason.
+        `attrs["sha256"]` has the hash of each file.
+
+    Raises
+    ------
+    WorkbenchError
+        When it is no folder, or holds no weight files.
     """
     import pandas as pd
 
@@ -40,13 +52,17 @@ def inspect_folder(folder: str | Path, prefix: str = "") -> "pd.DataFrame":
         raise WorkbenchError(
             f"{folder} is not a folder; expected one with weight files (.pt, .safetensors, .onnx)"
         )
-    stages = {f"{stem}{suffix}": stage for stage, stem in STEMS.items() for suffix in (".pt", ".safetensors")}
-    stages |= {"llm.rl.pt": "lm", "llm.rl.safetensors": "lm"}
+    stages = {f"{stem}{suffix}": stage for stage, stem in STEMS.items() for suffix in SUFFIXES}
+    stages |= {f"{RL}{suffix}": "lm" for suffix in SUFFIXES}
     rows: list[dict[str, Any]] = []
     hashes = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (".pt", ".safetensors", ".onnx") or not path.is_file():
-            continue
+    paths = [p for p in sorted(folder.iterdir()) if p.suffix in (*SUFFIXES, ".onnx") and p.is_file()]
+    if not paths:
+        kinds = ", ".join((*SUFFIXES, ".onnx"))
+        raise WorkbenchError(
+            f"{folder} holds no tensors: it has no file of {kinds}; expected a checkpoint folder"
+        )
+    for path in paths:
         stage = stages.get(path.name, path.stem)
         try:
             hashes[path.name] = hash_file(path)
@@ -87,7 +103,37 @@ def _describe(key: str, value: Any) -> dict[str, Any]:
         return row | {"note": "not dense: values not counted"}
     if value.is_floating_point():
         row |= {"nan": int(value.isnan().sum()), "inf": int(value.isinf().sum())}
+        row["note"] = _float16_note(key, value)
     return row
+
+
+def _float16_note(key: str, value: Tensor) -> str:
+    """Say which values a port cannot use in float16; empty where it can use all of them."""
+    wide = value.detach().double()
+    finite = wide[wide.isfinite()].abs()
+    n_large = int((finite > MAX_FLOAT16).sum())
+    if n_large:
+        return f"{n_large} of {value.numel()} values leave float16: the largest is {float(finite.max()):.3g}"
+    name = key.split(".")[-1]
+    if name == "alpha":  # of a Snake, which divides by it
+        n_small = int((finite < 1 / MAX_FLOAT16).sum())
+        if n_small:
+            return (
+                f"1 / alpha leaves float16 in {n_small} of {value.numel()} channels: the smallest alpha is "
+                f"{float(finite.min()):.2g}; clamp 1 / alpha, or keep the activation in float32"
+            )
+    if name in DIRECTIONS and value.ndim > 1:  # of weight norm, which divides by its norm
+        norms = wide.flatten(1).norm(dim=1)
+        n_outside = int(((norms.square() < MIN_FLOAT16) | (norms.square() > MAX_FLOAT16)).sum())
+        if n_outside:
+            return (
+                f"the squared norm leaves float16 in {n_outside} of {len(norms)} filters: norms from "
+                f"{float(norms.min()):.2g} to {float(norms.max()):.2g}; multiply weight norm out in float32"
+            )
+    if name in NORMS and bool((finite < MIN_NORMAL_FLOAT16).any()):
+        n_small = int((finite < MIN_NORMAL_FLOAT16).sum())
+        return f"{n_small} of {value.numel()} norms are near zero: the smallest is {float(finite.min()):.2g}"
+    return ""
 
 
 def _onnx_entries(path: Path) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,8 @@
-"""Weight files: read without running code in them, renamed to upstream's names, checked and hashed."""
+"""Weight files: read without running code in them, checked and hashed."""
 
 import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,43 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, first_line
+from workbench.speech.checkpoint.weight_names import EMBED, HEAD
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-EMBED = "llm.model.model.embed_tokens.weight"
-HEAD = "llm.model.lm_head.weight"  # the same tensor as the embedding
-TRAINER_KEYS = ("epoch", "step")  # numbers that the trainer adds to a state dict
+# Packages whose objects trainers store beside the weights. Placeholders are read in their place.
+SIDE_OBJECTS = frozenset(
+    (
+        *("numpy", "_codecs", "argparse", "collections", "datetime", "pathlib", "types", "enum", "typing"),
+        *("omegaconf", "deepspeed", "lightning", "pytorch_lightning", "lightning_fabric", "transformers"),
+    )
+)
 MAX_PROBLEMS = 5  # listed in an error message
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Read a `.pt` or `.safetensors` file, memory-mapped, without running code in it.
+    """Read a weight file, memory-mapped where it can be, without running code in it.
+
+    Parameters
+    ----------
+    path : Path
+        .safetensors, .gguf (quantised tensors become float32), or what torch.save wrote.
 
     Raises
     ------
     WorkbenchError
         When it cannot be read, is cut short, or claims more bytes than it has.
     """
+    if path.suffix == ".gguf":
+        from workbench.trace.importers.dumps.gguf_files import gguf_file
+        from workbench.trace.importers.dumps.stored_tensor import readable
+
+        with readable(path):
+            return {name: stored.read() for name, stored in gguf_file(path).items()}
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         _check_zip(path)
-        found = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        found = _load_pickle(path)
     except WorkbenchError:
         raise
     except (SafetensorError, OSError, zipfile.BadZipFile) as error:
@@ -50,6 +66,29 @@ def read_weights(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(found).__name__}; expected a state_dict: names with tensors"
         )
     return found
+
+
+class _Placeholder:
+    """Stands for an object of another package in a file; it holds nothing and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _load_pickle(path: Path) -> Any:
+    """Load what torch.save wrote: tensors, and placeholders for objects that trainers store beside them."""
+    classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    foreign = [name for name in classes if name.split(".")[0] not in SIDE_OBJECTS]
+    if foreign:
+        raise WorkbenchError(
+            f"{path} holds no plain weights: it stores objects of {', '.join(sorted(foreign)[:3])}, and "
+            "nothing but tensors is read. Where that class is at hand, save model.state_dict()"
+        )
+    with torch.serialization.safe_globals([(_Placeholder, name) for name in classes]):
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 
 def _check_zip(path: Path) -> None:
@@ -69,34 +108,7 @@ def _check_zip(path: Path) -> None:
         )
 
 
-def with_upstream_names(stage: str, found: dict[Any, Any], path: Path) -> dict[str, Any]:
-    """Return the content of a stage's file under the names that upstream uses at inference."""
-    found = {str(key): value for key, value in found.items()}
-    for name in TRAINER_KEYS:
-        if isinstance(found.get(name), int):
-            del found[name]
-    if stage == "hift":
-        found = _rename_hift(found, path)
-    if stage == "lm":
-        _tie_embedding(found)
-    return found
-
-
-def _rename_hift(found: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Drop the prefix of the GAN trainer, and name the parts of weight norm as torch 2 does."""
-    renamed: dict[str, Any] = {}
-    for key, value in found.items():
-        name = key.replace("generator.", "")
-        for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
-            if name.endswith(f".{old}"):
-                name = f"{name.removesuffix(old)}parametrizations.weight.{new}"
-        if name in renamed:
-            raise WorkbenchError(f"{path}: {key} and another key both mean {name}; expected one of them")
-        renamed[name] = value
-    return renamed
-
-
-def _tie_embedding(found: dict[str, Any]) -> None:
+def tie_embedding(found: dict[str, Any]) -> None:
     """Make head and embedding one tensor if the file has one of them or two equal ones."""
     embed, head = found.get(EMBED), found.get(HEAD)
     if embed is None and head is None:
@@ -123,9 +135,11 @@ def select_weights(
         if key not in found:
             missing.append(f"{key}: expected {shape}, found nothing")
         elif not _fits(found[key], shape):
-            wrong.append(f"{key}: expected {shape} float16, bfloat16 or float32, found {_kind(found[key])}")
+            wrong.append(
+                f"{key}: expected {shape} float16, bfloat16 or float32, found {describe(found[key])}"
+            )
     extra = [
-        f"{key[:120]}: expected nothing, found {_kind(found[key])}" for key in found if key not in expected
+        f"{key[:120]}: expected nothing, found {describe(found[key])}" for key in found if key not in expected
     ]
 
     # List problems of all three kinds, taking turns.
@@ -137,11 +151,26 @@ def select_weights(
         raise WorkbenchError(
             f"{path} does not fit cosyvoice3.yaml: {len(wrong)} of another shape or type, "
             f"{len(extra)} unexpected, {len(missing)} missing:\n  {listed}{more}\n"
+            f"{_common_start(found, expected)}"
             f"Is it from the same checkpoint? `workbench inspect {path.parent}` lists what is there"
         )
     # Detach each tensor once, so that two names of one tensor stay two names of one tensor.
     detached = {id(value): value.detach() for value in found.values()}
     return {key: detached[id(found[key])] for key in expected}
+
+
+def _common_start(found: Collection[str], expected: Collection[str]) -> str:
+    """Return a sentence about the start that all names share and that is not expected; empty without one."""
+    shared = []
+    ends = (min(found, default="").split("."), max(found, default="").split("."))  # in the order of names
+    for first, last in zip(*ends, strict=False):
+        if first != last:
+            break
+        shared.append(first)
+    start = ".".join(shared)
+    if len(found) < 2 or not start or any(name.startswith(f"{start}.") for name in expected):
+        return ""
+    return f"All {len(found)} names begin with {start[:80]!r}. "
 
 
 def is_dense(value: Any) -> bool:
@@ -155,11 +184,20 @@ def is_dense(value: Any) -> bool:
     )
 
 
+def narrowest(value: Tensor) -> Tensor:
+    """Return a tensor of floats in the first of float16, bfloat16 and float32 that holds its values."""
+    for dtype in (torch.float16, torch.bfloat16):
+        short = value.to(dtype)
+        if torch.allclose(short.to(value.dtype), value, rtol=0, atol=0, equal_nan=True):
+            return short
+    return value.to(torch.float32)
+
+
 def _fits(value: Any, shape: tuple[int, ...]) -> bool:
     return is_dense(value) and tuple(value.shape) == shape and value.dtype in DTYPES
 
 
-def _kind(value: Any) -> str:
+def describe(value: Any) -> str:
     """Return shape and type for an error message."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
@@ -180,9 +218,10 @@ def unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def hash_weights(weights: dict[str, dict[str, Tensor]]) -> str:
-    """Return the sha256 of names, types, shapes and values of all stages."""
+    """Return the sha256 of names, shapes and values of all stages, whatever type the values are stored in."""
     digest = hashlib.sha256()
-    for stage, key, value in _ordered(weights):
+    for stage, key, stored in _ordered(weights):
+        value = stored if stored.dtype == torch.float16 else narrowest(stored)
         digest.update(f"{stage}.{key} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

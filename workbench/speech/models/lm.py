@@ -213,8 +213,12 @@ class LM(nn.Module):
 
     def logp(self, hidden: Tensor) -> Tensor:
         """Return log-probabilities over speech ids, in float32 at least: (..., D) -> (..., n_ids)."""
+        return self.logits(hidden).log_softmax(-1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits over speech ids, in float32 at least: (..., D) -> (..., n_ids)."""
         logits = self.llm_decoder(hidden)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def limits(self, n_text: int, max_tokens: int | None = None) -> tuple[int, int]:
         """Return the fewest and the most speech tokens for `n_text` text tokens, both without the prompt."""
@@ -229,6 +233,7 @@ class LM(nn.Module):
         prompt_speech_token: Tensor,
         sample: Sample,
         max_tokens: int | None = None,
+        from_logits: bool = False,
     ) -> Iterator[LMStep]:
         """Decode until a stop id is drawn or the length limit is reached.
 
@@ -242,6 +247,8 @@ class LM(nn.Module):
             Usually a `Sampler`.
         max_tokens : int, optional
             A lower limit than the `max_token_text_ratio` speech tokens for each text token.
+        from_logits : bool
+            Give `sample` logits in place of log-probabilities: a repetition penalty needs their signs.
 
         Yields
         ------
@@ -254,8 +261,9 @@ class LM(nn.Module):
         embedded = self.embed(torch.cat((prompt_text_token, text_token)), prompt_speech_token)
         history: list[int] = []
         for index in range(max_tokens):
-            logp = self.decode(embedded, cache)
-            token = sample(logp, history, index < min_tokens)
+            hidden = self.qwen(embedded, cache)[0, -1]
+            logp = self.logp(hidden)
+            token = sample(self.logits(hidden) if from_logits else logp, history, index < min_tokens)
             if token >= c.speech_token_size:
                 return
             history.append(token)

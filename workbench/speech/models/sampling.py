@@ -2,7 +2,7 @@
 
 Facts: upstream `cosyvoice/utils/common.py` (nucleus and repetition-aware sampling) and
 `cli/model.py` (silent tokens). Three guards are ours, and off by default: `mask_stop_ids`,
-`silent_tokens_repeat` and `repetition_fallback`.
+`silent_tokens_repeat` and `repetition_fallback`. Servers have a temperature and a repetition penalty.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,12 +64,21 @@ class Sampler:
         Which ids stop.
     silent_tokens : iterable of int
         Ids that sound like silence or breath.
+    prompt_token : sequence of int
+        Speech tokens of the prompt, to which the repetition penalty applies too.
     """
 
-    def __init__(self, options: Options, config: LMConfig, silent_tokens: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        options: Options,
+        config: LMConfig,
+        silent_tokens: Iterable[int] = (),
+        prompt_token: Sequence[int] = (),
+    ) -> None:
         self.options = options
         self.config = config
         self.silent = frozenset(silent_tokens)
+        self.prompt = frozenset(prompt_token)
         self.generator = torch.Generator().manual_seed(options.seed)
 
     def __call__(self, scores: Tensor, history: Sequence[int], too_early: bool = False) -> int:
@@ -78,7 +87,7 @@ class Sampler:
         Parameters
         ----------
         scores : Tensor (n_ids,)
-            Log-probabilities; not modified.
+            Log-probabilities, or logits where there is a repetition penalty; not modified.
         history : sequence of int
             Tokens generated so far, without the prompt's.
         too_early : bool
@@ -102,6 +111,10 @@ class Sampler:
             )
         if too_early:
             self._mask_stops(scores)
+        if self.options.repetition_penalty != 1.0:
+            self._penalise_repetition(scores, history)
+        if self.options.token_temperature != 1.0:
+            scores /= self.options.token_temperature
         return self.repetition_aware(scores, history)
 
     def repetition_aware(self, scores: Tensor, history: Sequence[int]) -> int:
@@ -119,6 +132,12 @@ class Sampler:
             ids, probs = nucleus(scores, 1.0, o.top_k)
             return int(ids[draw(probs, self.generator)])
         return draw(scores.softmax(dim=0), self.generator)
+
+    def _penalise_repetition(self, logits: Tensor, history: Sequence[int]) -> None:
+        """Make tokens less likely that the prompt has or that were drawn before, as servers do."""
+        seen = torch.tensor(sorted(self.prompt.union(history)), dtype=torch.long)
+        penalty = self.options.repetition_penalty
+        logits[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
 
     def _mask_stops(self, scores: Tensor) -> None:
         size = self.config.speech_token_size

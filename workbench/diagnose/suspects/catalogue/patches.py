@@ -70,8 +70,8 @@ def task_id_last(self: lm.LM, text_token: Tensor, prompt_speech_token: Tensor) -
     return torch.cat((sos, text, self.speech_embedding(prompt_speech_token), task))[None]
 
 
-def count_prompt_text(self: lm.LM, text, prompt_text, prompt, sample, max_tokens=None, original=lm.LM.steps):
-    return original(self, torch.cat((prompt_text, text)), prompt_text[:0], prompt, sample, max_tokens)
+def count_prompt_text(self: lm.LM, text, prompt_text, prompt, *others, original=lm.LM.steps):
+    return original(self, torch.cat((prompt_text, text)), prompt_text[:0], prompt, *others)
 
 
 def changed_condition(change: Callable[[flow.Condition], flow.Condition]) -> Patch:

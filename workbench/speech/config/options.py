@@ -1,29 +1,18 @@
-"""The numbers of CosyVoice3, with their units: `Config` for sizes, `Options` for the settings of a run.
+"""The settings of a run: `Options`, the stages that they belong to, and presets of other programs."""
 
-The weights depend on a `Config`, which is part of a `Checkpoint`. `Options` may differ from run to run and
-are part of a trace. Defaults are those of the released Fun-CosyVoice3-0.5B and of upstream's inference; a
-smaller voice states its own sizes in its `cosyvoice3.yaml`.
-
-Shape letters, here and in the model files: `B` batch, `L` speech tokens, `T` mel frames, `M` mel
-bins, `N` samples, `D` width, `K` knots of the time grid.
-"""
-
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from workbench.errors import WorkbenchError
-from workbench.trace.schema import FLOW_INPUTS, LM_INPUTS, SAMPLE_RATE, TOKEN_RATE
+from workbench.trace.schema import FLOW_INPUTS, LM_INPUTS
 
 DTYPES: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
 SOLVERS: tuple[str, ...] = ("euler", "midpoint", "heun")
 T_SCHEDULERS: tuple[str, ...] = ("cosine", "linear")
 COMPUTE: tuple[str, ...] = ("eager", "exact", "fast")
-ESTIMATORS: tuple[str, ...] = ("torch", "onnx")  # or the path of an .onnx file
+PROGRAMS: tuple[str, ...] = ("torch", "onnx")  # of estimator and vocoder; or the path of an .onnx file
 MAX_TIMESTEPS = 64  # steps of the ODE; more change nothing that can be heard
 MAX_INTEGER = 2**63 - 1  # what an int64 tensor holds
-
-# Ids of the released speech tokenizer that stand for silence or breath (upstream cli/model.py).
-SILENT_TOKENS = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
 
 
 class Stage(NamedTuple):
@@ -42,6 +31,7 @@ STAGES = {
         output="lm/speech_token",
         options=(
             *("lm_dtype", "top_p", "top_k", "win_size", "tau_r", "seed", "mask_stop_ids"),
+            *("token_temperature", "repetition_penalty"),
             *("silent_tokens_repeat", "repetition_fallback", "max_silent_run", "max_tokens", "compute"),
         ),
         fast_dtype="bfloat16",
@@ -58,7 +48,7 @@ STAGES = {
     "hift": Stage(
         inputs=("flow/mel",),
         output="hift/wav",
-        options=("hift_dtype", "f0_dtype", "source_dtype", "head_dtype", "compute"),
+        options=("hift_dtype", "f0_dtype", "source_dtype", "head_dtype", "vocoder", "compute"),
         fast_dtype="float32",  # TF32 products on a GPU, which is no dtype
     ),
 }
@@ -66,171 +56,27 @@ NAMES = tuple(STAGES)
 LM, FLOW, HIFT = NAMES
 
 
-@dataclass(frozen=True)
-class MelConfig:
-    """Log-mel features: natural log, Slaney filters."""
-
-    sample_rate: int = SAMPLE_RATE  # Hz
-    n_fft: int = 1920  # samples, 80 ms
-    win_length: int = 1920  # samples
-    hop_length: int = 480  # samples, 20 ms
-    n_mels: int = 80
-    fmin: float = 0.0  # Hz
-    fmax: float | None = None  # Hz; None is half the sample rate
-
-    @property
-    def frame_rate(self) -> float:
-        """Mel frames per second."""
-        return self.sample_rate / self.hop_length
-
-
-@dataclass(frozen=True)
-class LMConfig:
-    """Qwen2 decoder over text and speech tokens."""
-
-    speech_token_size: int = 6561  # 3**8 FSQ codes; the ids above are sos, eos, task, fill and unused ones
-    n_special: int = 200  # how many ids are above
-    mix_ratio: tuple[int, int] = (5, 15)  # text : speech tokens when text arrives as a stream
-    hidden_size: int = 896
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 14
-    num_key_value_heads: int = 2
-    intermediate_size: int = 4864
-    vocab_size: int = 151_936
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
-    min_token_text_ratio: float = 2.0  # speech tokens per text token before which the LM may not stop
-    max_token_text_ratio: float = 20.0  # speech tokens per text token at which decoding is cut off
-
-    @property
-    def head_dim(self) -> int:
-        """Channels per attention head."""
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def n_ids(self) -> int:
-        """Rows of the speech embedding and of the output layer."""
-        return self.speech_token_size + self.n_special
-
-    @property
-    def sos(self) -> int:
-        """Start of sequence. Every id from here on stops decoding."""
-        return self.speech_token_size
-
-    @property
-    def eos(self) -> int:
-        """End of speech."""
-        return self.speech_token_size + 1
-
-    @property
-    def task_id(self) -> int:
-        """Boundary between text and speech."""
-        return self.speech_token_size + 2
-
-    @property
-    def fill(self) -> int:
-        """Request for more text when text arrives as a stream."""
-        return self.speech_token_size + 3
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """The flow's velocity estimator, a diffusion transformer."""
-
-    dim: int = 1024
-    depth: int = 22
-    heads: int = 16
-    dim_head: int = 64
-    ff_mult: int = 2
-    mel_dim: int = 80
-    mu_dim: int = 80
-    spk_dim: int = 80
-    out_channels: int = 80
-    static_chunk_size: int = 50  # mel frames per chunk of the attention mask in streaming
-    num_decoding_left_chunks: int = -1  # upstream ignores it: a chunk attends to all chunks before it
-
-
-@dataclass(frozen=True)
-class FlowConfig:
-    """The flow: speech tokens to mel."""
-
-    vocab_size: int = 6561
-    output_size: int = 80  # mel bins
-    spk_embed_dim: int = 192
-    token_mel_ratio: int = 2  # mel frames per token
-    pre_lookahead_len: int = 3  # tokens
-    pre_lookahead_channels: int = 1024
-    input_frame_rate: int = TOKEN_RATE  # tokens per second
-    noise_frames: int = 15_000  # length of upstream's fixed noise: 300 s
-    dit: DiTConfig = field(default_factory=DiTConfig)
-
-
-@dataclass(frozen=True)
-class HiFTConfig:
-    """The vocoder, mel to waveform: f0 -> harmonic source -> inverse STFT."""
-
-    in_channels: int = 80
-    base_channels: int = 512
-    nb_harmonics: int = 8
-    sampling_rate: int = SAMPLE_RATE  # Hz
-    nsf_alpha: float = 0.1  # amplitude of each sine
-    nsf_sigma: float = 0.003  # noise amplitude where voiced
-    nsf_voiced_threshold: float = 10.0  # Hz
-    upsample_rates: tuple[int, ...] = (8, 5, 3)
-    upsample_kernel_sizes: tuple[int, ...] = (16, 11, 7)
-    istft_n_fft: int = 16
-    istft_hop_len: int = 4
-    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
-    source_resblock_kernel_sizes: tuple[int, ...] = (7, 7, 11)
-    source_resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5),) * 3
-    lrelu_slope: float = 0.1
-    audio_limit: float = 0.99  # samples beyond it are clipped
-    conv_pre_look_right: int = 4  # mel frames
-    f0_cond_channels: int = 512
-    noise_samples: int = 7_200_000  # length of the stored excitation noise: 300 s
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per mel frame."""
-        hop = self.istft_hop_len
-        for rate in self.upsample_rates:
-            hop *= rate
-        return hop
-
-
-@dataclass(frozen=True)
-class Config:
-    """The sizes and rates that the weights of one CosyVoice3 checkpoint depend on.
-
-    Parameters
-    ----------
-    mel, lm, flow, hift, chunk_size, silent_tokens, scripts
-        As said below, beside each field.
-
-    Examples
-    --------
-    >>> wb.Config().lm.hidden_size  # the released model
-    896
-    >>> voice.config.token_rate, voice.config.mel.frame_rate  # per second
-    (25, 50.0)
-    """
-
-    mel: MelConfig = field(default_factory=MelConfig)
-    lm: LMConfig = field(default_factory=LMConfig)
-    flow: FlowConfig = field(default_factory=FlowConfig)
-    hift: HiFTConfig = field(default_factory=HiFTConfig)
-    chunk_size: int = 25  # speech tokens per chunk in streaming
-    silent_tokens: tuple[int, ...] = SILENT_TOKENS
-    scripts: tuple[str, ...] = ()  # Unicode scripts that the voice can read, such as LATIN; empty for any
-
-    @property
-    def token_rate(self) -> int:
-        """Speech tokens per second."""
-        return self.flow.input_frame_rate
-
-
-RELEASED = Config()  # sizes and rates of the released model
+# How other programs sample tokens. Neither is repetition-aware: no token is in a window often enough.
+NO_WINDOW = 1000.0  # as tau_r
+PRESETS: dict[str, dict[str, Any]] = {
+    "vllm": {
+        "top_p": 1.0,
+        "top_k": 25,
+        "tau_r": NO_WINDOW,
+        "token_temperature": 1.0,
+        "repetition_penalty": 1.0,
+        "mask_stop_ids": True,
+        "lm_dtype": "bfloat16",
+    },
+    "trtllm-serve": {
+        "top_p": 0.95,
+        "top_k": 50,
+        "tau_r": NO_WINDOW,
+        "token_temperature": 0.8,
+        "repetition_penalty": 1.1,
+        "mask_stop_ids": False,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -253,7 +99,10 @@ class Options:
     estimator : str
         What computes the velocity. "torch": the model. "onnx": the checkpoint's
         `flow.decoder.estimator.fp32.onnx` in ONNX Runtime, exported from its weights where there is no such
-        file. Or the path of another such file. ONNX runs in float32 and cannot stream.
+        file. Or the path of anybody's .onnx file; only one with the chunk mask inside can stream.
+    vocoder : str
+        What computes magnitude and phase. "torch": the model. "onnx": the vocoder's core, exported from the
+        weights, in ONNX Runtime. Or the path of a file such as `hift_decode_core.onnx`.
     compute : {"eager", "exact", "fast"}
         How the stages run. "eager" is the plain model, layer by layer: the reference. "exact" does less work
         and differs by rounding of float32: what is the same in every step is computed once, and a GPU replays
@@ -271,6 +120,10 @@ class Options:
         Repetition-aware sampling. A token is drawn from the nucleus: the `top_k` likeliest ids, up to a
         probability of `top_p`. It is drawn again if it is among the last `win_size` tokens at least
         `win_size * tau_r` times (not rounded).
+    token_temperature, repetition_penalty : float
+        Of servers; 1 is none, as upstream. Logits of tokens in the prompt or drawn before are divided by the
+        penalty where they are positive and multiplied by it where they are negative; then all are divided by
+        the temperature. The LM then runs as with `compute="eager"`.
     seed : int
         Seed of the sampler's draws.
     mask_stop_ids : bool
@@ -305,6 +158,8 @@ class Options:
     >>> wb.Options(solver="rk4")
     Traceback (most recent call last):
     workbench.errors.WorkbenchError: solver is 'rk4'; expected one of euler, midpoint, heun
+    >>> voice.options.preset("trtllm-serve").repetition_penalty
+    1.1
     """
 
     n_timesteps: int = 10
@@ -313,6 +168,7 @@ class Options:
     cfg_rate: float = 0.7
     temperature: float = 1.0
     estimator: str = "torch"
+    vocoder: str = "torch"
     compute: str = "eager"
     noise_seed: int | None = None
     lm_dtype: str = "float32"
@@ -325,6 +181,8 @@ class Options:
     top_k: int = 25
     win_size: int = 10
     tau_r: float = 0.1
+    token_temperature: float = 1.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     mask_stop_ids: bool = False
     silent_tokens_repeat: bool = True
@@ -341,12 +199,14 @@ class Options:
         _choice("repetition_fallback", self.repetition_fallback, ("full", "top_k"))
         for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype"):
             _choice(name, getattr(self, name), DTYPES)
-        is_path = isinstance(self.estimator, str) and self.estimator.endswith(".onnx")
-        if not is_path and self.estimator not in ESTIMATORS:
-            allowed = ", ".join(ESTIMATORS)
-            raise WorkbenchError(
-                f"estimator is {self.estimator!r}; expected {allowed}, or the path of an .onnx file, a str"
-            )
+        for name in ("estimator", "vocoder"):
+            found = getattr(self, name)
+            is_path = isinstance(found, str) and found.endswith(".onnx")
+            if not is_path and found not in PROGRAMS:
+                allowed = ", ".join(PROGRAMS)
+                raise WorkbenchError(
+                    f"{name} is {found!r}; expected {allowed}, or the path of an .onnx file, a str"
+                )
         for name in ("mask_stop_ids", "silent_tokens_repeat", "stream_final_offline"):
             _choice(name, getattr(self, name), (False, True))
         _between("seed", self.seed, 0, MAX_INTEGER, whole=True)
@@ -360,6 +220,8 @@ class Options:
         _between("top_k", self.top_k, 1, 100_000, whole=True)
         _between("win_size", self.win_size, 0, 100_000, whole=True)
         _between("tau_r", self.tau_r, 0, 1_000)
+        _between("token_temperature", self.token_temperature, 0.01, 100)
+        _between("repetition_penalty", self.repetition_penalty, 0.01, 100)
         _between("speed", self.speed, 0.25, 4)
 
     def of_stage(self, stage: str) -> dict[str, Any]:
@@ -375,8 +237,13 @@ class Options:
         return dtype
 
     def eager(self, stage: str) -> bool:
-        """Whether a stage runs layer by layer, one utterance at a time; so does an ONNX estimator."""
-        return self.compute == "eager" or (stage == "flow" and self.estimator != "torch")
+        """Whether a stage runs layer by layer, one utterance at a time; so do ONNX files."""
+        other = {
+            LM: (self.token_temperature, self.repetition_penalty) != (1, 1),
+            FLOW: self.estimator != "torch",
+            HIFT: self.vocoder != "torch",
+        }
+        return self.compute == "eager" or other[stage]
 
     def but(self, **changes: Any) -> "Options":
         """Return a copy with some fields changed."""
@@ -384,6 +251,19 @@ class Options:
         for name in changes:
             _choice("option name", name, tuple(sorted(known)))
         return replace(self, **changes)
+
+    def preset(self, name: str) -> "Options":
+        """Return a copy that samples tokens as another program does.
+
+        Parameters
+        ----------
+        name : {"vllm", "trtllm-serve"}
+            "vllm": upstream with `load_vllm=True`, the 25 likeliest ids in bfloat16. "trtllm-serve":
+            upstream's `runtime/triton_trtllm`. The draws are other random numbers than theirs, and these
+            servers apply top_p to the `top_k` ids alone, so that single tokens may differ.
+        """
+        _choice("preset", name, tuple(PRESETS))
+        return self.but(**PRESETS[name])
 
 
 def _choice(name: str, found: Any, allowed: tuple) -> None:
