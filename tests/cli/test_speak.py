@@ -47,6 +47,22 @@ def test_files_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):
     assert after != before and after == second  # --seed 3 and --option seed=3 are the same
 
 
+@pytest.mark.slow
+def test_a_text_that_is_spoken_otherwise_than_typed_is_shown(tmp_path, capsys):
+    folder = ["-o", str(tmp_path), *QUICK]
+    assert main(["speak", "It costs $5.", "It is late.", "--trace", "summary", *folder]) == 0
+    out = capsys.readouterr().out
+    assert "text 0: spoken as It costs five dollars.\n" in out and "text 1" not in out
+    assert main(["speak", "It is §5.", "--frontend", "upstream", *folder]) == 0
+    assert "text 0: upstream's front end raises AssertionError" in capsys.readouterr().out
+    assert main(["speak", "It costs $5.", "--frontend", "off", "--trace", "summary", *folder]) == 0
+    assert "text 0" not in capsys.readouterr().out
+    frontends = [wb.Trace.load(path).attrs["frontend"] for path in sorted(tmp_path.glob("*.trace"))]
+    assert frontends == ["off", "workbench", "workbench"]
+    assert main(["speak", "Kapitel 7.", "--language", "de", *folder]) == 0
+    assert "text 0" not in capsys.readouterr().out
+
+
 def test_errors_are_one_line_and_write_nothing(tmp_path, capsys):
     for bad, expected in (
         (["speak", "", "-o", str(tmp_path)], "nothing to say"),
@@ -75,6 +91,11 @@ def test_errors_name_what_was_typed_before_a_voice_is_opened(tmp_path, capsys):
         (["speak", "Hello.", "--prompt", str(recording), *nowhere], "--prompt-text"),
         (["speak", "Hello.", "--mode", "instruct", *nowhere], "--instruct"),
         (["speak", "Hello.", "--instruct", "Slowly.", *nowhere], "--mode instruct"),
+        (
+            ["speak", "Hello.", "--language", "de", "--frontend", "off", *nowhere],
+            "--language is for --frontend",
+        ),
+        (["speak", "Hello.", "--language", "German", *nowhere], "expected a code such as en"),
     ):
         assert main(bad) == 2
         assert expected in capsys.readouterr().err

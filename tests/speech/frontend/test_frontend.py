@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.speech.frontend.test_text import tiny_bpe
+from tests.speech.frontend.tiny_bpe import tiny_bpe
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Config
 from workbench.speech.frontend.audio import log_mel, speaker_features, whisper_log_mel, write_wav

@@ -115,3 +115,25 @@ def test_invalid_ids_of_streamed_text_raise(lm_model, prompt_text, prompt_speech
         run(torch.tensor([600]), prompt_speech)
     with pytest.raises(WorkbenchError, match="prompt speech tokens"):
         run(torch.tensor([3]), torch.tensor([729]))
+
+
+def test_the_number_of_ids_is_limited(lm_model, lm_golden, text, prompt_text, prompt_speech, end_of_prompt):
+    def sample(logp, history, too_early):
+        return 5  # never the end
+
+    inputs = (prompt_text, prompt_speech, sample, end_of_prompt)
+    ratio = lm_model.config.max_token_text_ratio
+    assert len(list(steps_bistream(lm_model, text.split(1), *inputs))) == int(ratio * len(text))
+    for most in (1, 8, 9, 30):
+        assert len(list(steps_bistream(lm_model, text.split(1), *inputs, max_tokens=most))) == most
+
+
+def test_what_the_lm_thinks_of_a_forced_fill_is_told(
+    lm_model, lm_golden, text, prompt_text, prompt_speech, end_of_prompt
+):
+    told = []
+    sample = bistream_sampler(lm_golden.info["config"])
+    inputs = (text.split(1), prompt_text, prompt_speech, sample, end_of_prompt)
+    steps = list(steps_bistream(lm_model, *inputs, on_fill=told.append))
+    n_fills = (steps[-1].index + 1) - len(steps)  # indices count fills
+    assert len(told) == n_fills > 0 and all(logp < 0 for logp in told)

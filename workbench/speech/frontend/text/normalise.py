@@ -16,9 +16,9 @@ from workbench.speech.frontend.text.split import pack
 from workbench.speech.frontend.text.tokenizer import special_tokens
 
 _CLOSING = "\"'”’»」』）)]}> "  # may follow the last punctuation mark of a sentence
-_SPOKEN_SYMBOLS = {"en": "°©®™", "zh": "°", None: "°"}  # symbols that are kept wherever they stand
-# Signs that are read as a word beside a number, and for which WeText has none.
-_NUMBER_SIGNS = {"en": (("№", " number "), ("\\", " backslash ")), "zh": (("\\", "反斜杠"),), None: ()}
+# Symbols that are kept wherever they stand; others only where they touch a digit.
+_SPOKEN_SYMBOLS = {"en": "°©®™", "zh": "°№", None: "°№"}
+_BACKSLASH = {"en": " backslash ", "zh": "反斜杠", None: " "}  # beside a digit; WeText escapes with it
 _MAX_CHUNK = 400  # characters that are normalised at once; the grammars slow down with length
 # English words that WeText takes for "number" and "Sunday": No without a number behind it, and the Sun.
 _NOT_ABBREVIATED = r"\bN[oO]\.(?!\s*[\d#№])|(?<=\b[Tt]he )Sun\b(?!\.?,?\s*\d)"
@@ -52,8 +52,8 @@ def normalise(text: str, language: str | None = None, tokens: Iterable[str] | No
         If the text has no letter and no number, or `language` is no code of a language.
     """
     spoken_in = language_of_numbers(text, language)
-    check_has_words(text, text)
     if is_verbatim(text):
+        check_has_words(text, text)
         return text
     clean = unicodedata.normalize("NFC", text)
     kept = token_pattern(tuple(special_tokens() if tokens is None else tokens))
@@ -109,20 +109,20 @@ def _normalise_piece(text: str, language: str | None) -> str:
 def _spell_signs(text: str, language: str | None) -> str:
     """Return a text with signs that stand for letters written out: ㎡ as m², ℃ as °C, № as a word."""
     if language == "zh":
-        text = re.sub(r"№\s*(\d+)号?", r"第\1号", text)
-    for sign, word in _NUMBER_SIGNS[language]:
-        text = re.sub(
-            rf"(?<=\d){re.escape(sign)}|{re.escape(sign)}(?=\s*\d)", lambda _, word=word: word, text
-        )
+        text = re.sub(r"第?№\s*(\d+)号?", r"第\1号", text)
+    elif language == "en":  # WeText reads "No. 5" as "Number. five"
+        text = re.sub(r"\b(N)[oO]\.\s*(?=\d)|№", lambda m: "Number " if m[1] else " number ", text)
+    text = re.sub(r"(?<=\d)\\|\\(?=\d)", lambda _: _BACKSLASH[language], text)
     return "".join(_letters_of(c) for c in text)
 
 
 def _letters_of(c: str) -> str:
     """Return what a symbol such as ㎡ is made of, and any other character as it is."""
     kind, *codes = unicodedata.decomposition(c).split() or [""]
-    if unicodedata.category(c) != "So" or kind not in ("<square>", "<compat>"):
+    if c == "№" or unicodedata.category(c) != "So" or kind not in ("<square>", "<compat>"):
         return c
-    return "".join(chr(int(code, 16)) for code in codes)
+    letters = "".join(chr(int(code, 16)) for code in codes)
+    return letters.replace("ℓ", "l").replace("∕", "/")  # ㎖ is mℓ, ㎧ is m∕s
 
 
 def _drop_unspeakable(text: str, keep: str) -> str:
@@ -149,8 +149,8 @@ def _has_sound(c: str) -> bool:
 
 
 def _is_picture(c: str) -> bool:
-    """Whether a symbol is an emoji or a dingbat; these say nothing about a number that they touch."""
-    return "\u2600" <= c <= "\u27bf" or c >= "\U0001f000"
+    """Whether a symbol is an emoji; it says nothing about a number that it touches."""
+    return c >= "\U0001f000"
 
 
 @cache

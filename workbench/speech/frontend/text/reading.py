@@ -61,8 +61,8 @@ def read_text(
         When the text has nothing to say, or an argument is unknown.
     """
     check_frontend(frontend, language)
-    check_has_words(text, text)
     if frontend == OFF or is_verbatim(text):
+        check_has_words(text, text)
         return Reading(text, [text], frontend)
     if frontend == UPSTREAM:
         return _read_as_upstream(text, tokenizer)

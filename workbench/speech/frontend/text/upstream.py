@@ -121,7 +121,10 @@ def _spell_digits(text: str) -> str:
 
 def _number_words(run: str) -> str:
     """Write digits as the library inflect does: "１２３４" -> "one thousand, two hundred and thirty-four"."""
-    rest = int("".join(c for c in run if c.isdecimal()) or "0")  # ² and ① count as nothing
+    digits = [int(c) for c in run if c.isdecimal()]  # ² and ① count as nothing
+    rest = int("".join(map(str, digits)) or "0")
+    if rest < 2:
+        return "one" if rest else "zero"
     groups = []
     for scale in _SCALES:
         rest, group = divmod(rest, 1000)
@@ -129,8 +132,11 @@ def _number_words(run: str) -> str:
             groups.insert(0, f"{_hundreds(group)} {scale}".strip())
     if rest:
         raise OverflowError("a number of more than 36 digits")
+    thousands, extra = divmod(len(digits), 3)
+    if thousands and extra and not any(digits[:extra]):
+        groups.insert(0, _SCALES[thousands])  # inflect says "thousand, three hundred" for ０３００
     ends_small = len(groups) > 1 and " hundred" not in groups[-1] and groups[-1].split()[-1] not in _SCALES
-    return (", ".join(groups[:-1]) + " and " + groups[-1]) if ends_small else ", ".join(groups) or "zero"
+    return (", ".join(groups[:-1]) + " and " + groups[-1]) if ends_small else ", ".join(groups)
 
 
 def _hundreds(number: int) -> str:

@@ -5,7 +5,7 @@ The texts are made from the templates below. Upstream's own code reads them: `Co
 transformers 4.51.3. Nothing of that code is in this file. The parts of upstream that its text does not need
 (whisper, tiktoken, torchaudio) are replaced with empty modules.
 
-    python tests/speech/frontend/make_upstream_segments.py CHECKOUT TOKENIZER OUT.json [SEED [COUNT]]
+    python tests/speech/frontend/text/make_upstream_segments.py CHECKOUT TOKENIZER OUT.json [SEED [COUNT]]
 
 TOKENIZER is the folder CosyVoice-BlankEN of a voice. An entry of the result has `text`; `up`, the segments;
 `tok`, their ids; and `err`, the exception where upstream raised one.
@@ -304,5 +304,8 @@ if __name__ == "__main__":
     checkout, tokenizer, out = map(Path, sys.argv[1:4])
     seed, count = (int(sys.argv[4]), int(sys.argv[5])) if len(sys.argv) > 5 else (14, 200)
     frontend = upstream(checkout, tokenizer)
-    rows = [json.dumps(read(frontend, text), ensure_ascii=False) for text in texts(seed, count)]
+    rows = [
+        json.dumps(read(frontend, text), ensure_ascii=False, separators=(",", ":"))
+        for text in texts(seed, count)
+    ]
     out.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
