@@ -29,6 +29,10 @@ from workbench.speech.frontend.text import check_scripts, normalise, special_tok
         ("Привет 5 мир", "Привет 5 мир."),
         ("a<|endofprompt|> 5 😀", "a<|endofprompt|> 5 😀"),
         ("&", "and."),
+        ("x² is 4", "x² is four."),
+        ("3½ cups", "three and one half cups."),
+        ("Los Angeles 1984", "Los Angeles nineteen eighty four."),
+        ("5 µg of café", "five µg of café."),
         ("See abc.def. 5 of us", "See abc. def. five of us."),  # WeText returns nothing for "abc.def."
     ],
 )

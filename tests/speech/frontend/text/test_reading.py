@@ -76,6 +76,7 @@ def test_tokens_that_upstream_would_change_are_kept_and_a_note_says_so(bundled):
 def test_tokens_of_the_vocabulary_pass_untouched_in_every_mode(bundled, frontend, text):
     reading = read_text(text, bundled, frontend)
     assert TOKENS.findall(reading.text) == TOKENS.findall("".join(reading.segments)) == TOKENS.findall(text)
+    assert reading.frontend == frontend
 
 
 @pytest.mark.parametrize("text", ["It costs $5.", " a  b ", "你 好5", "Hm.<|endofprompt|>5", "one. " * 200])

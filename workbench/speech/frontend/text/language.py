@@ -9,6 +9,7 @@ from importlib.resources import files
 
 from workbench.errors import WorkbenchError
 
+_NAME = re.compile(r"\b(?:El|La|Las|Le|Les|Los|De|Di|Do|San|Die)\s+(?=[A-Z])")
 _CHINESE = ("zh", "cmn", "yue")  # codes of languages that are read as Chinese
 
 
@@ -98,11 +99,12 @@ def _guess(text: str) -> str | None:
         return "en"
     if found.most_common(1)[0][0] != "LATIN":
         return None
-    words = re.findall(r"[^\W\d_]+", text.lower())
+    # Of names such as Los Angeles only the last word counts.
+    words = re.findall(r"[^\W\d_]+", _NAME.sub("", text).lower())
     frequent = {
         language: sum(word in known for word in words) for language, known in _frequent_words().items()
     }
-    foreign_letters = sum(not word.isascii() for word in words)
+    foreign_letters = sum(any(not c.isascii() and _script(c) == "LATIN" for c in word) for word in words)
     english = frequent.pop("en")
     return None if max(frequent.values()) + foreign_letters > english else "en"
 

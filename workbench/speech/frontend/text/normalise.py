@@ -111,6 +111,7 @@ def _spell_signs(text: str, language: str | None) -> str:
     if language == "zh":
         text = re.sub(r"第?№\s*(\d+)号?", r"第\1号", text)
     elif language == "en":  # WeText reads "No. 5" as "Number. five"
+        text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞])", " and ", text)
         text = re.sub(r"\b(N)[oO]\.\s*(?=\d)|№", lambda m: "Number " if m[1] else " number ", text)
     text = re.sub(r"(?<=\d)\\|\\(?=\d)", lambda _: _BACKSLASH[language], text)
     return "".join(_letters_of(c) for c in text)

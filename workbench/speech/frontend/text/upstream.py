@@ -41,7 +41,7 @@ def upstream_segments(text: str, tokenizer: TextTokenizer, keep_tokens: bool = F
     tokenizer : TextTokenizer
         Counts the tokens of languages other than Chinese.
     keep_tokens : bool
-        Keep tokens of the vocabulary away from WeText, which upstream does not.
+        Normalise what stands between tokens of the vocabulary alone, which upstream does not.
 
     Returns
     -------
@@ -54,13 +54,15 @@ def upstream_segments(text: str, tokenizer: TextTokenizer, keep_tokens: bool = F
         Where upstream raises as well: AssertionError by WeText, IndexError for quotes behind no sentence.
     """
     is_chinese = re.search(r"[\u4e00-\u9fff]", text) is not None
-    bare = text.strip()
-    if keep_tokens:
-        in_words = wetext("zh" if is_chinese else "en")
-        words = between(token_pattern(tuple(tokenizer.added_tokens)), bare, in_words)
-    else:
-        words = wetext("auto")(bare)
-    words = _chinese_marks(words) if is_chinese else _spell_digits(words)
+    in_words = wetext(("zh" if is_chinese else "en") if keep_tokens else "auto")
+
+    def rewrite(piece: str) -> str:
+        return in_words(piece) if is_chinese else _spell_digits(in_words(piece))
+
+    kept = token_pattern(tuple(tokenizer.added_tokens))
+    words = between(kept, text.strip(), rewrite) if keep_tokens else rewrite(text.strip())
+    if is_chinese:
+        words = _chinese_marks(words)
     if words[-1] not in _MARKS[is_chinese]:
         words += "。" if is_chinese else "."
 
