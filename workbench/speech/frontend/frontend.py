@@ -210,7 +210,7 @@ class Frontend:
         instruct : str, optional
             How to speak, for the mode "instruct".
         frontend, language
-            How the text is normalised: see `read_text`.
+            How the text is normalised: see `Pipeline.prepare`.
         """
         if not isinstance(text, str):
             return self._streamed(text, prompt, mode, instruct, frontend, language)

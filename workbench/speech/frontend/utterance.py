@@ -88,7 +88,7 @@ class Utterance(_TensorFields):
     typed : str
         The text as it was given, of which this may be one segment.
     frontend : {"workbench", "upstream", "off"}
-        Whose rules made `text` of `typed`; see `wb.read_text`.
+        Whose rules made `text` of `typed`; see `Pipeline.prepare`.
     warnings : tuple of str
         What is unusual about this input.
     text_stream : TextStream or None
