@@ -31,6 +31,7 @@ def record(model, folder):
     drawn = {}  # what the LM drew for the sentence, and from which log-probabilities
     kept = {}  # the pass of the flow
     sound = {}  # the pass of the vocoder
+    earlier = []  # the numbers of the sentence's earlier chunks
     folder.mkdir(parents=True, exist_ok=True)
 
     def copy(tensor):
@@ -48,6 +49,7 @@ def record(model, folder):
     @around(model.llm, "inference")
     def llm(inner, **given):
         drawn.clear()
+        earlier.clear()
         said.update({name: copy(given[name]) for name in ("text", "prompt_text", "prompt_speech_token")})
         return inner(**given)
 
@@ -97,8 +99,7 @@ def record(model, folder):
         result = inner(speech_feat=speech_feat, **more)
         hear(mel=speech_feat, speech=result[0])
         number = sum(path.stem.isdecimal() for path in folder.glob("*.safetensors"))
-        is_one_pass = "mel" not in kept or torch.equal(kept["mel"], sound["mel"])
-        if is_one_pass:
+        if not earlier:
             save_file(said | kept | sound, folder / f"{number}.safetensors")
         else:
             shared = {name: kept[name] for name in ("token", "prompt_token", "prompt_feat", "embedding")}
@@ -107,6 +108,9 @@ def record(model, folder):
             save_file(said | shared | sound, folder / f"{number}-vocoder.safetensors")
         if more.get("finalize", True):  # the sentence is over; a conversion has no inputs of the LM
             said.clear()
+            earlier.clear()
+        else:
+            earlier.append(number)
         kept.clear()
         sound.clear()
         return result

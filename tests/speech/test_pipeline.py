@@ -113,6 +113,8 @@ def test_a_stream_is_kept_with_its_seams(parity, tmp_path):
     trace = streamed(pipe, utt)
     assert torch.equal(trace.wav, torch.cat([chunk.wav for chunk in chunks]))
     assert torch.equal(trace["flow/mel"], chunks[-1].state.mel[0])
+    assert trace["lm/speech_token"].tolist() == list(chunks[-1].token) and trace.attrs["streaming"]
+    assert len(pipe.replay(trace, "flow").wav) > 0  # offline, from the same tokens
     parts = torch.tensor_split(trace.wav, trace.attrs["seams"])
     assert all(torch.equal(part, chunk.wav) for part, chunk in zip(parts, chunks, strict=True))
     again = Trace.load(trace.save(tmp_path / "stream.trace"))

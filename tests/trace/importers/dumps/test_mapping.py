@@ -15,6 +15,7 @@ from workbench.trace.importers.dumps.mapping import read_foreign
 from workbench.trace.trace import Trace
 
 STEPS = "data/foreign/steps.toml"
+WAV_RULE = '[fields."hift/wav"]\nname = "x"\naxes = ["sample"]\n'
 
 
 @pytest.fixture
@@ -89,6 +90,100 @@ def test_broken_mappings_are_refused(tmp_path, text, match):
     save_file({"x": torch.zeros(1, 5)}, tmp_path / "dump.safetensors")
     with pytest.raises(WorkbenchError, match=match):
         read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text))
+
+
+X_RULE = '[fields."flow/x"]\nname = "NAME"\naxes = ["one", "mel", "frame"]\n'
+
+
+@pytest.mark.parametrize("name", ["step{step}_x", "step{step:03d}_x", "step{step:03}_x"])
+def test_steps_may_be_padded_with_zeros(tmp_path, name):
+    x = {f"step{k:03d}_x": torch.full((1, 80, 2), float(k)) for k in range(12)}
+    save_file(x | {"noise": torch.full((1, 80, 2), -1.0)}, tmp_path / "dump.safetensors")
+    rule = X_RULE.replace("NAME", name) + 'start = ["noise"]\n'
+    trace = read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, rule))
+    assert trace["flow/x"][:, 0, 0].tolist() == [*range(-1, 12)] and trace.attrs["unmapped"] == []
+
+
+def test_a_branch_is_taken_from_a_batch_of_two(tmp_path):
+    v = {
+        f"v{k}": torch.stack((torch.full((80, 2), 1.0 + k), torch.full((80, 2), -1.0 - k))) for k in range(3)
+    }
+    save_file(v, tmp_path / "dump.safetensors")
+    text = "".join(
+        f'[fields."flow/velocity_{branch}"]\nname = "v{{step}}"\naxes = ["batch", "mel", "frame"]\nindex = {index}\n'
+        for index, branch in enumerate(("cond", "uncond"))
+    )
+    trace = read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text))
+    assert trace["flow/velocity_cond"][:, 0, 0].tolist() == [1, 2, 3]
+    assert trace["flow/velocity_uncond"][:, 0, 0].tolist() == [-1, -2, -3]
+    one = X_RULE.replace("flow/x", "flow/velocity_cond").replace("NAME", "v{step}")
+    with pytest.raises(WorkbenchError, match=r'"one" has 2 entries; if they are the branches .* index = 0'):
+        read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, one))
+    with pytest.raises(WorkbenchError, match='index is 2 and "batch" has 2 entries'):
+        read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text.replace("index = 0", "index = 2")))
+
+
+def test_an_axis_of_one_may_be_missing(tmp_path):
+    save_file({"x0": torch.ones(80, 2), "x1": torch.zeros(1, 80, 2)}, tmp_path / "dump.safetensors")
+    trace = read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, X_RULE.replace("NAME", "x{step}")))
+    assert trace["flow/x"].shape == (2, 80, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "rest", "match"),
+    [
+        (["y0"], "", r"is called 'x\{step\}' for any step, and flow/x needs them"),
+        (["x1", "x2"], "", "the steps 1 to 2; write first = 1"),
+        (["x1", "x01"], "first = 1\n", "has x01 and x1, both step 1"),
+        (["x0"], "first = -1\n", "first and index of flow/x count from 0"),
+        (["x0"], "index = 0\n", "needs both the axis"),
+        (["x0"], "scale = " + "9" * 400 + "\n", "scale of flow/x is a huge number"),
+        (["x0"], "scale = nan\n", "scale of flow/x is nan"),
+        (["x0"], "shape = [1, 99999999999999999999, 2]\n", "no number of entries"),
+        (["x0"], "start = [1]\n", "no list of names"),
+        (["x0"], "first = true\n", "first of flow/x is True"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(tmp_path, names, rest, match):
+    save_file({name: torch.zeros(1, 80, 2) for name in names}, tmp_path / "dump.safetensors")
+    rule = X_RULE.replace("NAME", "x{step}") + rest
+    with pytest.raises(WorkbenchError, match=match):
+        read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, rule))
+
+
+def test_steps_after_a_gap_are_left_out_and_named(tmp_path):
+    save_file({f"x{k}": torch.zeros(1, 80, 2) for k in (0, 1, 3, 4)}, tmp_path / "dump.safetensors")
+    trace = read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, X_RULE.replace("NAME", "x{step}")))
+    assert len(trace["flow/x"]) == 2 and trace.attrs["unmapped"] == ["x3", "x4"]
+    assert "step 2 is missing, so 2 later steps were left out" in trace.attrs["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("a = " + "[" * 3000 + "]" * 3000, "cannot be read as a mapping"),
+        ("a = " + "9" * 5000, "cannot be read as a mapping"),
+        ('name = "x"\naxes = []\n', "stands at the top"),
+        ("sample_rate = 1e12\n" + WAV_RULE, "sample_rate is 1000000000000.0"),
+        ("signature = [1]\n" + WAV_RULE, "a list of names as signature"),
+        ("[attrs]\nstreaming = 1\n" + WAV_RULE, "for each attribute"),
+        (WAV_RULE.replace('"x"', '"x{foo}"'), "has braces"),
+        ("#" * (1 << 20) + "\n" + WAV_RULE, "at most"),
+    ],
+)
+def test_hostile_mappings_are_refused(tmp_path, text, match):
+    save_file({"x": torch.zeros(5)}, tmp_path / "dump.safetensors")
+    with pytest.raises(WorkbenchError, match=match):
+        read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text))
+
+
+def test_numbers_of_a_dump_become_attributes(tmp_path):
+    save_file({"x": torch.zeros(5), "is_chunk": torch.tensor(1)}, tmp_path / "dump.safetensors")
+    text = '[attrs]\nstreaming = "is_chunk"\nfirst_step = "none"\n' + WAV_RULE
+    trace = read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text))
+    assert trace.attrs["streaming"] == 1 and trace.attrs["unmapped"] == [] and "first_step" not in trace.attrs
+    with pytest.raises(WorkbenchError, match="expects one number for an attribute"):
+        read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text.replace("is_chunk", "x")))
 
 
 def test_taps_are_read_at_any_steps_with_their_axes_in_one_order(tmp_path):

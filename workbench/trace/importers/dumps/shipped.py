@@ -48,7 +48,7 @@ def open_dump(path: str | os.PathLike, mapping: str | os.PathLike | None = None,
             continue
         unmapped = trace.attrs["unmapped"]
         rest = f"; not read: {_some(unmapped)}" if unmapped else ""
-        note = f"{dump.path.name} was read by {name}; fields: {', '.join(trace)}{rest}"
+        note = f"{dump.path.name} was read by {name}; fields: {_some(list(trace))}{rest}"
         trace.attrs["notes"] = [note, *trace.attrs.get("notes", [])]
         return trace
     found = f"; {problems[0]}" if problems else ""
