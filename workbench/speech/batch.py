@@ -171,5 +171,5 @@ def _run_stage(runner: StageRunner, stage: str, batch: list[list[_Run]]) -> None
             run.token, run.mel = row.token, row.mel
             run.seconds[stage] = clock.seconds[stage] / len(
                 rows
-            )  # runs that share a row have its whole share
+            )  # each run of a row gets the share of the whole row
             run.rows[stage] = len(rows)

@@ -30,26 +30,21 @@ from workbench.diagnose.suspects.simulate import RANK
 # explain.
 MIN_WRONG_SCORE = 0.15  # a factor of 1.4; a result with a higher score is wrong
 MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this reproduces the candidate's result
-# Some faults round values or draw random numbers. Our model cannot predict every value of their errors, since
-# another implementation rounds and draws in its own way. Such a fault gets this score where the candidate's
-# error has the size and the direction, or the distribution, of the fault's errors. The score is above 0, so
-# that faults whose errors are predicted exactly come first.
+# A fault that rounds values, or draws random numbers, has errors that our model cannot predict one by one.
+# We can only test whether the candidate's error looks like such an error: it has the same size and direction,
+# or the same distribution. A fault that passes the test gets this score. It is above 0, so that faults whose
+# errors are predicted exactly come first.
 LIKENESS_SCORE = MIN_WRONG_SCORE
-# Two draws of random numbers may have nearly the same minimum, maximum or mean by chance. The
-# candidate's statistics may therefore be up to ten times (one decade) nearer to the healthy model than our
-# nearest draw is.
-MAX_CHANCE_SCORE = 1.0
-MAX_MISSING_SCORE = 2.0  # the score would be infinite for statistics that equal the healthy model's
-NO_DISTANCE = 1e-12  # smaller distances count as this, so that the logarithm exists
-MIN_DRAWS = 2  # random draws that are needed to know how far draws are from each other
+# A draw is one run of our model with one set of random numbers.
+MIN_DRAWS = 2  # needed to know how far draws are from each other
+MAX_NEARNESS = 1.0  # of `_nearness_to_healthy`: chance alone gives a factor of 10 (one decade)
+MAX_NEARNESS_COUNTED = 2.0  # the nearness of statistics that equal the healthy model's would be infinite
 
 
 class CausalKey(NamedTuple):
     """Sorting key of an observation: what a run computes first comes first."""
 
-    stage_rank: (
-        int  # place of the field in the order in which a run computes its fields; the ODE's loop shares one
-    )
+    stage_rank: int  # rank of the field in the order of a run; all fields of the ODE's loop have one rank
     index: int  # number of the token that the LM draws, or of the ODE's step
     field_rank: int  # within one step: first the state, then the velocities computed from it
 
@@ -87,7 +82,11 @@ class Scorer:
         return sum(sum(scores) / len(scores) for scores in scores_by_field.values())
 
     def _score(self, number: int, faults: Faults) -> float:
-        """Return the score of one observation under these faults."""
+        """Return the score of one observation under these faults.
+
+        It is the distance in decades, with two exceptions. A fault with random numbers is refuted by
+        statistics that equal the healthy model's. A fault that rounds or draws may pass by likeness alone.
+        """
         observation = self.observations[number]
         # Drop faults that cannot change this observation: many sets of faults then share one cached score.
         effective = tuple(fault for fault in faults if observation.affects(fault))
@@ -99,21 +98,20 @@ class Scorer:
             others = tuple(other for other in effective if other is not fault)
             # `fault.redraws` holds the same fault with further random numbers.
             if fault.redraws and observation.is_statistics:
-                missing_error = self._missing_error(number, fault, others)
-                if missing_error > MAX_CHANCE_SCORE:
-                    return max(self.score(number, others), missing_error)
+                nearness = self._nearness_to_healthy(number, fault, others)
+                if nearness > MAX_NEARNESS:
+                    return max(self.score(number, others), nearness)
             is_random = fault.rounds or bool(fault.redraws)  # the fault rounds, or draws random numbers
             if is_random and score > MIN_WRONG_SCORE:
                 score = min(score, self._score_by_likeness(number, fault, others))
         return score
 
-    def _missing_error(self, number: int, fault: Fault, others: Faults) -> float:
-        """Return how much nearer the candidate's statistics are to a model without a fault than draws are.
+    def _nearness_to_healthy(self, number: int, fault: Fault, others: Faults) -> float:
+        """Return log10(a / b): `a` and `b` are the distances of a draw and of the candidate to our model.
 
-        The fault is to draw other random numbers than upstream does. The result is log10(a / b). Here `a` is
-        the distance between the model without the fault and the nearest draw with it, and `b` is the distance
-        between the same model and the candidate. A high value shows that the candidate has upstream's random
-        numbers, even where both distances are within what rounding allows.
+        Our model has the other faults here, but not this one. `a` is the distance of the nearest draw with
+        this fault. A high value shows that the candidate has the random numbers of our model, even where
+        rounding would allow both distances.
         """
         observation = self.observations[number]
         without = self.predict(number, others)
@@ -125,8 +123,9 @@ class Scorer:
         nearest = min(errors, default=0.0)
         if not nearest:
             return 0.0
-        found_error = observation.distance(observation.found, without)
-        return min(_decades_above(max(found_error, NO_DISTANCE), nearest), MAX_MISSING_SCORE)
+        smallest_counted = nearest / 10**MAX_NEARNESS_COUNTED
+        found = max(observation.distance(observation.found, without), smallest_counted)
+        return math.log10(nearest / found)
 
     def _score_by_likeness(self, number: int, fault: Fault, others: Faults) -> float:
         """Score a fault by whether the candidate's error looks like one that the fault makes.
@@ -157,7 +156,7 @@ class Scorer:
         found_error = observation.distance(observation.found, without)
         # In decades: how much larger the expected error is than the one that was found.
         missing_error = _decades_above(max(found_error, observation.allowed), expected_error)
-        # `_missing_error` has already judged the statistics of draws, with a wider tolerance.
+        # `_nearness_to_healthy` has already judged the statistics of draws, with a wider tolerance.
         is_judged = observation.is_statistics and bool(fault.redraws)
         if missing_error > MAX_FIT_SCORE and not is_judged:
             return max(score_without, missing_error)

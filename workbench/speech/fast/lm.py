@@ -47,8 +47,8 @@ CHUNKS_AHEAD = 2
 PROMPT_BUCKET = 64  # positions; prompts are padded to a multiple, so that a few graphs serve all lengths
 MAX_PROMPT_GRAPHS = 8  # graphs for reading prompts that are kept; the least recently used is dropped
 MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
-# Options that may differ between the rows of a batch. A decoder serves rows with any of them, so they are
-# replaced by fixed values in the key that idle decoders are found by.
+# Options that may differ between the rows of a batch. A decoder serves rows with any values of them, so an
+# idle decoder is looked for with these fixed values.
 PER_ROW_OPTIONS = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
 
 
@@ -97,7 +97,7 @@ class FastLM:
             Ids that sound like silence or breath.
         graphs : CudaGraphPool
         exact : bool
-            Whether results must be rounded where `LM` rounds them. If False, a GPU may compute float32
+            True: every result has the precision that it has in `LM`. False: a GPU may compute float32
             products in TF32, and hidden states may stay in float32 where the weights are bfloat16.
         """
         layers = fuse_layers(lm)
@@ -147,8 +147,7 @@ class FastLM:
             limits.append((min_tokens, max_tokens))
             positions = max(positions, len(prompts[prompt_index]) + max_tokens + 1)
 
-        lm_options = options[0].of_stage("lm")  # {name: value}
-        shared_options = Options(**lm_options | PER_ROW_OPTIONS)
+        shared_options = Options(**{**options[0].of_stage("lm"), **PER_ROW_OPTIONS})
         cache_length = doubled_lengths(positions)[-1]  # rounded up to 512, 1024, 2048, ...
         decoder = self._take_decoder(len(utts), cache_length, shared_options)
         try:
@@ -315,8 +314,8 @@ class _BatchDecoder:
         queued = deque[tuple[AsyncCopy, Tensor]]()  # results of `_queue_chunk`, the oldest first
         finished = all(self.state.done.tolist())
         while not finished:
-            # Queue work for the device before waiting for its oldest chunk. When no tokens are left to queue,
-            # the queued chunks take each row to its limit. The loop then ends with the last of these chunks.
+            # Queue work for the device before waiting for its oldest chunk. The queue is never empty below:
+            # `finished` is set at the latest by the chunk in which every row reaches its limit.
             while self._tokens_left > 0 and len(queued) <= self.chunks_ahead:
                 queued.append(self._queue_chunk())
             chunk, chunk_logp = queued.popleft()

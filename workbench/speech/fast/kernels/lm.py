@@ -2,8 +2,8 @@
 
 With a single position a GPU waits for launches and for memory, not for arithmetic. In float32 on an H200,
 cuBLAS and torch's compiler take 76 us for one layer, in a dozen kernels. Reading the layer's weights takes
-only 15 of the 76 us. Half of the 76 us goes into attention: its matrix products have a single row, and a
-kernel that multiplies whole tiles wastes all the others. The five kernels here are
+only 15 of the 76 us. Half of the 76 us goes into attention: its matrix products have a single row, and
+general kernels are made for many rows. The five kernels here are
 
     RMS norm + QKV projection  (`project`)
     rotary embedding + attention + cache update  (`attend`)

@@ -185,7 +185,7 @@ def _project_rows(
     acc_up = tl.zeros((PARTS, ROWS, BLOCK_OUT), tl.float32)  # likewise for the second half of the weights
     squares = tl.zeros((PARTS, ROWS), tl.float32)  # sums of x ** 2, for the RMS norm
     for start in range(0, INPUTS, PARTS * BLOCK_IN):
-        # A pass reads PARTS * BLOCK_IN inputs that follow each other; part k has the k-th BLOCK_IN of them.
+        # One pass reads PARTS * BLOCK_IN consecutive inputs; part k takes the k-th block of BLOCK_IN inputs.
         # Load the inputs, (PARTS, ROWS, BLOCK_IN), and the weights, (PARTS, BLOCK_IN, BLOCK_OUT).
         column = start + part[:, None] * BLOCK_IN + tl.arange(0, BLOCK_IN)[None, :]  # (PARTS, BLOCK_IN)
         in_mask = column < INPUTS

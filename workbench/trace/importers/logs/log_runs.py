@@ -38,7 +38,7 @@ HALF_UNITS = "half_units"  # attribute of a trace: how far rounding may have mov
 # Statistics of a tensor with one positive value, such as a time: each of them is that value.
 STATS_OF_ONE_NUMBER = ("min", "max", "mean", "mean_abs", "rms")
 # Relative uncertainty of a printed standard deviation. `Tensor.std` divides by n - 1 where the rms needs n.
-# From 50 values on this changes the deviation by at most one percent.
+# For 50 values or more, the two deviations differ by at most one percent.
 STD_ERROR = 0.01
 
 # The place of a printed number is a pair: the name of its field, and the index of its entry. Fields of the
