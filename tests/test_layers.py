@@ -20,7 +20,7 @@ ORDER = (
     "speech.models",
     "speech.frontend",
     "speech.checkpoint",
-    "speech.onnx_estimator",
+    "speech.onnx",
     "speech.fast.fuse",
     "speech.fast.tf32x3",
     "speech.fast.cuda_graphs",

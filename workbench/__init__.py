@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.speech.config import Config, Options
     from workbench.speech.frontend.audio import log_mel
     from workbench.speech.frontend.frontend import Prompt, Utterance
-    from workbench.speech.onnx_estimator import export_onnx
+    from workbench.speech.onnx.export import export_onnx
     from workbench.speech.pipeline import Pipeline
     from workbench.speech.stream import StreamState, stream, streamed
     from workbench.trace.importers.dumps.mapping import read_foreign
@@ -82,7 +82,7 @@ PUBLIC = {
     "comparison_report": "workbench.show.report.run_reports",
     "data_path": "workbench.files",
     "export_for_upstream": "workbench.speech.checkpoint.for_upstream",
-    "export_onnx": "workbench.speech.onnx_estimator",
+    "export_onnx": "workbench.speech.onnx.export",
     "faults": "workbench.diagnose.suspects.catalogue.faults",
     "find_glitches": "workbench.diagnose.glitches.glitches",
     "find_suspects": "workbench.diagnose.suspects.suspects",

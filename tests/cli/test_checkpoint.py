@@ -65,3 +65,13 @@ def test_an_export_replaces_nothing_by_itself(exported, capsys):
     assert main([*command, "--force"]) == 0
     assert "# What upstream does otherwise with tiny" in capsys.readouterr().out
     assert main(["export", "--for", "nobody", str(exported)]) == 2
+
+
+def test_upstreams_own_loader_opens_an_export(exported):
+    """Upstream's code is not installed with the workbench; where a copy is on the path, it is asked."""
+    cosyvoice = pytest.importorskip("cosyvoice.cli.cosyvoice", reason="no copy of upstream is on the path")
+    model = cosyvoice.AutoModel(model_dir=str(exported)).model
+    theirs = {"lm": model.llm, "flow": model.flow, "hift": model.hift}
+    for stage, weights in Checkpoint.load(exported).weights.items():
+        found = theirs[stage].state_dict()
+        assert all(torch.equal(found[name], value.float()) for name, value in weights.items())

@@ -76,14 +76,20 @@ def export(
         typer.Argument(help="File; as flow.decoder.estimator.fp32.onnx in the voice's folder it is found."),
     ],
     voice: Voice = None,
+    part: Annotated[str, typer.Option(help="estimator, or vocoder: its core as engines are built of.")] = (
+        "estimator"
+    ),
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Put the chunk mask into the estimator.")
+    ] = False,
 ) -> int:
-    """Write the flow's estimator as ONNX, with upstream's names."""
+    """Write the flow's estimator or the vocoder's core as ONNX, with the names in use."""
     from workbench.speech.checkpoint.checkpoint import Checkpoint
-    from workbench.speech.onnx_estimator import export_onnx, shapes
+    from workbench.speech.onnx.export import export_onnx, shapes
 
     opened = Checkpoint.load(voice)
-    path = export_onnx(opened, out)
+    path = export_onnx(opened, out, part, streaming)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, float32")
-    for name, shape in shapes(opened.config.flow.dit).items():
+    for name, shape in shapes(opened.config, part).items():
         print(f"{name}: ({', '.join(map(str, shape))})")
     return 0

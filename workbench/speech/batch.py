@@ -22,11 +22,11 @@ from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.recording import (
     Clock,
     Row,
-    estimator_name,
     make_mels,
     make_sounds,
     make_tokens,
     note_inputs,
+    program_names,
     provenance,
 )
 from workbench.speech.stage_runner import StageRunner
@@ -90,7 +90,7 @@ def run_batch(
     for utt in utts:
         for options in variants:
             record = Recorder(as_save(save))
-            runs.append(_Run(utt, options, record, {"estimator": estimator_name(runner, options)}))
+            runs.append(_Run(utt, options, record, program_names(runner, options, FLOW, HIFT)))
 
     def no_bar(steps: Iterable, name: str, unit: str, total: int | None = None) -> Iterable:
         return steps

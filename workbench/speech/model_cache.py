@@ -16,7 +16,8 @@ from workbench.speech.fast.hift import FastHiFT
 from workbench.speech.fast.lm import FastLM
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.numerics import exact_float32, fast_float32
-from workbench.speech.onnx_estimator import OnnxEstimator, open_estimator
+from workbench.speech.onnx.estimator import OnnxEstimator, open_estimator
+from workbench.speech.onnx.vocoder import OnnxVocoder, open_vocoder
 
 
 class ModelCache:
@@ -35,6 +36,7 @@ class ModelCache:
         self._eager: dict[tuple[str, ...], nn.Module] = {}
         self._fast: dict[tuple[str, ...], FastLM | FastFlow | FastHiFT] = {}
         self._estimators: dict[str, OnnxEstimator] = {}
+        self._vocoders: dict[str, OnnxVocoder] = {}
 
     def eager(self, name: str, dtype: str, *parts: str) -> nn.Module:
         """Return a model in some precision.
@@ -106,6 +108,27 @@ class ModelCache:
         if which not in self._estimators:
             self._estimators[which] = open_estimator(self.checkpoint, which, self.device)
         return self._estimators[which]
+
+    def vocoder(self, options: Options) -> OnnxVocoder | None:
+        """Return the network that replaces the vocoder's core, if any.
+
+        Raises
+        ------
+        WorkbenchError
+            When it computes in another precision than the options ask for, or cannot be opened.
+        """
+        which = options.vocoder
+        if which == "torch":
+            return None
+        for name in ("hift_dtype", "head_dtype"):
+            if getattr(options, name) != "float32":
+                raise WorkbenchError(
+                    f"vocoder is {which!r}, which is given float32, and {name} is "
+                    f"{getattr(options, name)!r}; change one of them"
+                )
+        if which not in self._vocoders:
+            self._vocoders[which] = open_vocoder(self.checkpoint, which, self.device)
+        return self._vocoders[which]
 
     def _built(self, name: str, dtype: str, *parts: str) -> nn.Module:
         # Built wide where parts differ, so that rounding the trunk does not round them first.

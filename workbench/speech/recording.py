@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.config import Options
+from workbench.speech.config import FLOW, HIFT, Options
 from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.frontend.text import TextStream
 from workbench.speech.models.flow import Condition, FlowStep
@@ -93,10 +93,16 @@ def make_sounds(runner: StageRunner, rows: Sequence[Row]) -> None:
         note_sound(row.record, sound)
 
 
-def estimator_name(runner: StageRunner, options: Options) -> str:
-    """Return what computes the velocity; an ONNX file is opened here, before any stage runs."""
-    other = runner.estimator(options)
-    return "torch" if other is None else other.about
+def program_names(runner: StageRunner, options: Options, *stages: str) -> dict[str, str]:
+    """Return what computes velocity and spectrum; ONNX files are opened here, before any stage runs."""
+    names = {}
+    if FLOW in stages:
+        estimator = runner.estimator(options)
+        names["estimator"] = "torch" if estimator is None else estimator.about
+    if HIFT in stages:
+        vocoder = runner.models.vocoder(options)
+        names["vocoder"] = "torch" if vocoder is None else vocoder.about
+    return names
 
 
 def _conditions(runner: StageRunner, rows: Sequence[Row]) -> list[Condition]:

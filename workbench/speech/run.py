@@ -10,16 +10,16 @@ from typing import NamedTuple
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.config import NAMES, Options
+from workbench.speech.config import FLOW, HIFT, NAMES, Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.recording import (
     Clock,
     Row,
-    estimator_name,
     make_mels,
     make_sounds,
     make_tokens,
     note_inputs,
+    program_names,
     provenance,
 )
 from workbench.speech.stage_runner import StageRunner
@@ -35,7 +35,7 @@ def run(
     """Speak one prepared utterance; see `Pipeline.synthesise`."""
     record, clock = Recorder(as_save(save)), Clock(runner.device)
     row = Row(utt, options, record)
-    estimator = estimator_name(runner, options)
+    programs = program_names(runner, options, FLOW, HIFT)
 
     with clock("lm"):
         make_tokens(runner, [row])
@@ -45,7 +45,7 @@ def run(
         make_sounds(runner, [row])
 
     # Only now has a text that arrives as a stream been read.
-    about = note_inputs(record, utt) | {"estimator": estimator} | provenance(runner, options, record.save)
+    about = note_inputs(record, utt) | programs | provenance(runner, options, record.save)
     return Trace(record.finish(), about | {"first_step": 0, "timings": clock.seconds})
 
 
@@ -99,7 +99,8 @@ def run_part(
 
     record, clock = Recorder(as_save(save)), Clock(runner.device)
     row = Row(utt, options, record)
-    about = {"estimator": estimator_name(runner, options)} if runs_flow else {}
+    runs = [FLOW] * runs_flow + [HIFT] * (last.stage == AT_HIFT)
+    about = program_names(runner, options, *runs)
 
     if first.stage == AT_LM:
         with clock("lm"):

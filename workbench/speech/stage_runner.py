@@ -24,7 +24,7 @@ from workbench.speech.models.hift import Vocoded
 from workbench.speech.models.lm import LMStep
 from workbench.speech.models.lm_bistream import steps_bistream
 from workbench.speech.models.sampling import Sampler, shorten_silences
-from workbench.speech.onnx_estimator import OnnxEstimator
+from workbench.speech.onnx.estimator import OnnxEstimator
 
 MIN_FILL_PROBABILITY = 0.01  # of an LM that was trained on streamed text, at the end of a turn
 SEEDED_NOISES = 32  # kept of `noise_seed`; each is drawn at full length, 5 MB
@@ -295,7 +295,8 @@ class StageRunner:
             [mel] = mels
             hift = self.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
             noise = self.checkpoint.noise.excitation(mel.shape[-1] * self.config.hift.hop_length)
-            sounds = [hift(mel, noise.to(self.device), finalize, head_dtype=head_dtype)]
+            core = self.models.vocoder(options)
+            sounds = [hift(mel, noise.to(self.device), finalize, head_dtype=head_dtype, core=core)]
         return [sound._replace(wav=sound.wav.float()) for sound in sounds]
 
     # ---- what the stages need

@@ -233,7 +233,6 @@ def llama_names(weights):
 @pytest.mark.parametrize("rename", [llama_names, lambda w: {k.removeprefix(QWEN): v for k, v in w.items()}])
 def test_the_lm_may_be_a_gguf_file(folder, tiny, rename):
     gguf = pytest.importorskip("gguf")
-    pytest.importorskip("workbench.trace.importers.dumps.gguf_files")
     path = folder / "llm.safetensors"
     weights = load_file(path)
     path.unlink()

@@ -35,6 +35,7 @@ from workbench.diagnose.compare.plausibility import implausible, inconsistent_le
 from workbench.diagnose.compare.rounding import STREAMING, StoredRun, checkpoint_objection
 from workbench.diagnose.compare.transitions import (
     FLOAT64_PRECISION,
+    PROGRAMS,
     entry,
     is_recorded,
     loop_dimension,
@@ -141,7 +142,7 @@ def compare(
     all_hints = [
         *_single_trace_hints("reference", reference),
         *_single_trace_hints("candidate", candidate),
-        *_estimator_hints(reference, candidate),
+        *_program_hints(reference, candidate),
         *hints(reference, candidate, table),
         *statistics.hints(table),
     ]
@@ -189,8 +190,8 @@ def _input_differences(reference: Trace, candidate: Trace) -> list[str]:
 
     a_options, b_options = a.get("options", {}), b.get("options", {})
     for key in sorted(a_options.keys() & b_options.keys()):
-        # Another estimator computes the same model; `_estimator_hints` names it.
-        if a_options[key] != b_options[key] and key != "estimator":
+        # Another program computes the same model; `_program_hints` names it.
+        if a_options[key] != b_options[key] and key not in PROGRAMS:
             found.append(f"option {key}: {a_options[key]!r} and {b_options[key]!r}")
 
     for name in FIELDS:
@@ -232,10 +233,14 @@ def _single_trace_hints(side: str, trace: Trace) -> list[str]:
     return [f"{side}: {text}" for text in found]
 
 
-def _estimator_hints(reference: Trace, candidate: Trace) -> list[str]:
-    """Name the programs that computed the velocities, where they differ."""
-    a, b = (trace.attrs.get("estimator") for trace in (reference, candidate))
-    return [f"estimator: {a} and {b}"] if a and b and a != b else []
+def _program_hints(reference: Trace, candidate: Trace) -> list[str]:
+    """Name the programs that computed velocities and spectra, where they differ."""
+    found = []
+    for name in PROGRAMS:
+        a, b = (trace.attrs.get(name) for trace in (reference, candidate))
+        if a and b and a != b:
+            found.append(f"{name}: {a} and {b}")
+    return found
 
 
 # ---- which places to compare, and how

@@ -36,10 +36,11 @@ UNPREDICTABLE = {
 
 DTYPES = ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype")
 # Options that recompute a result in the precision of upstream: float32, and float64 in the f0 predictor.
-# The estimator is always our torch model: other estimators are what is being compared.
-UPSTREAM_PRECISION = {name: getattr(Options(), name) for name in ("estimator", *DTYPES)}
+# Estimator and vocoder are always our torch models: other programs are what is being compared.
+PROGRAMS = {name: getattr(Options(), name) for name in ("estimator", "vocoder")}
+UPSTREAM_PRECISION = PROGRAMS | {name: getattr(Options(), name) for name in DTYPES}
 # Options that recompute a result in float64. Its distance to the result above is what rounding explains.
-FLOAT64_PRECISION = {"estimator": UPSTREAM_PRECISION["estimator"]} | dict.fromkeys(DTYPES, "float64")
+FLOAT64_PRECISION = PROGRAMS | dict.fromkeys(DTYPES, "float64")
 
 
 class Transition(NamedTuple):

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError, first_line
 from workbench.speech.checkpoint.weight_names import EMBED, HEAD
+from workbench.trace.importers.dumps.gguf_files import gguf_file
+from workbench.trace.importers.dumps.stored_tensor import readable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Packages whose objects trainers store beside the weights. Placeholders are read in their place.
@@ -40,9 +42,6 @@ def read_weights(path: Path) -> dict[str, Any]:
         When it cannot be read, is cut short, or claims more bytes than it has.
     """
     if path.suffix == ".gguf":
-        from workbench.trace.importers.dumps.gguf_files import gguf_file
-        from workbench.trace.importers.dumps.stored_tensor import readable
-
         with readable(path):
             return {name: stored.read() for name, stored in gguf_file(path).items()}
     try:

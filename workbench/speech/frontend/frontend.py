@@ -54,7 +54,7 @@ class _OnnxModel:
             )
         output = self._session.get_outputs()[0].name
         by_name = dict(zip(names, inputs, strict=True))
-        return run_session(self._session, self.path, by_name, output).flatten()
+        return run_session(self._session, self.path, by_name, [output])[0].flatten()
 
 
 class SpeechTokenizer(_OnnxModel):

@@ -1,6 +1,6 @@
 """Open ONNX models and run them, with the same settings everywhere."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +64,12 @@ def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "
 
 
 def run_session(
-    session: "onnxruntime.InferenceSession", path: Path, inputs: Mapping[str, Tensor], output: str
-) -> Tensor:
-    """Run a model on named inputs and return one output, on the CPU.
+    session: "onnxruntime.InferenceSession",
+    path: Path,
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+) -> list[Tensor]:
+    """Run a model on named inputs and return some outputs, on the CPU.
 
     Raises
     ------
@@ -75,7 +78,7 @@ def run_session(
     """
     feed = {name: value.detach().cpu().numpy() for name, value in inputs.items()}
     try:
-        return torch.from_numpy(session.run([output], feed)[0])
+        return [torch.from_numpy(value) for value in session.run(list(outputs), feed)]
     except Exception as error:
         found = ", ".join(f"{name} {tuple(value.shape)} {value.dtype}" for name, value in feed.items())
         raise WorkbenchError(f"{path} refused {found} ({first_line(error)})") from None

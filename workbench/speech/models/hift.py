@@ -5,7 +5,8 @@ Map, in the order of `HiFT.forward`; each part can be run alone and in its own p
 - `F0Predictor`: mel -> f0 (B, T) in Hz, in float64 by default
 - `Source`: f0 and noise -> the excitation (B, 1, N): nine sines where voiced, noise everywhere
 - `HiFT.stft`: the excitation's spectrum (B, 18, N / 4 + 1)
-- `HiFT.trunk`: mel and spectrum -> log-magnitude and phase; `UpsamplingConv1d`, `ResBlock`, `Snake`
+- `HiFT.trunk`: mel and spectrum -> log-magnitude and phase; `UpsamplingConv1d`, `ResBlock`, `Snake`.
+  `core_inputs` and `decode_core` are its halves: engines replace the second
 - `HiFT.head`: magnitude, phase, inverse STFT -> waveform (B, N)
 - `Vocoded`: everything that was made on the way
 
@@ -15,6 +16,7 @@ functions and methods here to simulate faults, so they are called through the mo
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,6 +28,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from workbench.errors import WorkbenchError
 from workbench.speech.config import HiFTConfig
 from workbench.speech.models.numerics import exact_float32
+
+Core = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 F0_LOOKAHEAD = 3  # mel frames the f0 predictor sees to the right
 MIN_STREAM_FRAMES = 9  # mel frames; fewer give no sample while more mel is to come
@@ -198,12 +202,19 @@ class HiFT(nn.Module):
 
     def trunk(self, mel: Tensor, spectrum: Tensor, finalize: bool = True) -> Tensor:
         """Upsample the mel and add the excitation's spectrum: -> log-magnitude and phase (B, 18, frames)."""
+        return self.decode_core(*self.core_inputs(mel, spectrum, finalize))
+
+    def core_inputs(self, mel: Tensor, spectrum: Tensor, finalize: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the mel after the first convolution, and the spectrum of the frames that it belongs to."""
         c = self.config
         if finalize:
-            x = self.conv_pre(mel)
-        else:
-            spectrum = spectrum[..., : -c.conv_pre_look_right * math.prod(c.upsample_rates)]
-            x = self.conv_pre(mel, padded=True)
+            return self.conv_pre(mel), spectrum
+        spectrum = spectrum[..., : -c.conv_pre_look_right * math.prod(c.upsample_rates)]
+        return self.conv_pre(mel, padded=True), spectrum
+
+    def decode_core(self, x: Tensor, spectrum: Tensor) -> Tensor:
+        """Upsample what the first convolution gave: -> log-magnitude and phase (B, 18, frames)."""
+        c = self.config
         per_stage = len(c.resblock_kernel_sizes)
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, c.lrelu_slope))
@@ -217,10 +228,14 @@ class HiFT(nn.Module):
 
     def head(self, x: Tensor, finalize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Return magnitude, phase and waveform (B, N) from the trunk's output."""
-        c = self.config
         log_magnitude, angle = x.chunk(2, dim=1)
-        magnitude = log_magnitude.exp().clamp(max=100.0)
         phase = torch.sin(angle)  # bounds the phase to +-1 rad; leaving it out changes the sound
+        return self.wave(log_magnitude.exp(), phase, finalize)
+
+    def wave(self, magnitude: Tensor, phase: Tensor, finalize: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Return magnitude, clipped, phase and waveform (B, N)."""
+        c = self.config
+        magnitude = magnitude.clamp(max=100.0)
         wav = self.istft(magnitude * phase.cos(), magnitude * phase.sin())
         if not finalize:
             wav = wav[..., : -c.hop_length]
@@ -260,6 +275,7 @@ class HiFT(nn.Module):
         finalize: bool = True,
         source: Tensor | None = None,
         head_dtype: torch.dtype | None = None,
+        core: Core | None = None,
     ) -> Vocoded:
         """Vocode in the precision each part's weights are in.
 
@@ -275,6 +291,8 @@ class HiFT(nn.Module):
             Excitation to use instead of the one made from f0.
         head_dtype : torch.dtype, optional
             Precision of exp, sin and the inverse STFT, which have no weights; the trunk's by default.
+        core : callable (x_pre, s_stft) -> magnitude, phase, optional
+            Used instead of the model's own from the first convolution to exp and sin.
 
         Raises
         ------
@@ -289,8 +307,13 @@ class HiFT(nn.Module):
         if not finalize:
             mel = mel[..., :-F0_LOOKAHEAD]
         dtype = self.conv_post.bias.dtype
-        x = self.trunk(mel.to(dtype), self.stft(source.to(dtype)), finalize)
-        magnitude, phase, wav = self.head(x.to(head_dtype or dtype), finalize)
+        spectrum = self.stft(source.to(dtype))
+        if core is None:
+            x = self.trunk(mel.to(dtype), spectrum, finalize)
+            magnitude, phase, wav = self.head(x.to(head_dtype or dtype), finalize)
+        else:
+            magnitude, phase = core(*self.core_inputs(mel.to(dtype), spectrum, finalize))
+            magnitude, phase, wav = self.wave(magnitude, phase, finalize)
         return Vocoded(f0, source, magnitude, phase, wav)
 
 

@@ -13,11 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 import workbench as wb
 from workbench import Checkpoint, Options, Pipeline, WorkbenchError
 from workbench.cli import main
-from workbench.speech import onnx_estimator
 from workbench.speech.checkpoint.files import ESTIMATOR
 from workbench.speech.config import Config, DiTConfig, FlowConfig, HiFTConfig, LMConfig
 from workbench.speech.frontend.onnx_session import CUDA
-from workbench.speech.onnx_estimator import OnnxEstimator, export_onnx, open_estimator
+from workbench.speech.onnx import export
+from workbench.speech.onnx.estimator import OnnxEstimator, open_estimator
+from workbench.speech.onnx.export import export_onnx
 from workbench.speech.recording import utterance_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_grad")]
@@ -126,7 +127,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch, voice):
             Path(path).write_bytes(b"half")
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(onnx_estimator, "_program", lambda checkpoint: Program())
+    monkeypatch.setattr(export, "_program", lambda *args: Program())
     path = tmp_path / "a.onnx"
     path.write_bytes(b"old")
     with pytest.raises(WorkbenchError, match=r"a\.onnx could not be written \(No space"):
@@ -156,7 +157,7 @@ def test_the_onnx_estimator_equals_torch(pipe, voice, length):
 def test_two_calls_return_the_same_bytes(pipe):
     theirs = pipe.estimator(Options(estimator="onnx"))
     assert torch.equal(theirs(*draw(40)), theirs(*draw(40)))
-    settings = theirs._session.get_session_options()
+    settings = theirs._file.session.get_session_options()
     assert settings.intra_op_num_threads == torch.get_num_threads() and settings.inter_op_num_threads == 1
     assert theirs is pipe.estimator(Options(estimator="onnx"))
 
@@ -190,25 +191,123 @@ def test_any_file_of_the_same_interface_runs(tmp_path, voice):
         found(torch.zeros(2, 81, 9), *draw(9)[1:])
 
 
+WEIGHTS = {"x": 1.0, "mu": 2.0, "cond": 3.0, "mask": 5.0, "t": 7.0, "spks": 11.0}
+WIDE = {"t": [-1, 1, 1], "spks": [-1, 80, 1], "mask": [0, 1, -1]}  # shapes that broadcast to x
+
+
+def weighted_sum(path, names=None, shapes=None, kinds=None, output="estimator_out"):
+    """A file that adds its inputs with weights, so that its result tells which input was which."""
+    names, shapes, kinds = names or {}, INPUTS | (shapes or {}), kinds or {}
+    io_kind = kinds.get("all", TensorProto.FLOAT)
+    nodes, values, constants, terms = [], [], [], []
+    for name, weight in WEIGHTS.items():
+        if shapes[name] is None:
+            continue
+        given = names.get(name, name)
+        values.append(helper.make_tensor_value_info(given, kinds.get(name, io_kind), shapes[name]))
+        nodes.append(helper.make_node("Cast", [given], [f"{name}_float"], to=TensorProto.FLOAT))
+        last = f"{name}_float"
+        if name in WIDE and len(shapes[name]) != 3:
+            constants.append(numpy_helper.from_array(torch.tensor(WIDE[name]).numpy(), f"{name}_shape"))
+            nodes.append(helper.make_node("Reshape", [last, f"{name}_shape"], [f"{name}_wide"]))
+            last = f"{name}_wide"
+        constants.append(numpy_helper.from_array(torch.tensor(weight).numpy(), f"{name}_weight"))
+        nodes.append(helper.make_node("Mul", [last, f"{name}_weight"], [f"{name}_term"]))
+        terms.append(f"{name}_term")
+    nodes.append(helper.make_node("Sum", terms, ["total"]))
+    nodes.append(helper.make_node("Cast", ["total"], [output], to=io_kind))
+    out = helper.make_tensor_value_info(output, io_kind, shapes["x"])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", values, [out], constants), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    model.ir_version = 8
+    onnx.save(model, str(path))
+    return path
+
+
+def sum_of(x, mask, mu, t, spks, cond):
+    return x + 2 * mu + 3 * cond + 5 * mask + 7 * t[:, None, None] + 11 * spks[..., None]
+
+
+FREE = {name: ["B", *shape[1:]] for name, shape in INPUTS.items()}
+ONE = {name: [1, *shape[1:]] for name, shape in INPUTS.items()}
+OTHERS = {"x": "sample", "mu": "mu.1", "t": "timestep", "spks": "speaker_emb", "cond": "prompt_cond"}
+PORTS = {
+    "upstream's": ({}, "CPUExecutionProvider"),
+    "any batch": ({"shapes": FREE}, "CPUExecutionProvider"),
+    "a batch of one": ({"shapes": ONE}, "a batch of one"),
+    "other names": ({"names": OTHERS, "output": "velocity"}, "sample is x, mu.1 is mu, timestep is t"),
+    "names by shape": ({"names": {"mask": "valid", "t": "u", "spks": "who", "cond": "what"}}, "what is cond"),
+    "float16": ({"kinds": {"all": TensorProto.FLOAT16}}, "inputs and outputs in float16"),
+    "float64": ({"kinds": {"all": TensorProto.DOUBLE}}, "inputs and outputs in double"),
+    "a mask of bools": ({"kinds": {"mask": TensorProto.BOOL}}, "bool"),
+    "a flat mask": ({"shapes": {"mask": [2, "T"]}}, ""),
+    "one time": ({"shapes": {"t": []}}, ""),
+    "one time in a row": ({"shapes": {"t": [1]}}, ""),
+    "a column of times": ({"shapes": {"t": [2, 1]}}, ""),
+}
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_files_of_other_ports_run(tmp_path, voice, name):
+    changes, said = PORTS[name]
+    found = OnnxEstimator(weighted_sum(tmp_path / "a.onnx", **changes), voice.config.flow.dit, CPU)
+    x, mask, mu, _, spks, cond = draw(9)
+    given = (x, mask, mu, torch.tensor([0.25, 0.25]), spks, cond)
+    tolerance = 0.1 if name == "float16" else 1e-4
+    torch.testing.assert_close(found(*given), sum_of(*given), atol=tolerance, rtol=0)
+    assert said in found.about and found.attention == "other"
+
+
+def test_a_file_without_a_mask_runs(tmp_path, voice):
+    path = weighted_sum(tmp_path / "a.onnx", shapes={"mask": None})
+    found = OnnxEstimator(path, voice.config.flow.dit, CPU)
+    x, mask, mu, t, spks, cond = draw(9)
+    torch.testing.assert_close(found(x, None, mu, t, spks, cond), sum_of(x, 0 * mask, mu, t, spks, cond))
+
+
+NAMELESS = {f"in{i}": shape for i, shape in enumerate(INPUTS.values())}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"inputs": {"sample": [2, 80, "T"]}}, r"x: expected .*found nothing.*sample: expected nothing"),
+        ({"inputs": {"a": [2, 80, "T"]}}, r"x: expected .*found nothing.*a: expected nothing"),
         ({"inputs": INPUTS | {"r": [2]}}, "r: expected nothing"),
-        ({"inputs": INPUTS | {"x": [2, 80, 256]}}, r"x: expected .*seq_len\), found .*256\)"),
-        (
-            {"inputs": INPUTS | {"mu": [2, 100, "T"]}},
-            r"mu: expected .*\(2, 80, seq_len\), found .*\(2, 100, T\)",
-        ),
-        ({"inputs": INPUTS | {"t": [2, 1]}}, "t: expected"),
-        ({"kind": TensorProto.FLOAT16}, r"found tensor\(float16\)"),
-        ({"output": "y"}, "estimator_out: expected .* found nothing"),
+        ({"inputs": INPUTS | {"x": [2, 80, 256]}}, r"x: expected .*seq_len\) of floats, found .*256\)"),
+        ({"inputs": INPUTS | {"mu": [2, 100, "T"]}}, r"mu: expected .*seq_len\) .*found .*\(2, 100, T\)"),
+        ({"inputs": INPUTS | {"t": [2, 2]}}, "t: expected"),
+        ({"inputs": INPUTS | {"x": [4, 80, "T"]}}, r"x: expected .*found .*\(4, 80, T\)"),
+        ({"inputs": NAMELESS}, "cond: expected .*only it can be"),
+        ({"kind": TensorProto.INT32}, r"found tensor\(int32\)"),
     ],
 )
 def test_another_model_is_refused(tmp_path, voice, changes, said):
     path = graph(tmp_path / "a.onnx", **changes)
     with pytest.raises(WorkbenchError, match=rf"a\.onnx is not the estimator of this flow: .*{said}"):
         OnnxEstimator(path, voice.config.flow.dit, CPU)
+
+
+def test_the_only_output_of_the_right_shape_is_taken(tmp_path, voice):
+    found = OnnxEstimator(graph(tmp_path / "a.onnx", output="y_1"), voice.config.flow.dit, CPU)
+    assert "y_1 is estimator_out" in found.about
+
+
+def test_what_a_frame_attends_to_is_found_by_running_the_file(pipe, tmp_path, runs):
+    full = pipe.estimator(Options(estimator="onnx"))
+    assert full.attention == "full" and "chunk" not in full.about
+    path = export_onnx(pipe.checkpoint, tmp_path / "stream.onnx", streaming=True)
+    chunks = OnnxEstimator(path, pipe.config.flow.dit, CPU)
+    assert chunks.attention == "chunks" and "chunk mask inside" in chunks.about
+    dit = pipe.stage("flow", "float32").decoder.estimator
+    x, _, mu, t, spks, cond = draw(130)
+    expected = dit(x, None, mu, t, spks, cond, streaming=True)
+    found = chunks(x, None, mu, t, spks, cond, streaming=True)
+    assert (found - expected).norm() < 3e-6 * expected.norm()
+    options = Options(**runs[0].attrs["options"]).but(stream_final_offline=False)
+    ours = wb.streamed(pipe, utterance_of(runs[0]), options)["flow/mel"]
+    theirs = wb.streamed(pipe, utterance_of(runs[0]), options.but(estimator=str(path)))["flow/mel"]
+    assert 0 < (theirs - ours).norm() < 1e-5 * ours.norm()
 
 
 def test_damaged_and_missing_files_are_refused(tmp_path, voice, exported):
@@ -297,7 +396,7 @@ def test_a_faulty_file_is_named_as_the_cause(tmp_path, exported, pipe, runs):
 
 def test_streaming_is_refused(pipe, runs):
     options = Options(**runs[1].attrs["options"])
-    with pytest.raises(WorkbenchError, match="no chunk mask"):
+    with pytest.raises(WorkbenchError, match="has no chunk mask"):
         pipe.mel(utterance_of(runs[1]), runs[1]["lm/speech_token"], options, finalize=False, streaming=True)
 
 
