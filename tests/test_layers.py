@@ -52,7 +52,8 @@ ORDER = (
 )
 FRONT = ("workbench", "workbench.__main__")  # the public names, and `python -m workbench`
 ROOMS = ("trace", "speech", "diagnose", "show", "cli", "train")
-AUDIO = {"torchaudio", "librosa", "soundfile"}
+AUDIO = {"torchaudio", "librosa", "soundfile", "av", "torchcodec"}
+AUDIO_FILES = ("workbench.speech.frontend.audio", "workbench.speech.frontend.audio_files")
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
 
@@ -144,13 +145,13 @@ def circles(files, package=PACKAGE):
 
 
 def misplaced_libraries(files, package=PACKAGE):
-    """Sound libraries outside frontend/audio.py, and Triton imported where no kernel is."""
+    """Sound libraries outside two files of frontend/, and Triton imported where no kernel is."""
     for path in files:
         name = dotted(path, package)
         for other, line, top in imported(path, set(), package):
             root = other.split(".")[0]
-            if root in AUDIO and name != "workbench.speech.frontend.audio" and ".train" not in name:
-                yield f"{name}:{line} imports {root}; sound is read and written in speech/frontend/audio.py"
+            if root in AUDIO and name not in AUDIO_FILES and ".train" not in name:
+                yield f"{name}:{line} imports {root}; sound is read and written in speech/frontend/audio*.py"
             if root == "triton" and top and "fast.kernels" not in name:
                 yield f"{name}:{line} imports triton at the top; only kernels do"
 

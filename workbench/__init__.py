@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.diagnose.suspects.diagnosis import Diagnosis
     from workbench.diagnose.suspects.simulate import FaultSimulator
     from workbench.diagnose.suspects.suspects import find_suspects
-    from workbench.errors import WorkbenchError
+    from workbench.errors import WorkbenchError, WorkbenchWarning
     from workbench.files import data_path
     from workbench.show import plots, widgets
     from workbench.show.player.player import Player, player
@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.speech.config import Config, Options
     from workbench.speech.frontend.audio import log_mel
     from workbench.speech.frontend.frontend import Prompt, Utterance
+    from workbench.speech.frontend.prompt_checks import PromptCheck, PromptFinding, check_prompt
     from workbench.speech.onnx.export import export_onnx
     from workbench.speech.pipeline import Pipeline
     from workbench.speech.stream import StreamState, stream, streamed
@@ -68,6 +69,8 @@ PUBLIC = {
     "Pipeline": "workbench.speech.pipeline",
     "Player": "workbench.show.player.player",
     "Prompt": "workbench.speech.frontend.frontend",
+    "PromptCheck": "workbench.speech.frontend.prompt_checks",
+    "PromptFinding": "workbench.speech.frontend.prompt_checks",
     "Report": "workbench.show.report.report",
     "Save": "workbench.trace.record",
     "SoundComparison": "workbench.diagnose.sounds.sound_comparison",
@@ -75,8 +78,10 @@ PUBLIC = {
     "Trace": "workbench.trace.trace",
     "Utterance": "workbench.speech.frontend.frontend",
     "WorkbenchError": "workbench.errors",
+    "WorkbenchWarning": "workbench.errors",
     "bisect": "workbench.diagnose.bisect.bisect",
     "bisect_precision": "workbench.diagnose.precision",
+    "check_prompt": "workbench.speech.frontend.prompt_checks",
     "compare": "workbench.diagnose.compare.compare",
     "compare_sounds": "workbench.diagnose.sounds.compare_sounds",
     "comparison_report": "workbench.show.report.run_reports",

@@ -1,4 +1,4 @@
-"""The one exception root: what was found, what was expected, what to try."""
+"""The one exception root, and the one warning: what was found, what was expected, what to try."""
 
 import re
 
@@ -15,6 +15,16 @@ class WorkbenchError(Exception):
     ... except wb.WorkbenchError as error:
     ...     print(error)
     n_timesteps is 0...
+    """
+
+
+class WorkbenchWarning(UserWarning):
+    """Something that may make a result wrong but does not stop the work, such as a clipped prompt.
+
+    Examples
+    --------
+    >>> issubclass(wb.WorkbenchWarning, UserWarning)
+    True
     """
 
 

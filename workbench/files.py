@@ -10,6 +10,14 @@ from pathlib import Path
 from workbench.errors import WorkbenchError
 
 PACKAGE = Path(__file__).parent
+MAX_TEXT_BYTES = 1_000_000  # of a file that is read as one text
+# The longer marks first: that of UTF-32 begins like that of UTF-16.
+BYTE_ORDER_MARKS = {
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
 STALE = 24 * 3600  # seconds after which a draft belongs to a run that was killed
 
 
@@ -92,6 +100,44 @@ def data_path(name: str | os.PathLike = "") -> Path:
         names = ", ".join(sorted(entry.name for entry in beside.iterdir()))
         raise WorkbenchError(f"data/{name} is not there; {beside.name}/ holds {names}")
     return path
+
+
+def read_text_file(path: str | os.PathLike) -> str:
+    """Return the text of a small file in UTF-8 or UTF-16, without its byte-order mark.
+
+    Raises
+    ------
+    WorkbenchError
+        When it cannot be read, is larger than 1 MB, or is in another encoding.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TEXT_BYTES + 1)
+    except OSError as error:
+        raise WorkbenchError(f"{path} cannot be read ({error.strerror}); expected a text file") from None
+    if len(content) > MAX_TEXT_BYTES:
+        raise WorkbenchError(f"{path} is larger than {MAX_TEXT_BYTES} bytes; expected a short text")
+    encoding = "utf-8-sig"
+    for mark, name in BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            encoding = name
+            break
+    else:
+        # In UTF-16 without a mark one byte of each character of a Latin script is 0, the first or the second.
+        zeros = [content[i::2].count(0) for i in (0, 1)]
+        if max(zeros) > len(content) // 4 and min(zeros) == 0:
+            encoding = "utf-16-be" if zeros[0] else "utf-16-le"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise WorkbenchError(
+            f"{path} is no {encoding.removesuffix('-sig').upper()} text (byte {error.start} is "
+            f"0x{content[error.start]:02x}); expected UTF-8 or UTF-16: save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise WorkbenchError(f"{path} holds zero bytes; expected a text file, in UTF-8 or UTF-16")
+    return text
 
 
 def shipped_folder(name: str) -> Path:

@@ -36,13 +36,12 @@ def test_files_are_not_replaced_unasked(tmp_path, capsys, monkeypatch):
     assert "output/speech_0_0.trace" in capsys.readouterr().out
     before = (tmp_path / "output" / "speech_0_0.wav").read_bytes()
     assert main(["speak", "It is late.", "--option", "seed=3", *QUICK]) == 0
-    second = (tmp_path / "output" / "speech2_0_0.wav").read_bytes()
+    second = (tmp_path / "output" / "speech_0_0_1.wav").read_bytes()
     options = wb.Trace.load("output/speech_0_0.trace").attrs["options"]
     assert options["seed"] == 0 and options["n_timesteps"] == 2
-    assert main(["speak", "It is late.", "--seed", "3", "--name", "speech", *QUICK]) == 2
-    assert "--overwrite" in capsys.readouterr().err
     assert (tmp_path / "output" / "speech_0_0.wav").read_bytes() == before
-    assert main(["speak", "It is late.", "--seed", "3", "--name", "speech", "--overwrite", *QUICK]) == 0
+    assert "speech_0_0_1.wav" in capsys.readouterr().out
+    assert main(["speak", "It is late.", "--seed", "3", "--name", "speech", "--force", *QUICK]) == 0
     after = (tmp_path / "output" / "speech_0_0.wav").read_bytes()
     assert after != before and after == second  # --seed 3 and --option seed=3 are the same
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from workbench import Checkpoint, Options, Pipeline, Prompt, Utterance, WorkbenchError
-from workbench.speech.frontend.audio import log_mel, read_wav
+from workbench.speech.frontend.audio import log_mel
+from workbench.speech.frontend.audio_files import read_wav
 from workbench.speech.stream import StreamState, stream, streamed
 from workbench.trace.trace import Trace
 

@@ -25,6 +25,7 @@ def inspect(
     """List the tensors of a checkpoint folder, and each file's totals."""
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.checkpoint.inspect import inspect_folder
+    from workbench.speech.frontend.speakers import describe_speakers
 
     frame = inspect_folder(folder, prefix)
     tensors = frame[frame["key"] != ""]
@@ -46,8 +47,11 @@ def inspect(
     for _, row in tensors[tensors["note"] != ""].iterrows():
         print(f"{row['file']} {row['key']}: {row['note']}")
     try:
-        for note in Checkpoint.load(folder).notes:
+        opened = Checkpoint.load(folder)
+        for note in opened.notes:
             print(f"to read it: {note}")
+        for line in describe_speakers(opened.spk2info or {}):
+            print(f"speaker for --prompt: {line}")
     except WorkbenchError as error:
         print(f"does not open as a checkpoint: {error}")
     return 0

@@ -1,5 +1,7 @@
 """`workbench speak`: texts in, sound and traces out."""
 
+import sys
+import warnings
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -19,7 +21,7 @@ from workbench.cli.common import (
     run_options,
     table_text,
 )
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, WorkbenchWarning
 
 if TYPE_CHECKING:
     from workbench.speech.frontend.utterance import Utterance
@@ -41,6 +43,9 @@ def speak(
     prompt_text: Annotated[
         str | None,
         typer.Option(help="Transcript of the recording.", show_default="the .txt beside the recording"),
+    ] = None,
+    prompt_rate: Annotated[
+        int | None, typer.Option(help="Hz, of a recording that is samples alone (.pcm, .raw, .f32, ...).")
     ] = None,
     mode: Annotated[
         Literal["zero-shot", "cross-lingual", "instruct"],
@@ -66,18 +71,16 @@ def speak(
     ] = None,
     out: Annotated[str, typer.Option("-o", "--out", help="Folder.")] = "output",
     name: Annotated[
-        str | None,
-        typer.Option(
-            help="Files are NAME_text_segment.wav.",
-            show_default="the first free of speech, speech2, ...",
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same name.")] = False,
+        str, typer.Option(help="Files are NAME_text_segment.wav; where they exist, NAME_text_segment_1.wav.")
+    ] = "speech",
+    force: Annotated[
+        bool, typer.Option("--force", "--overwrite", help="Replace files of the same name.")
+    ] = False,
 ) -> int:
     """Say texts in a prompt's voice and write sound files."""
     recording = open_prompt(prompt)
     _check_texts(text, frontend, language)
-    _check_inputs(recording, prompt_text, mode, instruct)
+    _check_inputs(recording, prompt_text, prompt_rate, mode, instruct)
     changes = {"seed": seed} | run_options(option)
     check_device(device)
 
@@ -89,18 +92,21 @@ def speak(
 
     pipe = open_pipe(voice, device)
     options = pipe.checkpoint.options.but(**changes)
-    cloned = pipe.prompt(recording, prompt_text)
     save = {None: NOTHING, "summary": SUMMARY, "everything": EVERYTHING}[trace]
     jobs: list[tuple[str, Utterance]] = []
     changes_of_text = []
-    for i, one in enumerate(text):
-        utts = pipe.prepare_all(one, cloned, mode, instruct, frontend, language)
-        jobs += [(f"{i}_{j}", utt) for j, utt in enumerate(utts)]
-        changes_of_text += [f"text {i}: {said}" for said in _changes(one, utts)]
-    folder = Path(out)
-    stem = name or _free_name(folder)
-    paths = [folder / f"{stem}_{number}.wav" for number, _ in jobs]
-    _check_free(paths, trace is not None, overwrite)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WorkbenchWarning)  # an utterance holds them; they are printed below
+        cloned = pipe.prompt(str(recording), prompt_text, prompt_rate)
+        if mode == "zero-shot" and not cloned.text:
+            raise WorkbenchError(_no_transcript(recording))
+        for i, one in enumerate(text):
+            utts = pipe.prepare_all(one, cloned, mode, instruct, frontend, language)
+            jobs += [(f"{i}_{j}", utt) for j, utt in enumerate(utts)]
+            changes_of_text += [f"text {i}: {said}" for said in _changes(one, utts)]
+    for message in dict.fromkeys(message for _, utt in jobs for message in utt.warnings):
+        print(f"warning: {message}", file=sys.stderr)
+    paths = _free_paths(Path(out), name, [number for number, _ in jobs], force)
 
     rows = []
     written = []
@@ -121,7 +127,7 @@ def speak(
 
 
 def _changes(typed: str, utts: "Sequence[Utterance]") -> list[str]:
-    """Say where the spoken text differs from the typed one, beside its spaces, and what is unusual."""
+    """Say where the spoken text differs from the typed one, beside its spaces."""
     given = " ".join(typed.split())
     said = " ".join(" ".join(utt.normalised for utt in utts).split())
     found = []
@@ -130,7 +136,7 @@ def _changes(typed: str, utts: "Sequence[Utterance]") -> list[str]:
             first = next((i for i, (a, b) in enumerate(zip(given, said, strict=False)) if a != b), 0)
             said = f"... {said[first : first + SHOWN_CHANGE]} ..."
         found.append(f"spoken as {said}")
-    return found + sorted({warning for utt in utts for warning in utt.warnings})
+    return found
 
 
 def _check_texts(texts: list[str], frontend: str, language: str | None) -> None:
@@ -143,34 +149,40 @@ def _check_texts(texts: list[str], frontend: str, language: str | None) -> None:
         normalise(text, language)  # raises where there is nothing to say
 
 
-def _check_inputs(recording: Path, prompt_text: str | None, mode: str, instruct: str | None) -> None:
+def _check_inputs(
+    recording: Path, prompt_text: str | None, prompt_rate: int | None, mode: str, instruct: str | None
+) -> None:
     """Check what can be checked before a voice is opened."""
-    if not recording.is_file():
+    from workbench.speech.frontend.audio_files import HEADERLESS
+
+    is_file = recording.is_file()
+    if not is_file and (recording.suffix or len(recording.parts) != 1):  # otherwise it may name a speaker
         raise WorkbenchError(f"--prompt {recording} is not a file; expected a recording to clone")
+    if is_file and recording.suffix.lower() in HEADERLESS and prompt_rate is None:
+        raise WorkbenchError(f"{recording} has no header that states its rate; give --prompt-rate in Hz")
     if mode == "instruct" and not (instruct or "").strip():
         raise WorkbenchError("--mode instruct needs --instruct, such as --instruct 'Speak slowly.'")
     if instruct and mode != "instruct":
         raise WorkbenchError(f"--instruct is for --mode instruct; found --mode {mode}")
-    beside = recording.with_suffix(".txt")
-    if mode == "zero-shot" and prompt_text is None and not beside.is_file():
-        raise WorkbenchError(
-            f"there is no transcript of {recording}; give --prompt-text, write {beside.name} beside it, or "
-            "use --mode cross-lingual"
-        )
+    has_transcript = prompt_text is not None or recording.with_suffix(".txt").is_file()
+    if mode == "zero-shot" and is_file and not has_transcript:
+        raise WorkbenchError(_no_transcript(recording))
 
 
-def _free_name(folder: Path) -> str:
-    """Return the first of speech, speech2, speech3, ... that no file in the folder begins with."""
-    for number in count(1):
-        name = "speech" if number == 1 else f"speech{number}"
-        if not any(folder.glob(f"{name}_*_*.*")):
-            return name
+def _no_transcript(recording: Path) -> str:
+    return (
+        f"there is no transcript of {recording}; give --prompt-text, write {recording.stem}.txt beside it, "
+        "or "
+        "use --mode cross-lingual"
+    )
+
+
+def _free_paths(folder: Path, name: str, numbers: list[str], force: bool) -> list[Path]:
+    """Return the sound files to write; where one of them is there, all get the first free number behind."""
+    for repeat in count():
+        ending = f"_{repeat}" if repeat else ""
+        paths = [folder / f"{name}_{number}{ending}.wav" for number in numbers]
+        targets = [*paths, *(path.with_suffix(".trace") for path in paths)]
+        if force or not any(target.exists() for target in targets):
+            return paths
     raise AssertionError  # unreachable: count does not end
-
-
-def _check_free(paths: list[Path], traced: bool, overwrite: bool) -> None:
-    """Refuse to replace files, before anything is computed."""
-    targets = [*paths, *(path.with_suffix(".trace") for path in paths if traced)]
-    there = [path for path in targets if path.exists()]
-    if there and not overwrite:
-        raise WorkbenchError(f"{there[0]} exists; choose another --name or --out, or pass --overwrite")

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from workbench.speech.frontend.audio import read_samples
+from workbench.speech.frontend.audio_files import read_samples
 from workbench.trace.importers.logs.logs import Log
 from workbench.trace.importers.open_run import is_run_file, open_run
 from workbench.trace.trace import Trace

@@ -5,9 +5,14 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from workbench.errors import WorkbenchError
 from workbench.speech.batch import run_batch
+from workbench.speech.checkpoint.files import SPK2INFO, read_speakers, write_speakers
 from workbench.speech.config import HIFT, Options
+from workbench.speech.frontend.audio_input import AudioSource
 from workbench.speech.frontend.frontend import Frontend, Prompt, Utterance
+from workbench.speech.frontend.prompt_checks import read_transcript
+from workbench.speech.frontend.speakers import speaker_parts, speaker_prompt
 from workbench.speech.recording import utterance_of
 from workbench.speech.run import run, run_part
 from workbench.speech.stage_runner import StageRunner
@@ -179,7 +184,7 @@ class Pipeline(StageRunner):
     def prepare(
         self,
         text: str | Iterable[str],
-        prompt: Prompt | str | os.PathLike,
+        prompt: Prompt | AudioSource,
         mode: str = "zero-shot",
         instruct: str | None = None,
         frontend: str = "workbench",
@@ -192,8 +197,8 @@ class Pipeline(StageRunner):
         text : str, or iterable of str
             One segment; `prepare_all` splits longer ones. An iterable is read while it is spoken, piece by
             piece, and not normalised: for voices that were trained for it.
-        prompt : Prompt, or path
-            The transcript of a path is read from the `.txt` of the same name beside it.
+        prompt : Prompt, path, name, or (array, rate)
+            See `Pipeline.prompt`. The transcript of a path is read from the `.txt` of its name beside it.
         mode : {"zero-shot", "cross-lingual", "instruct"}
             See `Frontend.utterance`.
         instruct : str, optional
@@ -228,7 +233,7 @@ class Pipeline(StageRunner):
     def prepare_all(
         self,
         text: str | Iterable[str],
-        prompt: Prompt | str | os.PathLike,
+        prompt: Prompt | AudioSource,
         mode: str = "zero-shot",
         instruct: str | None = None,
         frontend: str = "workbench",
@@ -237,32 +242,145 @@ class Pipeline(StageRunner):
         """Prepare a text of any length: it is split into segments, each an utterance; see `prepare`."""
         return self.frontend.utterances(text, self.prompt(prompt), mode, instruct, frontend, language)
 
-    def prompt(self, source: Prompt | str | os.PathLike, text: str | None = None) -> Prompt:
-        """Prepare a recording to clone.
+    def prompt(
+        self,
+        source: Prompt | AudioSource,
+        text: str | None = None,
+        sample_rate: float | None = None,
+        trim: bool = True,
+    ) -> Prompt:
+        """Prepare a recording to clone; what may go wrong with it is a warning, and in `Prompt.findings`.
 
         Parameters
         ----------
-        source : Prompt, or path
-            A Prompt is returned as it is.
+        source : Prompt, path, name, array, or (array, rate)
+            A Prompt is returned as it is. A name is that of a ready-made speaker of the checkpoint's
+            `spk2info.pt`, unless a file has it. An array of any type is (N,), (channels, N) or (N, channels);
+            integers are scaled.
         text : str, optional
             Its transcript; by default the content of the `.txt` of the same name, if there is one.
+        sample_rate : float, optional
+            Hz, of an array or of samples without a header (.pcm, .raw, .f32, ...).
+        trim : bool
+            False keeps tokens and frames beyond the last whole token, as upstream does for voice conversion.
 
         Returns
         -------
         Prompt
+
+        Raises
+        ------
+        WorkbenchError
+            When the recording cannot be used; the message says why and what to try.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> samples = (np.sin(np.arange(48_000) / 20) * 8000).astype(np.int16)
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     pipe.prompt((samples, 24_000), "A tone.")
+        Prompt(2.00 s, 50 tokens, 'A tone.')
+        >>> str(caught[0].message)
+        'prompt: ...'
         """
         if isinstance(source, Prompt):
             return source
-        beside = Path(source).with_suffix(".txt")
+        if isinstance(source, str) and not Path(source).is_file():
+            speakers = self.checkpoint.spk2info or {}
+            if source in speakers:
+                return speaker_prompt(source, speakers[source], self.frontend, text)
+            if not Path(source).suffix:
+                raise WorkbenchError(_no_such_prompt(source, speakers))
         if text is None:
-            text = beside.read_text(encoding="utf-8") if beside.is_file() else ""
-        return self.frontend.prompt(source, text)
+            is_file = isinstance(source, str | os.PathLike)
+            text = (read_transcript(source) if is_file else None) or ""
+        return self.frontend.prompt(source, text, sample_rate, trim)
 
-    def convert(self, source: str | os.PathLike, prompt: Prompt | str | os.PathLike) -> Utterance:
-        """Prepare a recording to be said again in the prompt's voice (copy-synthesis: its own voice)."""
-        return self.frontend.conversion(source, self.prompt(prompt))
+    def convert(
+        self,
+        source: AudioSource,
+        prompt: Prompt | AudioSource,
+        sample_rate: float | None = None,
+        trim: bool = True,
+    ) -> Utterance:
+        """Prepare a recording to be said again in the prompt's voice (copy-synthesis: its own voice).
+
+        Parameters
+        ----------
+        source : path, array, or (array, rate)
+            What is said again.
+        prompt : Prompt, path, name, or (array, rate)
+            The voice; a Prompt is used as it was made.
+        sample_rate : float, optional
+            Hz, of an array as `source`.
+        trim : bool
+            False keeps the prompt's tokens and frames beyond its last whole token, as upstream does here.
+
+        Returns
+        -------
+        Utterance
+
+        Examples
+        --------
+        >>> recording = wb.data_path("prompts/kumo_0.flac")
+        >>> pipe.convert(recording, recording, trim=False).prompt_mel.shape[-1]  # one token is half filled
+        282
+        """
+        return self.frontend.conversion(source, self.prompt(prompt, trim=trim), sample_rate)
+
+    def save_speaker(
+        self, name: str, prompt: Prompt, path: str | os.PathLike | None = None, overwrite: bool = False
+    ) -> Path:
+        """Add a prompt to the ready-made speakers of a `spk2info.pt`, which upstream reads as well.
+
+        Parameters
+        ----------
+        name : str
+            What the speaker is called: `prompt=name` uses it, once the checkpoint is loaded again.
+        prompt : Prompt
+        path : path, optional
+            The file, which may exist. Default: `spk2info.pt` in the checkpoint's folder.
+        overwrite : bool
+            True replaces a speaker of this name.
+
+        Returns
+        -------
+        Path
+            The file.
+
+        Raises
+        ------
+        WorkbenchError
+            When the file has such a speaker already, holds something else, or cannot be written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> prompt = pipe.prompt(wb.data_path("prompts/kumo_0.flac"))
+        >>> pipe.save_speaker("kumo", prompt, tempfile.mkdtemp() + "/spk2info.pt").name
+        'spk2info.pt'
+        """
+        if path is None and self.checkpoint.folder is None:
+            raise WorkbenchError(f"{self.checkpoint!r} has no folder; pass path, the {SPK2INFO} to write")
+        path = self.checkpoint.folder / SPK2INFO if path is None else Path(path)
+        speakers = read_speakers(path) if path.exists() else {}
+        if not isinstance(name, str) or not name.strip():
+            raise WorkbenchError(f"the speaker's name is {name!r}; expected text that is not empty")
+        if name in speakers and not overwrite:
+            raise WorkbenchError(f"{path} has a speaker {name!r}; pass another name or overwrite=True")
+        write_speakers(speakers | {name: speaker_parts(prompt, self.frontend.tokenizer)}, path)
+        return path
 
     @cached_property
     def frontend(self) -> Frontend:
         """Text and audio to tokens and embeddings, with this checkpoint's own models."""
         return self.checkpoint.frontend()
+
+
+def _no_such_prompt(name: str, speakers: dict) -> str:
+    known = ", ".join(sorted(speakers)) or "none"
+    return (
+        f"{name!r} is neither a file nor a ready-made speaker of this checkpoint ({SPK2INFO} has {known}); "
+        "expected a recording to clone, or one of these names"
+    )

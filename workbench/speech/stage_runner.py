@@ -355,7 +355,7 @@ def check_spoken(utt: Utterance, token: Tensor) -> None:
     if not len(token):
         raise WorkbenchError(
             f"the LM ended {utt.text!r:.80} before the first token; "
-            "try another seed, mask_stop_ids=True, or a text of the voice's language"
+            "try another seed, the option mask_stop_ids, or a text of the voice's language"
         )
 
 

@@ -18,7 +18,10 @@ SUFFIX = ".stats"
 TAP = "tap/"
 SAMPLE_RATE = 24_000  # Hz, of a trace that does not state its own
 # Files that hold a sound and no fields.
-SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+SOUND_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"),
+    *(".m4a", ".mp4", ".aac", ".webm"),
+)
 FRAME_RATE, TOKEN_RATE = 50, 25  # mel frames and speech tokens per second
 # Entries per second of each dimension that is the time of the target; `sample` has the trace's own rate.
 RATES = {"frame": FRAME_RATE, "target_frame": FRAME_RATE, "token": TOKEN_RATE, "draw": TOKEN_RATE}

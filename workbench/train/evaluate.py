@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Options
-from workbench.speech.frontend.audio import log_mel, read_wav, write_wav
+from workbench.speech.frontend.audio import log_mel, write_wav
+from workbench.speech.frontend.audio_files import read_wav
 from workbench.speech.pipeline import Pipeline
 from workbench.train.corpus.table import read_rows
 

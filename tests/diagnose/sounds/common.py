@@ -7,7 +7,8 @@ import soundfile
 import torch
 
 import workbench as wb
-from workbench.speech.frontend.audio import change_speed, read_wav, resample
+from workbench.speech.frontend.audio import change_speed, resample
+from workbench.speech.frontend.audio_files import read_wav
 
 VOICES = ("kumo", "alpha", "gongitsune", "nezumi", "tebukuro")
 SECONDS = 2.5

@@ -11,7 +11,8 @@ from workbench.diagnose.compare.transitions import transitions
 from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, applied, faulty_options, faulty_utterance
 from workbench.diagnose.suspects.catalogue.patches import narrower_filters
 from workbench.errors import WorkbenchError
-from workbench.speech.frontend.audio import log_mel, read_wav
+from workbench.speech.frontend.audio import log_mel
+from workbench.speech.frontend.audio_files import read_wav
 from workbench.speech.models import dit
 from workbench.trace.schema import FIELDS
 

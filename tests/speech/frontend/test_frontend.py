@@ -13,12 +13,12 @@ from tests.speech.frontend.tiny_bpe import tiny_bpe
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Config
 from workbench.speech.frontend.audio import log_mel, speaker_features, whisper_log_mel, write_wav
+from workbench.speech.frontend.audio_input import check_recording
 from workbench.speech.frontend.frontend import (
     Frontend,
     SpeakerEncoder,
     SpeechTokenizer,
     TextTokenizer,
-    check_recording,
 )
 
 SYSTEM = "You are a helpful assistant.<|endofprompt|>"

@@ -21,7 +21,8 @@ from workbench.diagnose.glitches.detectors import DETECTORS
 from workbench.diagnose.glitches.glitches import DEFECT, detect, find_glitches
 from workbench.errors import WorkbenchError
 from workbench.files import data_path
-from workbench.speech.frontend.audio import read_wav, resample
+from workbench.speech.frontend.audio import resample
+from workbench.speech.frontend.audio_files import read_wav
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
 

@@ -5,7 +5,6 @@ speech that is far longer or shorter than its text.
 """
 
 import math
-import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +16,7 @@ from workbench.diagnose.glitches.analysis import Array, Sound, Spot
 from workbench.errors import WorkbenchError
 from workbench.speech.config import RELEASED
 from workbench.speech.frontend.audio import log_mel
+from workbench.speech.frontend.transcript_checks import MAX_PACE, MIN_PACE, USUAL_PACE, spoken_letters
 from workbench.trace.schema import FRAME_RATE, TOKEN_RATE
 from workbench.trace.trace import Trace
 
@@ -32,12 +32,7 @@ MEL_S = 0.1  # seconds that the distance is averaged over
 MIN_LOG_MEL = -8.0  # natural log; quieter bins count as this, because nobody hears their differences
 NAN_LOG_MEL = 9.0  # natural log, far above speech: takes the place of NaN, so that it counts as a difference
 
-# Speech against its text. A letter of Latin script counts 1.
-SYLLABLE_LETTERS = 3  # letters that an ideograph, a kana or a Hangul syllable counts as
-DIGIT_LETTERS = 5  # letters that a digit counts as, because it is read as a word
-SYLLABLE_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL")  # how the Unicode names of these begin
-USUAL_PACE = 14.0  # letters a second; readers of many languages are between 9 and 20
-MIN_PACE, MAX_PACE = 6.0, 28.0  # letters a second; a prompt beyond has a transcript that is not its own
+# Speech against its text.
 USUAL_TOKENS = 5.0  # speech tokens per text token, for a trace without its text
 SLACK_S = 0.6  # seconds of silence around a text that are no sign of anything
 
@@ -121,7 +116,7 @@ def pace(sound: Sound) -> Iterator[Spot]:
         return
     spoken_s = len(token) / TOKEN_RATE
     text = sound.trace.attrs.get("text")
-    n_letters = letters(text) if isinstance(text, str) else 0.0
+    n_letters = spoken_letters(text) if isinstance(text, str) else 0.0
     text_token = sound.trace.get("in/text_token")
     if n_letters:
         per_second, whose = _prompt_pace(sound.trace)
@@ -138,33 +133,15 @@ def pace(sound: Sound) -> Iterator[Spot]:
     yield Spot(0.0, sound.seconds, max(longer, shorter), note)
 
 
-def letters(text: str) -> float:
-    """Return the length of a text in letters of Latin script; punctuation counts nothing.
-
-    >>> letters("It is late."), letters("你好。")
-    (8.0, 6.0)
-    """
-    total = 0.0
-    for character in text:
-        if character.isalnum():
-            if character.isdigit():
-                total += DIGIT_LETTERS
-            elif unicodedata.name(character, "").startswith(SYLLABLE_SCRIPTS):
-                total += SYLLABLE_LETTERS
-            else:
-                total += 1
-    return total
-
-
 def _prompt_pace(trace: Trace) -> tuple[float, str]:
     """Return the prompt's letters a second if they are plausible, else usual ones; and whose pace it is."""
     prompt = trace.attrs.get("prompt")
     prompt = prompt if isinstance(prompt, dict) else {}
     text, seconds = prompt.get("text"), prompt.get("seconds")
     is_known = isinstance(text, str) and isinstance(seconds, (int, float)) and seconds > 0
-    if not is_known or not letters(text):
+    if not is_known or not spoken_letters(text):
         return USUAL_PACE, "a usual pace"
-    per_second = letters(text) / seconds
+    per_second = spoken_letters(text) / seconds
     if MIN_PACE <= per_second <= MAX_PACE:
         return per_second, "the prompt's pace"
     return USUAL_PACE, f"a usual pace; the prompt has {per_second:.0f} letters a second: another transcript?"

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.frontend.audio import read_samples
+from workbench.speech.frontend.audio_input import AudioSource, open_audio
 from workbench.trace.importers.open_run import is_run_file, open_run
 from workbench.trace.schema import SOUND_SUFFIXES
 from workbench.trace.storage import FLOAT32_ERROR, Storage, storage_of
 from workbench.trace.trace import Trace
 
 Array = np.ndarray
-SoundSource = str | os.PathLike | Trace | Tensor | Array
+SoundSource = Trace | AudioSource
 MAX_SECONDS = 300  # of a sound; one utterance is far shorter, and memory grows with it
 MIN_RATE, MAX_RATE = 1000, 400_000  # Hz; others are mistaken units
 LOSSY = ("VORBIS", "OPUS", "MPEG", "GSM", "ADPCM", "ULAW", "ALAW")  # of libsndfile's names
@@ -96,11 +95,11 @@ def open_sound(source: SoundSource, sample_rate: int | None = None, name: str | 
 
     Parameters
     ----------
-    source : path, Trace, or Tensor or ndarray (N,)
-        Of a file with several channels their mean is taken. Of a trace, or the path of a trace or dump, only
-        `hift/wav` is used.
+    source : path, Trace, array, or (array, rate)
+        Of several channels the mean is taken, and integers are scaled. Of a trace or dump, or the path of
+        one, only `hift/wav` is used.
     sample_rate : int, optional
-        Hz; needed for bare samples, ignored for files and traces, which know theirs.
+        Hz; needed for bare samples and for files without a header, ignored for others, which know theirs.
     name : str, optional
         What to call it. Default: the path, or the trace's text.
 
@@ -111,26 +110,17 @@ def open_sound(source: SoundSource, sample_rate: int | None = None, name: str | 
     """
     if isinstance(source, (str, os.PathLike)) and is_run_file(Path(source)):
         return open_sound(open_run(source), name=name or str(source))
-    if isinstance(source, (str, os.PathLike)):
-        wav, rate, channels, subtype = read_samples(source)
-        found = SoundInput(name or str(source), wav.double().numpy(), rate, channels, subtype)
-    elif isinstance(source, Trace):
+    if isinstance(source, Trace):
         if "hift/wav" not in source:
             raise WorkbenchError(
                 f"{source!r} has no waveform; expected hift/wav: run it to the vocoder, or record it"
             )
         text = source.attrs.get("tag") or source.attrs.get("text") or source.attrs.get("source")
         found = SoundInput(name or str(text or "trace"), source.wav.double().numpy(), source.sample_rate)
-    elif isinstance(source, (Tensor, Array)):
-        samples = source.detach().cpu().double().numpy() if isinstance(source, Tensor) else source
-        if sample_rate is None:
-            raise WorkbenchError("samples without a rate; expected sample_rate=... in Hz, such as 24000")
-        found = SoundInput(name or "samples", np.asarray(samples, dtype=np.float64), sample_rate)
     else:
-        raise WorkbenchError(
-            f"{type(source).__name__} is no sound; expected the path of a sound file, a Trace, or samples "
-            "with sample_rate=..."
-        )
+        label = name or (str(source) if isinstance(source, (str, os.PathLike)) else "samples")
+        wav, rate, channels, subtype = open_audio(source, sample_rate, label)
+        found = SoundInput(label, wav.double().numpy(), rate, channels, subtype)
     if found.samples.ndim != 1 or not len(found.samples):
         raise WorkbenchError(
             f"{found.name}: samples of shape {found.samples.shape}; expected (N,), one channel, not empty"

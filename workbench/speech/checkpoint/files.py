@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from workbench.errors import WorkbenchError, first_line
+from workbench.files import atomic_write
 from workbench.speech.checkpoint.config_yaml import YAML
 from workbench.speech.checkpoint.weights import read_weights
 
@@ -84,14 +88,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_speakers(path: Path) -> dict[str, Any]:
-    """Read upstream's ready-made speakers, `spk2info.pt`."""
+    """Read ready-made speakers, `spk2info.pt`: by name a dict of tensors, or an embedding alone."""
     found = read_weights(path)
-    bad = [name for name, parts in found.items() if not isinstance(name, str) or not isinstance(parts, dict)]
-    if bad:
-        raise WorkbenchError(
-            f"{path}: speaker {bad[0]!r} is not a dict of tensors; expected names with dicts"
-        )
+    for name, parts in found.items():
+        if not isinstance(name, str) or not isinstance(parts, dict | Tensor):
+            raise WorkbenchError(
+                f"{path}: speaker {name!r} is a {type(parts).__name__}; expected names with dicts of tensors"
+            )
     return found
+
+
+def write_speakers(speakers: dict[str, Any], path: Path) -> None:
+    """Write ready-made speakers as upstream's `save_spkinfo` does, in full or not at all."""
+    with atomic_write(path) as draft:
+        torch.save(speakers, draft)
 
 
 @contextmanager

@@ -1,14 +1,14 @@
-"""Read and write waveforms, resample them and compute features; no other file imports audio libraries.
+"""Write and resample waveforms and compute features; `audio_files.py` reads files.
 
-A waveform is a float tensor in [-1, 1] whose last dimension is time. Log-mels are differentiable and computed
-on the waveform's device and in its precision (half precision is raised to float32).
+No file but these two imports audio libraries. A waveform is a float tensor in [-1, 1] whose last dimension is
+time. Log-mels are differentiable and computed on the waveform's device and in its precision (half precision
+is raised to float32).
 """
 
 import math
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -20,12 +20,8 @@ from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 from workbench.speech.config import MelConfig
 
-MAX_FILE_SECONDS = 3600  # of an audio file; bounds memory
-MAX_RATE = 48_000  # Hz, at which that limit applies to a waveform that is resampled
-MIN_HEADER_RATE = 1000  # Hz; a file that claims a lower rate may have as many samples as one of this rate
-MAX_LEVEL = 100.0  # a float file with larger samples holds integers or is damaged
+MAX_SAMPLES = 600 * 48_000  # of a file, or of a waveform that is resampled; bounds memory
 WHISPER_RATE = 16_000  # Hz, of the speech tokenizer and of the speaker encoder
-BLOCK_FRAMES = 1 << 16  # frames read at once: a wrong length in the header cannot claim memory
 MAX_RATE_RATIO = 1024  # numerator or denominator of two rates; torchaudio's filters grow with it
 PCM16_FULL_SCALE = 32768
 
@@ -34,94 +30,6 @@ WHISPER_WINDOW = 400  # samples, 25 ms
 WHISPER_HOP = 160  # samples, 10 ms
 WHISPER_RANGE = 8.0  # log10 units that are kept below the maximum: 80 dB
 FBANK_BINS = 80  # of Kaldi's features
-
-
-class Samples(NamedTuple):
-    """What an audio file holds."""
-
-    wav: Tensor  # (N,) float32, the mean of the channels
-    rate: int  # Hz
-    channels: int
-    subtype: str  # how samples are stored, as libsndfile calls it: "PCM_16", "FLOAT", "VORBIS"
-
-
-def read_samples(path: str | os.PathLike) -> Samples:
-    """Read an audio file as it is; NaN, infinite and very large samples are allowed."""
-    path = _existing_file(path)
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            rate, channels, subtype = file.samplerate, file.channels, file.subtype
-            blocks = []
-            n_frames = 0
-            while True:
-                block = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)  # (frames, channels)
-                if not len(block):
-                    break
-                blocks.append(block.mean(axis=1))
-                n_frames += len(block)
-                if n_frames > MAX_FILE_SECONDS * max(rate, MIN_HEADER_RATE):
-                    raise WorkbenchError(f"{path} is longer than {MAX_FILE_SECONDS} s; cut it first")
-    except (RuntimeError, TypeError, ValueError, OSError) as error:
-        reason = getattr(error, "error_string", None) or error
-        raise WorkbenchError(
-            f"{path} could not be read as audio ({reason}); expected WAV, FLAC, OGG or MP3. "
-            "It may be damaged, cut off or another kind of file: try converting it to WAV"
-        ) from None
-    if not blocks:
-        raise WorkbenchError(
-            f"{path} holds no samples in {path.stat().st_size} bytes; expected a recording. A stream whose "
-            "header was never completed looks like this too: convert it to WAV"
-        )
-    return Samples(torch.from_numpy(np.concatenate(blocks)), rate, channels, subtype)
-
-
-def read_wav(path: str | os.PathLike, sample_rate: int | None = None) -> tuple[Tensor, int]:
-    """Read an audio file as one channel.
-
-    Parameters
-    ----------
-    path : path
-        Any format of libsndfile: WAV, FLAC, OGG, MP3, AIFF ...
-    sample_rate : int, optional
-        Rate to resample to, Hz. None keeps the file's own.
-
-    Returns
-    -------
-    wav : Tensor (N,)
-        float32, the mean of the channels.
-    sample_rate : int
-        Its rate, Hz.
-
-    Raises
-    ------
-    WorkbenchError
-        If there is no such file, or it is empty, damaged, not audio, too long, or holds NaN or infinity.
-    """
-    wav, rate, _, _ = read_samples(path)
-    if not torch.isfinite(wav).all():
-        raise WorkbenchError(f"{path} holds NaN or infinite samples; expected numbers from -1 to 1")
-    level = wav.abs().max().item()
-    if level > MAX_LEVEL:
-        raise WorkbenchError(
-            f"{path} reaches a level of {level:.3g}; expected samples from -1 to 1: divide by full scale"
-        )
-    if sample_rate is None or sample_rate == rate:
-        return wav, rate
-    return resample(wav, rate, sample_rate), sample_rate
-
-
-def _existing_file(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise WorkbenchError(f"{path} is a folder; expected a sound file inside it")
-        if not path.is_file():
-            raise WorkbenchError(f"{path} does not exist or is not a file; expected a sound file")
-        if path.stat().st_size == 0:
-            raise WorkbenchError(f"{path} is empty (0 bytes); expected a sound file")
-    except (OSError, ValueError) as error:
-        raise WorkbenchError(f"{str(path)!r} cannot be opened ({error}); expected a sound file") from None
-    return path
 
 
 def resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
@@ -144,15 +52,15 @@ def resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
         raise WorkbenchError(f"cannot resample from {from_rate} Hz to {to_rate} Hz; expected rates above 0")
     if from_rate == to_rate:
         return wav
+    if wav.shape[-1] * (to_rate / from_rate) > MAX_SAMPLES:
+        raise WorkbenchError(
+            f"{wav.shape[-1]} samples at {from_rate} Hz would be more than {MAX_SAMPLES / 1e6:g} million at "
+            f"{to_rate} Hz; is the sample rate right?"
+        )
     if max(from_rate, to_rate) // math.gcd(from_rate, to_rate) <= MAX_RATE_RATIO:
         from torchaudio.functional import resample as sinc_resample  # slow to import
 
         return sinc_resample(wav, from_rate, to_rate)
-    if wav.shape[-1] * (to_rate / from_rate) > MAX_FILE_SECONDS * MAX_RATE:
-        raise WorkbenchError(
-            f"{wav.shape[-1]} samples at {from_rate} Hz are longer than {MAX_FILE_SECONDS} s; "
-            "is the sample rate right?"
-        )
     import librosa
 
     out = librosa.resample(
@@ -196,7 +104,7 @@ def to_pcm16(samples: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _mel_filters(
+def mel_filters(
     sample_rate: int,
     n_fft: int,
     n_mels: int,
@@ -261,7 +169,7 @@ def log_mel(wav: Tensor, config: MelConfig) -> Tensor:
     )
     power = spectrum.real.square() + spectrum.imag.square()  # (B, n_fft / 2 + 1, T)
     magnitude = (power + 1e-9).sqrt()  # upstream's offset; it keeps the gradient finite at 0
-    filters = _mel_filters(
+    filters = mel_filters(
         config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax, wav.device, wav.dtype
     )
     return (filters @ magnitude).clamp(min=1e-5).log()
@@ -289,7 +197,7 @@ def whisper_log_mel(wav16: Tensor, n_mels: int = 128) -> Tensor:
         return_complex=True,
     )  # fmt: skip
     power = spectrum[..., :-1].abs().square()  # (B, 201, T): Whisper drops the last frame
-    filters = _mel_filters(WHISPER_RATE, WHISPER_WINDOW, n_mels, 0.0, None, wav.device, wav.dtype)
+    filters = mel_filters(WHISPER_RATE, WHISPER_WINDOW, n_mels, 0.0, None, wav.device, wav.dtype)
     log = (filters @ power).clamp(min=1e-10).log10()
     log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - WHISPER_RANGE)
     return (log + 4.0) / 4.0  # Whisper's scaling

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Config
-from workbench.speech.frontend.audio import (
-    WHISPER_RATE,
-    log_mel,
-    read_wav,
-    resample,
-    speaker_features,
-    whisper_log_mel,
-)
+from workbench.speech.frontend.audio import WHISPER_RATE, log_mel, resample, speaker_features, whisper_log_mel
+from workbench.speech.frontend.audio_input import MAX_RECORDING_SECONDS, AudioSource, open_recording
 from workbench.speech.frontend.onnx_session import open_session, run_session
+from workbench.speech.frontend.prompt_checks import (
+    TRANSCRIPT_KINDS,
+    PromptFinding,
+    check_samples,
+    text_findings,
+    warn_of,
+)
 from workbench.speech.frontend.text import (
     END_OF_PROMPT,
     Reading,
@@ -29,14 +30,10 @@ from workbench.speech.frontend.text import (
     check_scripts,
     read_text,
 )
+from workbench.speech.frontend.transcript_checks import SYSTEM_PROMPT
 from workbench.speech.frontend.utterance import Prompt, Utterance
 
 MODES = ("zero-shot", "cross-lingual", "instruct")
-SYSTEM_PROMPT = "You are a helpful assistant."
-MIN_RECORDING_SECONDS = 0.5  # about two syllables; less has no voice to imitate
-MAX_RECORDING_SECONDS = 30.0  # the speech tokenizer was trained on 30 s at most
-MIN_RATE = 8_000  # Hz, telephone quality
-MIN_PEAK = 1e-3  # -60 dBFS; a quieter recording is silence
 
 
 class _OnnxModel:
@@ -90,36 +87,6 @@ class SpeakerEncoder(_OnnxModel):
         return self._run(speaker_features(wav16.float())).float()
 
 
-def check_recording(wav: Tensor, sample_rate: int, name: str = "prompt") -> None:
-    """Raise a WorkbenchError for a recording that cannot be a prompt or a source of conversion.
-
-    Parameters
-    ----------
-    wav : Tensor (N,)
-    sample_rate : int
-        Hz.
-    name : str
-        What error messages call it.
-    """
-    if wav.ndim != 1 or not len(wav):
-        raise WorkbenchError(f"{name} has shape {tuple(wav.shape)}; expected samples (N,) of one recording")
-    if sample_rate < MIN_RATE:
-        raise WorkbenchError(f"{name} has {sample_rate} samples a second; expected {MIN_RATE} Hz or more")
-    if not torch.isfinite(wav).all():
-        raise WorkbenchError(f"{name} holds NaN or infinite samples; expected numbers from -1 to 1")
-    seconds = len(wav) / sample_rate
-    if not MIN_RECORDING_SECONDS <= seconds <= MAX_RECORDING_SECONDS:
-        raise WorkbenchError(
-            f"{name} lasts {seconds:.2f} s; expected {MIN_RECORDING_SECONDS} to "
-            f"{MAX_RECORDING_SECONDS:.0f} s: 3 to 10 s of clear speech work best"
-        )
-    peak = wav.abs().max().item()
-    if peak < MIN_PEAK:
-        raise WorkbenchError(
-            f"{name} is silent (peak {peak:.1e}); expected speech: was the right file recorded?"
-        )
-
-
 class Frontend:
     """Prepare texts and recordings for the models.
 
@@ -152,25 +119,36 @@ class Frontend:
         self.config = config
 
     def prompt(
-        self, source: str | os.PathLike | Tensor, text: str = "", sample_rate: int | None = None
+        self, source: AudioSource, text: str = "", sample_rate: float | None = None, trim: bool = True
     ) -> Prompt:
         """Prepare a recording whose voice is imitated.
 
         Parameters
         ----------
-        source : path or Tensor (N,) or (channels, N)
-            The recording.
+        source : path, array, or (array, rate)
+            The recording; see `open_audio` for the arrays that it may be.
         text : str
             Its transcript; zero-shot needs it.
-        sample_rate : int, optional
-            Rate of a tensor, Hz; a file states its own.
+        sample_rate : float, optional
+            Rate of an array or of a file without a header, Hz; other files state their own.
+        trim : bool
+            Cut tokens and mel to whole tokens that have all their frames. Upstream does so except for voice
+            conversion.
         """
-        wav, rate = _recording(source, sample_rate, "prompt")
+        if not isinstance(text, str):
+            raise WorkbenchError(f"the transcript is {text!r:.60}; expected text")
+        text = text.strip().strip("\ufeff").strip()
+        wav, rate, _, _ = open_recording(source, sample_rate, "prompt")
+        name = str(source) if isinstance(source, str | os.PathLike) else "prompt"
+        findings = check_samples(wav, rate, text, name).findings
+        warn_of(findings, name)
         mel = log_mel(resample(wav, rate, self.config.mel.sample_rate), self.config.mel)
         wav16 = resample(wav, rate, WHISPER_RATE)
         token = self._speech_tokens(wav16)
         ratio = self.config.flow.token_mel_ratio
-        n_tokens = min(mel.shape[2] // ratio, len(token))  # whole tokens with all their frames
+        if trim:
+            n_tokens = min(mel.shape[2] // ratio, len(token))  # whole tokens with all their frames
+            token, mel = token[:n_tokens], mel[:, :, : ratio * n_tokens]
         digest = hashlib.sha256(wav.contiguous().numpy().tobytes()).hexdigest()
         embedding = self.speaker_encoder(wav16).flatten()
         width = self.config.flow.spk_embed_dim
@@ -180,12 +158,13 @@ class Frontend:
                 "another checkpoint?"
             )
         return Prompt(
-            speech_token=token[:n_tokens],
-            mel=mel[:, :, : ratio * n_tokens],
+            speech_token=token,
+            mel=mel,
             spk_embedding=embedding,
-            text=text.strip(),
+            text=text,
             sha256=digest,
             seconds=len(wav) / rate,
+            findings=findings,
         )
 
     def utterance(
@@ -234,11 +213,9 @@ class Frontend:
             self._utterance(segment, text, reading, prompt, mode, instruct) for segment in reading.segments
         ]
 
-    def conversion(
-        self, source: str | os.PathLike | Tensor, prompt: Prompt, sample_rate: int | None = None
-    ) -> Utterance:
+    def conversion(self, source: AudioSource, prompt: Prompt, sample_rate: float | None = None) -> Utterance:
         """Prepare a recording that is spoken again in the prompt's voice; the LM has no part in it."""
-        wav, rate = _recording(source, sample_rate, "source")
+        wav, rate, _, _ = open_recording(source, sample_rate, "source")
         token = self._speech_tokens(resample(wav, rate, WHISPER_RATE))
         return self._assemble("", "", "", prompt, "conversion", source_token=token)
 
@@ -273,18 +250,22 @@ class Frontend:
             if not prompt.text:
                 raise WorkbenchError(
                     "the prompt has no transcript, which the mode zero-shot needs; "
-                    "pass prompt(..., text='what is said in it') or use mode='cross-lingual'"
+                    "give its words, prompt(..., text='what is said in it'), or use the mode cross-lingual"
                 )
             check_scripts(prompt.text, scripts)
-            before = _after_system_prompt(prompt.text)
+            before = after_system_prompt(prompt.text)
         elif mode == "cross-lingual":
-            spoken = _after_system_prompt(text)
+            spoken = after_system_prompt(text)
         else:
-            instruction = instruct.strip()
-            is_complete = END_OF_PROMPT in instruction
-            before = instruction if is_complete else f"{SYSTEM_PROMPT} {instruction}{END_OF_PROMPT}"
-        utt = self._assemble(text, spoken, before, prompt, mode)
-        return replace(utt, typed=typed, frontend=reading.frontend, warnings=reading.notes)
+            before = instruct.strip()
+            if END_OF_PROMPT not in before:
+                before = before if before.startswith(SYSTEM_PROMPT) else f"{SYSTEM_PROMPT} {before}"
+                before += END_OF_PROMPT
+        findings = text_findings(text, typed, prompt.text, mode, instruct)
+        warn_of(findings)
+        utt = self._assemble(text, spoken, before, prompt, mode, findings=findings)
+        warnings = (*reading.notes, *utt.warnings)
+        return replace(utt, typed=typed, frontend=reading.frontend, warnings=warnings)
 
     def _assemble(
         self,
@@ -294,8 +275,10 @@ class Frontend:
         prompt: Prompt,
         mode: str,
         source_token: Tensor | None = None,
+        findings: tuple[PromptFinding, ...] = (),
     ) -> Utterance:
         token = prompt.speech_token
+        of_prompt = [f for f in prompt.findings if mode == "zero-shot" or f.kind not in TRANSCRIPT_KINDS]
         return Utterance(
             text=text,
             text_token=torch.tensor(self.tokenizer.encode(spoken), dtype=torch.long),
@@ -307,6 +290,7 @@ class Frontend:
             mode=mode,
             prompt=prompt,
             source_token=source_token,
+            warnings=tuple(finding.message for finding in (*of_prompt, *findings)),
         )
 
     def _speech_tokens(self, wav16: Tensor) -> Tensor:
@@ -320,21 +304,6 @@ class Frontend:
         return token
 
 
-def _after_system_prompt(text: str) -> str:
+def after_system_prompt(text: str) -> str:
     """Return a text with upstream's system prompt before it, unless it has a prompt of its own."""
     return text if END_OF_PROMPT in text else f"{SYSTEM_PROMPT}{END_OF_PROMPT}{text}"
-
-
-def _recording(source: str | os.PathLike | Tensor, sample_rate: int | None, name: str) -> tuple[Tensor, int]:
-    """Return a checked recording (N,) and its rate."""
-    if isinstance(source, str | os.PathLike):
-        wav, sample_rate = read_wav(source)
-        name = f"{name} {source}"
-    elif sample_rate is None:
-        raise WorkbenchError(f"{name} is a tensor without a rate; pass sample_rate in Hz, or a path")
-    else:
-        wav = torch.as_tensor(source).detach().cpu().float()
-        if wav.ndim == 2 and len(wav) < wav.shape[1]:  # (channels, N)
-            wav = wav.mean(dim=0)
-    check_recording(wav, sample_rate, name)
-    return wav, sample_rate

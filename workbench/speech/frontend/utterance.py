@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.speech.frontend.prompt_checks import PromptFinding
 from workbench.speech.frontend.text import TextStream
 
 
@@ -31,7 +32,7 @@ class Prompt(_TensorFields):
     speech_token : Tensor (L,)
         Tokens of the recording.
     mel : Tensor (1, M, 2L)
-        Natural-log mel, two frames per token.
+        Natural-log mel, two frames per token; of a prompt that was not trimmed, all frames.
     spk_embedding : Tensor (192,)
         Output of the speaker encoder.
     text : str
@@ -40,6 +41,8 @@ class Prompt(_TensorFields):
         Hash of the float32 samples, as they were given.
     seconds : float
         Length of the recording, as it was given.
+    findings : tuple of PromptFinding
+        What `wb.check_prompt` found in recording and transcript.
 
     Examples
     --------
@@ -54,6 +57,7 @@ class Prompt(_TensorFields):
     text: str
     sha256: str
     seconds: float
+    findings: tuple[PromptFinding, ...] = ()
 
     def __repr__(self) -> str:
         return f"Prompt({self.seconds:.2f} s, {len(self.speech_token)} tokens, {self.text!r:.60})"
@@ -90,7 +94,7 @@ class Utterance(_TensorFields):
     frontend : {"workbench", "upstream", "off"}
         Whose rules made `text` of `typed`; see `Pipeline.prepare`.
     warnings : tuple of str
-        What is unusual about this input.
+        What may go wrong with this text and this prompt, in sentences.
     text_stream : TextStream or None
         The text that arrives while it is spoken, which takes the place of `text` and `text_token`.
 
