@@ -77,7 +77,7 @@ def stream(
     ----------
     pipe : Pipeline
     utt : Utterance
-        From `pipe.prepare` or `pipe.convert`. Prepared from an iterator of text, it is read while it is spoken.
+        From `pipe.prepare` or `pipe.convert`; prepared from an iterator, its text is read meanwhile.
     options : Options, optional
         The checkpoint's own by default. `speed` is for offline runs alone.
     state : StreamState, optional

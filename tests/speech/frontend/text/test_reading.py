@@ -79,6 +79,16 @@ def test_tokens_of_the_vocabulary_pass_untouched_in_every_mode(bundled, frontend
     assert reading.frontend == frontend
 
 
+def test_a_text_that_would_take_gigabytes_is_read_in_pieces_and_a_note_says_so(bundled, monkeypatch):
+    text = "It costs $5, i.e. less than 3%. " * 12
+    whole = read_text(text, bundled, "upstream")
+    for module in ("reading", "upstream"):
+        monkeypatch.setattr(f"workbench.speech.frontend.text.{module}.MAX_AT_ONCE", 100)
+    pieces = read_text(text, bundled, "upstream")
+    assert pieces.segments == whole.segments and not whole.notes
+    assert "100 at a time" in pieces.notes[0]
+
+
 @pytest.mark.parametrize("text", ["It costs $5.", " a  b ", "你 好5", "Hm.<|endofprompt|>5", "one. " * 200])
 def test_off_is_the_text_as_it_is(bundled, text):
     assert read_text(text, bundled, "off") == (text, [text], "off", ())

@@ -7,7 +7,7 @@ from workbench.speech.frontend.text.language import check_has_words, is_verbatim
 from workbench.speech.frontend.text.normalise import normalise, token_pattern
 from workbench.speech.frontend.text.split import split
 from workbench.speech.frontend.text.tokenizer import TextTokenizer
-from workbench.speech.frontend.text.upstream import upstream_segments
+from workbench.speech.frontend.text.upstream import MAX_AT_ONCE, upstream_segments
 
 WORKBENCH, UPSTREAM, OFF = "workbench", "upstream", "off"
 FRONTENDS = (WORKBENCH, UPSTREAM, OFF)
@@ -83,8 +83,15 @@ def _read_as_upstream(text: str, tokenizer: TextTokenizer) -> Reading:
         said = "".join(segments)
         if tokens.findall(said) == typed:
             check_has_words(said, text)
-            note = f"upstream's front end {problem}; here {' '.join(typed)} passed by it"
-            return Reading(said, segments, UPSTREAM, (note,) if problem else ())
+            notes = (
+                [f"upstream's front end {problem}; here {' '.join(typed)} passed by it"] if problem else []
+            )
+            if len(text) > MAX_AT_ONCE:
+                notes.append(
+                    f"upstream gives WeText all {len(text):,} characters at once, which takes gigabytes; here "
+                    f"it read {MAX_AT_ONCE:,} at a time, which may differ where these meet"
+                )
+            return Reading(said, segments, UPSTREAM, tuple(notes))
         problem = problem or "changes tokens of the vocabulary in this text"
     note = f"upstream's front end {problem} for this text, which was read as frontend={WORKBENCH!r} reads it"
     return read_text(text, tokenizer)._replace(notes=(note,))

@@ -15,9 +15,12 @@ from collections.abc import Callable
 from itertools import groupby
 
 from workbench.speech.frontend.text.normalise import between, token_pattern, wetext
+from workbench.speech.frontend.text.split import pack
 from workbench.speech.frontend.text.tokenizer import TextTokenizer
 
+_NOTHING = token_pattern(())
 LONGEST, LONG_ENOUGH, TOO_SHORT = 80, 60, 20  # lengths of segments: characters of Chinese, tokens of others
+MAX_AT_ONCE = 10_000  # characters that WeText is given at once; 50,000 take it 3 GB
 _MARKS = {True: "。？！；：、.?!;", False: ".?!;:"}  # that end a sentence, in Chinese and in others
 _SCALES = (
     "",
@@ -57,7 +60,9 @@ def upstream_segments(text: str, tokenizer: TextTokenizer, keep_tokens: bool = F
     in_words = wetext(("zh" if is_chinese else "en") if keep_tokens else "auto")
 
     def rewrite(piece: str) -> str:
-        return in_words(piece) if is_chinese else _spell_digits(in_words(piece))
+        chunks = pack(piece, lambda chunk: len(chunk) <= MAX_AT_ONCE)
+        words = "".join(between(_NOTHING, chunk, in_words) for chunk in chunks)
+        return words if is_chinese else _spell_digits(words)
 
     kept = token_pattern(tuple(tokenizer.added_tokens))
     words = between(kept, text.strip(), rewrite) if keep_tokens else rewrite(text.strip())
@@ -81,7 +86,8 @@ def _chinese_marks(text: str) -> str:
     for old, new in (("²", "平方"), ("³", "立方"), (".", "。"), (" - ", "，")):
         text = text.replace(old, new)
     text = re.sub("[（）【】`]", "", text).replace("——", " ")
-    return re.sub("[，,、]+$", "。", text)
+    body = text.rstrip("，,、")
+    return text if body == text else f"{body}。"
 
 
 def _sentences(text: str, marks: str) -> list[str]:
