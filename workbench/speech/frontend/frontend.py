@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, WorkbenchWarning
 from workbench.speech.config import Config
 from workbench.speech.frontend.audio import WHISPER_RATE, log_mel, resample, speaker_features, whisper_log_mel
 from workbench.speech.frontend.audio_input import MAX_RECORDING_SECONDS, AudioSource, open_recording
@@ -193,7 +194,7 @@ class Frontend:
         """
         if not isinstance(text, str):
             return self._streamed(text, prompt, mode, instruct, frontend, language)
-        reading = read_text(text, self.tokenizer, frontend, language)
+        reading = self._read(text, frontend, language)
         return self._utterance(reading.text, text, reading, prompt, mode, instruct)
 
     def utterances(
@@ -208,7 +209,7 @@ class Frontend:
         """Prepare a text of any length: it is normalised and split, one `Utterance` per segment."""
         if not isinstance(text, str):
             return [self._streamed(text, prompt, mode, instruct, frontend, language)]
-        reading = read_text(text, self.tokenizer, frontend, language)
+        reading = self._read(text, frontend, language)
         return [
             self._utterance(segment, text, reading, prompt, mode, instruct) for segment in reading.segments
         ]
@@ -218,6 +219,12 @@ class Frontend:
         wav, rate, _, _ = open_recording(source, sample_rate, "source")
         token = self._speech_tokens(resample(wav, rate, WHISPER_RATE))
         return self._assemble("", "", "", prompt, "conversion", source_token=token)
+
+    def _read(self, text: str, frontend: str, language: str | None) -> Reading:
+        reading = read_text(text, self.tokenizer, frontend, language)
+        for note in reading.notes:
+            warnings.warn(note, WorkbenchWarning, stacklevel=4)
+        return reading
 
     def _streamed(
         self,
@@ -264,8 +271,8 @@ class Frontend:
         findings = text_findings(text, typed, prompt.text, mode, instruct)
         warn_of(findings)
         utt = self._assemble(text, spoken, before, prompt, mode, findings=findings)
-        warnings = (*reading.notes, *utt.warnings)
-        return replace(utt, typed=typed, frontend=reading.frontend, warnings=warnings)
+        noted = (*reading.notes, *utt.warnings)
+        return replace(utt, typed=typed, frontend=reading.frontend, warnings=noted)
 
     def _assemble(
         self,

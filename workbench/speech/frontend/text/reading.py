@@ -83,15 +83,15 @@ def _read_as_upstream(text: str, tokenizer: TextTokenizer) -> Reading:
         said = "".join(segments)
         if tokens.findall(said) == typed:
             check_has_words(said, text)
-            notes = (
-                [f"upstream's front end {problem}; here {' '.join(typed)} passed by it"] if problem else []
-            )
+            notes = []
+            if problem:
+                notes.append(f"upstream's front end {problem}; here {' '.join(typed)} passed by it")
             if len(text) > MAX_AT_ONCE:
                 notes.append(
-                    f"upstream gives WeText all {len(text):,} characters at once, which takes gigabytes; here "
-                    f"it read {MAX_AT_ONCE:,} at a time, which may differ where these meet"
+                    f"upstream gives WeText all {len(text):,} characters at once, which takes gigabytes; "
+                    f"here it read {MAX_AT_ONCE:,} at a time, which may differ where these meet"
                 )
             return Reading(said, segments, UPSTREAM, tuple(notes))
         problem = problem or "changes tokens of the vocabulary in this text"
-    note = f"upstream's front end {problem} for this text, which was read as frontend={WORKBENCH!r} reads it"
+    note = f"upstream's front end {problem}; this text was read as frontend={WORKBENCH!r} reads it"
     return read_text(text, tokenizer)._replace(notes=(note,))
