@@ -9,6 +9,7 @@ import torch
 from workbench import Checkpoint, Options, Pipeline, Prompt, Utterance, WorkbenchError
 from workbench.speech.frontend.audio import log_mel
 from workbench.speech.frontend.audio_files import read_wav
+from workbench.speech.recording import utterance_of
 from workbench.speech.stream import StreamState, stream, streamed
 from workbench.trace.trace import Trace
 
@@ -309,3 +310,22 @@ def test_prompt_sidecar(pipe, tmp_path):
     assert pipe.prompt(tmp_path / "p.wav", "Other.").text == "Other."
     with pytest.raises(WorkbenchError, match="transcript"):
         pipe.prepare("Hello.", pipe.prompt(tmp_path / "p.wav", ""))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda fields: {"in/spk_embedding": fields["in/spk_embedding"][:9]}, "has 9 along embedding"),
+        (lambda fields: {"in/prompt_mel": fields["in/prompt_mel"][:40]}, "in/prompt_mel has 40 along mel"),
+        (lambda fields: {"flow/x": fields["flow/x"][..., :5]}, "differ in their frames"),
+        (lambda fields: {"in/text_token": fields["in/text_token"] + 0.5}, "no whole numbers"),
+    ],
+)
+def test_inputs_that_do_not_fit_each_other_are_refused(recorded, pipe, change, match):
+    with pytest.raises(WorkbenchError, match=match):
+        pipe.replay(Trace(dict(recorded) | change(recorded), recorded.attrs), "flow/step/1")
+
+
+def test_unknown_attributes_of_a_prompt_are_ignored(recorded):
+    odd = Trace(recorded.data, recorded.attrs | {"prompt": {"text": "Hi.", "colour": "red"}})
+    assert utterance_of(odd).prompt.text == "Hi."

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -274,3 +275,64 @@ def test_taps_record_outputs_and_remove_their_hooks():
     with pytest.raises(RuntimeError), taps(net, "0"):
         net(torch.ones(4, 5))
     assert not net[0]._forward_hooks
+
+
+def test_ids_that_were_kept_as_floats_become_integers():
+    token = Trace({"lm/speech_token": torch.tensor([236.0, 8.0])}, {})["lm/speech_token"]
+    assert token.dtype == torch.int64 and token.tolist() == [236, 8]
+    for wrong in (1.5, float("nan"), 1e300):
+        with pytest.raises(WorkbenchError, match="no whole numbers; expected ids"):
+            Trace({"lm/speech_token": torch.tensor([wrong], dtype=torch.float64)}, {})
+
+
+def test_fields_and_statistics_without_entries_are_told_as_unknown():
+    trace = Trace({"flow/x": torch.zeros(0, 80, 5), "flow/velocity.stats": torch.zeros(0, 3, 6)}, {})
+    assert trace.statistics("flow/x").shape == (0, 3, 6) and len(trace.stats("flow/x")) == 0
+    assert trace.to_frame().loc["flow/velocity.stats", ["min", "max", "mean"]].isna().all()
+
+
+def test_counts_too_large_for_any_tensor_are_unknown():
+    stats = torch.full((3, 6), 1e300, dtype=torch.float64)
+    assert Trace({"flow/mu.stats": stats}, {}).stats("flow/mu")["nonfinite"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("attrs", "match"),
+    [
+        ({"sample_rate": 1e9}, "sample_rate is 1000000000.0; expected 100 to 1,000,000 Hz"),
+        ({"sample_rate": 1e-9}, "sample_rate is 1e-09"),
+        ({"timings": {"lm": "fast"}}, "timings holds 'fast'; expected int or float"),
+        ({"timings": {"lm": True}}, "timings holds True"),
+        ({"seams": ["a"]}, "seams holds 'a'; expected int"),
+        ({"notes": [3]}, "notes holds 3; expected str"),
+    ],
+)
+def test_odd_attributes_are_refused(tmp_path, attrs, match):
+    path = Trace({"flow/spks": torch.zeros(80)}, attrs).save(tmp_path / "odd.trace")
+    with pytest.raises(WorkbenchError, match=match):
+        Trace.load(path)
+
+
+def test_half_a_surrogate_pair_becomes_a_question_mark(tmp_path):
+    path = Trace({"flow/spks": torch.zeros(80)}, {"text": "a\ud800b"}).save(tmp_path / "odd.trace")
+    assert Trace.load(path).attrs["text"] == "a?b"
+
+
+def test_a_file_that_cannot_be_written_is_told_in_words(tmp_path):
+    trace = Trace({"flow/spks": torch.zeros(80)}, {})
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for name in ("folder", "n" * 240, "file/inside.trace"):
+        with pytest.raises(WorkbenchError, match="could not be written"):
+            trace.save(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_full_disk_is_told_in_words(tmp_path, monkeypatch):
+    def save_to_full_disk(data, draft, metadata):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("workbench.trace.trace.save_file", save_to_full_disk)
+    with pytest.raises(WorkbenchError, match="could not be written .*No space left"):
+        Trace({"flow/spks": torch.zeros(80)}, {}).save(tmp_path / "full.trace")
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from workbench.speech.frontend.audio_input import AudioSource
 from workbench.speech.frontend.frontend import Frontend, Prompt, Utterance
 from workbench.speech.frontend.prompt_checks import read_transcript
 from workbench.speech.frontend.speakers import speaker_parts, speaker_prompt
-from workbench.speech.recording import utterance_of
+from workbench.speech.recording import check_sizes, utterance_of
 from workbench.speech.run import run, run_part
 from workbench.speech.stage_runner import StageRunner
 from workbench.trace.record import NOTHING, Save
@@ -178,6 +178,7 @@ class Pipeline(StageRunner):
         """
         if options is None:
             options = self.checkpoint.options.but(**trace.attrs.get("options", {}))
+        check_sizes(trace, self.config)
         utt = None if stage == HIFT else utterance_of(trace)
         return run_part(self, utt, options, save, stage, stop_after, trace)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.config import FLOW, HIFT, Options
+from workbench.speech.config import FLOW, HIFT, Config, Options
 from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.frontend.text import TextStream
 from workbench.speech.models.flow import Condition, FlowStep
@@ -25,7 +25,7 @@ from workbench.speech.models.lm import LMStep
 from workbench.speech.models.sampling import shorten_silences
 from workbench.speech.stage_runner import StageRunner, check_spoken
 from workbench.trace.record import NOTHING, Recorder, Save
-from workbench.trace.schema import FLOW_INPUTS, LM_INPUTS
+from workbench.trace.schema import FLOW_INPUTS, LM_INPUTS, dims_of
 from workbench.trace.trace import Trace
 
 
@@ -139,6 +139,24 @@ def recorded_inputs(utt: Utterance) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return data, about | ({} if utt.text_stream is None else {"text_stream": True})
 
 
+def check_sizes(trace: Trace, config: Config) -> None:
+    """Raise a WorkbenchError for fields whose sizes are not those of a checkpoint, or of one ODE."""
+    sizes = {"mel": config.mel.n_mels, "embedding": config.flow.spk_embed_dim}
+    frames = {name: value.shape[-1] for name, value in trace.items() if dims_of(name)[-1] == "frame"}
+    for name, value in trace.items():
+        for dim, length in zip(dims_of(name), value.shape, strict=True):
+            if length != sizes.get(dim, length):
+                raise WorkbenchError(
+                    f"{name} has {length} along {dim}, and this checkpoint {sizes[dim]}; is it the trace of "
+                    "another model?"
+                )
+    if len(set(frames.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in frames.items())
+        raise WorkbenchError(
+            f"fields of one ODE differ in their frames: {listed}; are they of one run?"
+        )
+
+
 def utterance_of(trace: Trace) -> Utterance:
     """Return the utterance of a recorded run.
 
@@ -151,7 +169,8 @@ def utterance_of(trace: Trace) -> Utterance:
     if missing := [name for name in needed if name not in trace]:
         raise WorkbenchError(f"the trace lacks {', '.join(missing)}, so the run cannot be made again from it")
     text, prompt_text, lm_prompt, flow_prompt, mel, embedding = (trace[name] for name in needed)
-    about = {"text": "", "sha256": "", "seconds": 0.0} | trace.attrs.get("prompt", {})
+    given = trace.attrs.get("prompt", {})
+    about = {name: given.get(name, empty) for name, empty in (("text", ""), ("sha256", ""), ("seconds", 0.0))}
     prompt = Prompt(flow_prompt, mel[None], embedding, **about)
     source = trace.get("in/source_token")
     attrs = trace.attrs

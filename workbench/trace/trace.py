@@ -43,7 +43,7 @@ class Trace(Mapping[str, Tensor]):
     ----------
     data : mapping of str to Tensor
         Fields of `workbench.trace.schema.FIELDS`, without batch dimension, and their `.stats`. Floats keep
-        their precision, integers become int64.
+        their precision, integers and ids become int64.
     attrs : mapping of str to Any
         Values that JSON can hold: options, text, sample rate, seconds spent in each stage and the like.
     taps : mapping of str to Tensor, optional
@@ -329,7 +329,12 @@ def whole_region(name: str, stats: Tensor) -> Tensor:
 
 
 def _numbers(name: str, value: Tensor) -> Tensor:
-    """Return floats as they are and integers as int64."""
+    """Return floats as they are, integers and ids as int64."""
+    if name in FIELDS and FIELDS[name].unit == "id" and value.is_floating_point():
+        # A program that writes float32 alone keeps ids as floats too.
+        if not bool((value == value.round()).all() and (value.abs() < MAX_COUNT).all()):
+            raise WorkbenchError(f"{name} has values that are no whole numbers; expected ids")
+        return value.long()
     if value.dtype in FLOATS or value.dtype == torch.int64:
         return value
     if value.is_floating_point() or value.is_complex():

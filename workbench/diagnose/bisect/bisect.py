@@ -21,6 +21,7 @@ from workbench.diagnose.compare.rounding import StoredRun, recompute
 from workbench.diagnose.compare.transitions import ESTIMATOR_INPUTS, transitions
 from workbench.errors import WorkbenchError
 from workbench.speech.pipeline import Pipeline
+from workbench.speech.recording import check_sizes
 from workbench.trace.importers.open_run import open_run
 from workbench.trace.schema import BRANCH_VELOCITIES
 from workbench.trace.storage import beyond_storage, storage_of
@@ -70,6 +71,7 @@ def bisect(
     True
     """
     mine, theirs = None if mine is None else open_run(mine), open_run(theirs)
+    check_sizes(theirs, pipe.config)
     taps = stage_taps(pipe, stage)
     by_step, unknown = _taps_by_step(taps, theirs)
     if not by_step:
