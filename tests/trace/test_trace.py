@@ -333,6 +333,6 @@ def test_a_full_disk_is_told_in_words(tmp_path, monkeypatch):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("workbench.trace.trace.save_file", save_to_full_disk)
-    with pytest.raises(WorkbenchError, match="could not be written .*No space left"):
+    with pytest.raises(WorkbenchError, match=r"could not be written .*No space left"):
         Trace({"flow/spks": torch.zeros(80)}, {}).save(tmp_path / "full.trace")
     assert list(tmp_path.iterdir()) == []

@@ -152,9 +152,7 @@ def check_sizes(trace: Trace, config: Config) -> None:
                 )
     if len(set(frames.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in frames.items())
-        raise WorkbenchError(
-            f"fields of one ODE differ in their frames: {listed}; are they of one run?"
-        )
+        raise WorkbenchError(f"fields of one ODE differ in their frames: {listed}; are they of one run?")
 
 
 def utterance_of(trace: Trace) -> Utterance:

@@ -78,14 +78,23 @@ def test_a_name_that_is_no_speaker_lists_those_that_are(with_speakers, pipe, tmp
 
 
 CHANGES = {
-    "tokens beyond the vocabulary": (lambda p: p | {"flow_prompt_speech_token": torch.tensor([[9999]])}, "not all in"),
+    "tokens beyond the vocabulary": (
+        lambda p: p | {"flow_prompt_speech_token": torch.tensor([[9999]])},
+        "not all in",
+    ),
     "no mel": (lambda p: {k: v for k, v in p.items() if k != "prompt_speech_feat"}, "only one of"),
     "mel as (1, M, T)": (lambda p: p | {"prompt_speech_feat": torch.zeros(1, 80, 282)}, "expected .1, T, 80"),
-    "mel of another length": (lambda p: p | {"prompt_speech_feat": torch.zeros(1, 100, 80)}, "100 mel frames"),
+    "mel of another length": (
+        lambda p: p | {"prompt_speech_feat": torch.zeros(1, 100, 80)},
+        "100 mel frames",
+    ),
     "NaN": (lambda p: p | {"prompt_speech_feat": p["prompt_speech_feat"] * torch.nan}, "NaN"),
     "embedding of another model": (lambda p: {"embedding": torch.zeros(512)}, "512 numbers"),
     "nothing": (lambda p: {}, "no embedding"),
-    "transcript of another tokenizer": (lambda p: p | {"prompt_text": torch.tensor([[99_999]])}, "transcript"),
+    "transcript of another tokenizer": (
+        lambda p: p | {"prompt_text": torch.tensor([[99_999]])},
+        "transcript",
+    ),
 }
 
 
@@ -133,7 +142,16 @@ def test_speakers_in_the_shell(pipe, kumo, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "speaker for --prompt: a: an embedding alone" in out
     assert "speaker for --prompt: kumo: 141 speech tokens" in out
-    speak = ["speak", "It is late.", "--voice", str(folder), "-o", str(tmp_path / "out"), "--option", "max_tokens=9"]
+    speak = [
+        "speak",
+        "It is late.",
+        "--voice",
+        str(folder),
+        "-o",
+        str(tmp_path / "out"),
+        "--option",
+        "max_tokens=9",
+    ]
     assert main([*speak, "--prompt", "kumo"]) == 0
     assert main([*speak, "--prompt", "kuno"]) == 2
     assert "has a, kumo" in capsys.readouterr().err
