@@ -147,6 +147,6 @@ def _onnx_entries(path: Path) -> Iterator[tuple[str, Any]]:
     for tensor in graph.initializer:
         try:
             yield tensor.name, torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-        except (ValueError, TypeError, OSError):  # external data, or a type torch does not know
+        except Exception:  # external data, broken dimensions, or a type torch does not know
             n = math.prod(tensor.dims)
             yield tensor.name, f"{n} values, {onnx.TensorProto.DataType.Name(tensor.data_type)}"

@@ -1,6 +1,12 @@
-"""Open ONNX models and run them, with the same settings everywhere."""
+"""Open ONNX models and run them, with the same settings everywhere and with bounded memory and time.
 
-from collections.abc import Mapping, Sequence
+A file may claim any amount: a few bytes can ask for gigabytes, or for a loop that does not end. What a run
+may take follows from the size of the file and of its inputs, far above what such a model needs.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +20,13 @@ if TYPE_CHECKING:
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 LOG_FATAL = 4  # onnxruntime logs fatal errors alone; others are raised as exceptions
+FREE_BYTES = 512 << 20  # that any run may take ...
+BYTES_PER_FILE_BYTE = 4  # ... beside the weights, which are copied to be packed ...
+BYTES_PER_PAIR = 512  # ... attention, 32 heads and four copies, for each pair of positions ...
+BYTES_PER_INPUT_BYTE = 256  # ... and what is made of the inputs
+FREE_SECONDS = 10.0  # that any run may take ...
+SECONDS_PER_MB = 0.2  # ... beside these for each megabyte of the file ...
+SECONDS_PER_INPUT_MB = 10.0  # ... and of the inputs
 
 
 def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "onnxruntime.InferenceSession":
@@ -48,12 +61,17 @@ def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "
     if device.type == "cuda" and CUDA in onnxruntime.get_available_providers():
         # TF32 has a mantissa of ten bits, too few for the same result as on a CPU.
         providers.insert(0, (CUDA, {"device_id": device.index or 0, "use_tf32": 0}))
+    bound = FREE_BYTES + BYTES_PER_FILE_BYTE * _size(path)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        with _bounded_memory(bound if len(providers) == 1 else None):
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # exceptions of onnxruntime have no common class
-        raise WorkbenchError(
-            f"{path} is not a readable ONNX model ({first_line(error)}); copy it again"
-        ) from None
+        if _is_lack_of_memory(error):
+            raise _too_large(path, bound) from None
+        advice = "copy it again"
+        if "IR version" in str(error) or "opset" in str(error).lower():
+            advice = f"onnxruntime {onnxruntime.__version__} is older: export it with a lower opset"
+        raise WorkbenchError(f"{path} is not a readable ONNX model ({_reason(error)}); {advice}") from None
     if need_cuda and device.type == "cuda" and CUDA not in session.get_providers():
         raise WorkbenchError(
             f"onnxruntime {onnxruntime.__version__} cannot use {device}: it offers "
@@ -76,9 +94,82 @@ def run_session(
     WorkbenchError
         When the model does not accept the inputs.
     """
+    import onnxruntime
+
     feed = {name: value.detach().cpu().numpy() for name, value in inputs.items()}
+    size = sum(value.nbytes for value in feed.values())
+    lengths = [
+        max(value.shape) for value in feed.values() if value.ndim > 2
+    ]  # the spectrum's is not attended
+    bound = FREE_BYTES + BYTES_PER_FILE_BYTE * _size(path) + BYTES_PER_INPUT_BYTE * size
+    bound += BYTES_PER_PAIR * min(lengths, default=0) ** 2
+    seconds = FREE_SECONDS + SECONDS_PER_MB * _size(path) / 1e6 + SECONDS_PER_INPUT_MB * size / 1e6
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = LOG_FATAL
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    on_cpu = CUDA not in session.get_providers()
     try:
-        return [torch.from_numpy(value) for value in session.run(list(outputs), feed)]
+        with _bounded_memory(bound if on_cpu else None):
+            return [torch.from_numpy(value) for value in session.run(list(outputs), feed, options)]
     except Exception as error:
+        if options.terminate:
+            raise WorkbenchError(
+                f"{path} did not end within {seconds:.0f} s, far more than such a model takes; is it the "
+                "right file?"
+            ) from None
+        if _is_lack_of_memory(error):
+            raise _too_large(path, bound) from None
         found = ", ".join(f"{name} {tuple(value.shape)} {value.dtype}" for name, value in feed.items())
-        raise WorkbenchError(f"{path} refused {found} ({first_line(error)})") from None
+        raise WorkbenchError(f"{path} refused {found} ({_reason(error)})") from None
+    finally:
+        timer.cancel()
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file and of the files with weights beside it, such as `model.onnx.data`."""
+    if not path.parent.is_dir():  # a temporary one; the weights are in memory since the file was opened
+        return 0
+    beside = [other for other in path.parent.iterdir() if other.name.startswith(path.stem)]
+    return sum(other.stat().st_size for other in beside if other.is_file())
+
+
+@contextmanager
+def _bounded_memory(n_bytes: int | None) -> Iterator[None]:
+    """Let the process take this many bytes more and no more; only Linux can, and None sets no bound."""
+    status = Path("/proc/self/statm")
+    if n_bytes is None or not status.is_file():
+        yield
+        return
+    import resource
+
+    n_pages = int(status.read_text().split()[5])  # data and stack
+    limit = n_pages * resource.getpagesize() + n_bytes
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        yield  # somebody has set a lower bound
+        return
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:  # not back to `soft`: that may be the bound of a run in another thread, which has ended since
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def _reason(error: Exception) -> str:
+    """Return what onnxruntime says, without the place in its source code."""
+    said = str(error)
+    return said.rpartition(") ")[2].strip()[:160] if "/onnxruntime_src/" in said else first_line(error)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "bad_alloc" in said or "allocate memory" in said
+
+
+def _too_large(path: Path, bound: int) -> WorkbenchError:
+    return WorkbenchError(
+        f"{path} asks for more than {bound >> 20} MB, far more than a model of its size takes; is it the "
+        "right file?"
+    )
