@@ -176,7 +176,8 @@ def inconsistent_lengths(trace: Trace) -> list[str]:
 
     # Some lengths follow from others.
     speed = trace.attrs.get("options", {}).get("speed", 1.0)
-    for dim, sources, expected, rule in _length_rules(known, speed):
+    is_conversion = "in/source_token" in trace or trace.attrs.get("mode") == "conversion"
+    for dim, sources, expected, rule in _length_rules(known, speed, is_conversion):
         if known[dim] != expected:
             sources_text = " and ".join(holders[source] for source in sources)
             verb = "makes" if len(sources) == 1 else "make"
@@ -191,10 +192,13 @@ def _describe_disagreement(dim: str, names_by_length: Mapping[int, list[str]]) -
     return f"{dim} is " + ", but ".join(parts)
 
 
-def _length_rules(known: Mapping[str, int], speed: float) -> Iterator[tuple[str, tuple[str, ...], int, str]]:
+def _length_rules(
+    known: Mapping[str, int], speed: float, is_conversion: bool
+) -> Iterator[tuple[str, tuple[str, ...], int, str]]:
     """Yield (dimension, dimensions it follows from, expected length, reason) where all of them are known.
 
-    A speed other than 1 stretches the mel after the flow, so that its length follows from nothing before.
+    A speed other than 1 stretches the mel after the flow, so that its length follows from nothing before. In
+    a voice conversion the last token of the prompt may lack frames: upstream does not trim it there.
     """
 
     def all_known(*dims: str) -> bool:
@@ -206,8 +210,10 @@ def _length_rules(known: Mapping[str, int], speed: float) -> Iterator[tuple[str,
     prompt_fits = True
     if all_known("prompt_frame", "flow_prompt"):
         frames = FRAMES_PER_TOKEN * known["flow_prompt"]
-        prompt_fits = known["prompt_frame"] == frames
-        yield "prompt_frame", ("flow_prompt",), frames, f"{FRAMES_PER_TOKEN} frames a token of the prompt"
+        missing = frames - known["prompt_frame"]
+        prompt_fits = missing == 0
+        if not (is_conversion and 0 < missing < 2 * FRAMES_PER_TOKEN):
+            yield "prompt_frame", ("flow_prompt",), frames, f"{FRAMES_PER_TOKEN} frames a token of the prompt"
     if all_known("prompt_frame", "prompt_frames"):
         yield "prompt_frame", ("prompt_frames",), known["prompt_frames"], "the prompt's mel"
     if all_known("frame", "flow_prompt", "token"):

@@ -52,7 +52,7 @@ def run_report(trace: Trace | str | os.PathLike, name: str = "run", pipe: Pipeli
     """
     trace = open(trace)
     findings = _find_glitches(trace)
-    lead = [_summary(trace, findings), *_compute_note(trace, pipe), *implausible(trace)]
+    lead = [_summary(trace, findings), *_compute_note(trace, pipe), *_warnings(trace), *implausible(trace)]
     report = Report(f"Run: {name}", "\n".join(lead))
     if findings is not None:
         report.add(player(trace, names=[name], findings=findings), "Sound")
@@ -105,6 +105,8 @@ def comparison_report(
     compared = compare(reference, candidate, pipe)
     diagnosis = _diagnose(reference, candidate, pipe, compared, catalogue)
     lead = [str(compared), *compared.input_differences]
+    for name, trace in zip(names, (reference, candidate), strict=True):
+        lead += [f"{name}: {sentence}" for sentence in _warnings(trace)]
     if diagnosis is not None:
         lead.append(str(diagnosis))
     report = Report(f"{names[1]} beside {names[0]}", "\n".join(lead))
@@ -162,6 +164,12 @@ def _summary(trace: Trace, findings: Findings | None) -> str:
     if findings is None:
         return "This run recorded no sound."
     return f"{trace.seconds:.2f} s of sound. {findings!r}"
+
+
+def _warnings(trace: Trace) -> list[str]:
+    """Return what was said of the text and the prompt before the run."""
+    found = trace.attrs.get("warnings")
+    return [f"Before the run: {sentence}" for sentence in found] if isinstance(found, list) else []
 
 
 def _compute_note(trace: Trace, pipe: Pipeline | None) -> list[str]:

@@ -15,6 +15,7 @@ from workbench.files import read_text_file
 from workbench.speech.frontend.audio_input import AudioSource, check_recording, open_audio
 from workbench.speech.frontend.sound_checks import (
     SOUND_KINDS,
+    SPEECH_KINDS,
     UNCHECKED_KINDS,
     SoundMeasures,
     measure,
@@ -188,12 +189,14 @@ def check_samples(wav: Tensor, rate: int, text: str, name: str = "prompt") -> Pr
     else:
         measures = measure(wav.numpy(), rate)
         findings += [PromptFinding(kind, WARNING, message) for kind, message in sound_problems(measures)]
-        checked += SOUND_KINDS
+        found_no_speech = () if measures.is_speech else SPEECH_KINDS
+        checked += [kind for kind in SOUND_KINDS if kind not in found_no_speech]
+        unchecked |= dict.fromkeys(found_no_speech, "no speech was found")
     if not text:
         unchecked |= dict.fromkeys(TRANSCRIPT_KINDS, "no transcript")
         return PromptCheck(name, tuple(findings), tuple(checked), unchecked, _figures(measures))
     problems = list(transcript_problems(text))
-    if measures is not None and measures.speech_s:
+    if measures is not None and measures.is_speech:
         checked.append(TRANSCRIPT_KINDS[0])
         problem = pace_problem(text, measures.speech_s)
         problems += [] if problem is None else [(TRANSCRIPT_KINDS[0], problem)]

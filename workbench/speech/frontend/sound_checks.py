@@ -19,6 +19,7 @@ SOUND_KINDS = (
     *("voice", "leading silence", "trailing silence", "level", "clipping", "offset", "bandwidth", "noise"),
     "two voices",
 )
+SPEECH_KINDS = ("leading silence", "trailing silence", "bandwidth", "noise", "two voices")  # need speech
 UNCHECKED_KINDS = {
     "voices at once": "people who speak at the same time are not told apart",
     "like voices": "two voices in turn are told apart by pitch and timbre, from about 2 s each; many are not",
@@ -80,6 +81,11 @@ class SoundMeasures(NamedTuple):
     snr_db: float  # loud speech above the quietest frames
     is_steady: bool  # whether level and pitch never change
     two_voices: float  # distance between the voices before and behind a place, over its limit
+
+    @property
+    def is_speech(self) -> bool:
+        """Whether there is a voice, or at least something that is no steady tone."""
+        return not (np.isnan(self.lead_s) or self.is_steady)
 
 
 class _Frames(NamedTuple):
@@ -167,7 +173,7 @@ def sound_problems(m: SoundMeasures) -> Iterator[tuple[str, str]]:
             "clipping",
             (f"{m.clipped} samples stand in {m.tops} flat tops: it was recorded too loud; record it again"),
         )
-    elif m.even_peaks > MAX_EVEN_PEAKS:
+    elif m.is_speech and m.even_peaks > MAX_EVEN_PEAKS:
         yield (
             "clipping",
             (
@@ -191,7 +197,7 @@ def sound_problems(m: SoundMeasures) -> Iterator[tuple[str, str]]:
                 f"{MIN_RATE}: take a recording of 24000 or more"
             ),
         )
-    elif m.high_db < MIN_HIGH_DB:
+    elif m.is_speech and m.high_db < MIN_HIGH_DB:
         yield (
             "bandwidth",
             (
@@ -200,7 +206,7 @@ def sound_problems(m: SoundMeasures) -> Iterator[tuple[str, str]]:
                 "comes from a telephone or a lower rate; take a recording of full bandwidth"
             ),
         )
-    if m.snr_db < MIN_SNR_DB and not m.is_steady:
+    if m.is_speech and m.snr_db < MIN_SNR_DB:
         yield (
             "noise",
             (
