@@ -143,12 +143,23 @@ def test_words_that_look_like_abbreviations_are_kept(text, said):
         "Ho 25 anni.",
         "Tenho 25 anos.",
         "Ik ben 25 jaar.",
+        "Das Paket wiegt 2,5 kg.",
+        "La réunion commence à 9 heures.",
+        "Mi número es el 555 1234.",
+        "Il treno parte alle 9.",
         "Привет 5 мир.",
         "これは 5 です.",
     ],
 )
 def test_digits_of_other_languages_stay(text):
     assert normalise(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["Chapter 5", "Take plus 5", "via port 5", "Julia met 3 men", "AI 5", "5 per day"]
+)
+def test_digits_of_english_become_words(text):
+    assert not any(c.isdigit() for c in normalise(text))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def test_a_stream_that_was_read_is_made_of_its_ids():
     ("pieces", "scripts", "expected"),
     [
         (5, (), "text is a int; expected a str or an iterable"),
+        (b"abc", (), "text is a bytes"),
         (["a", None], (), "piece of the text is a NoneType"),
         (["...", " "], (), "nothing to say"),
         ([], (), "nothing to say"),

@@ -34,7 +34,7 @@ class TextStream:
     def __init__(
         self, pieces: Iterable[str], tokenizer: TextTokenizer, scripts: tuple[str, ...] = ()
     ) -> None:
-        if not isinstance(pieces, Iterable):
+        if not isinstance(pieces, Iterable) or isinstance(pieces, bytes | bytearray):
             raise WorkbenchError(f"text is a {type(pieces).__name__}; expected a str or an iterable of str")
         self._source = iter(pieces)
         self._tokenizer = tokenizer
