@@ -102,5 +102,15 @@ def test_what_upstream_cannot_read_is_spoken_with_a_warning(pipe):
     assert trace.attrs["warnings"] == list(utt.warnings)
 
 
+def test_another_script_is_refused_but_for_upstreams_ids(pipe):
+    with pytest.raises(WorkbenchError, match="written in CJK"):
+        pipe.prepare("你好。", PROMPT)
+    for frontend in ("upstream", "off"):
+        with pytest.warns(wb.WorkbenchWarning, match="written in CJK"):
+            utt = pipe.prepare("你好。", PROMPT, frontend=frontend)
+        assert utt.text_token.tolist() == pipe.frontend.tokenizer.encode("你好。")
+        assert "CJK" in utt.warnings[0]
+
+
 def test_a_language_keeps_its_digits(pipe):
     assert pipe.prepare("Kapitel 7.", PROMPT, language="de").text == "Kapitel 7."

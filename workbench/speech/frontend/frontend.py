@@ -24,6 +24,7 @@ from workbench.speech.frontend.prompt_checks import (
 )
 from workbench.speech.frontend.text import (
     END_OF_PROMPT,
+    WORKBENCH,
     Reading,
     TextStream,
     TextTokenizer,
@@ -222,9 +223,16 @@ class Frontend:
 
     def _read(self, text: str, frontend: str, language: str | None) -> Reading:
         reading = read_text(text, self.tokenizer, frontend, language)
-        for note in reading.notes:
+        notes = list(reading.notes)
+        try:
+            check_scripts(reading.text, self.config.scripts)
+        except WorkbenchError as error:
+            if frontend == WORKBENCH:
+                raise
+            notes.append(str(error))  # upstream reads on, and whoever asks for its rules wants its ids
+        for note in notes:
             warnings.warn(note, WorkbenchWarning, stacklevel=4)
-        return reading
+        return reading._replace(notes=tuple(notes))
 
     def _streamed(
         self,
@@ -249,8 +257,6 @@ class Frontend:
             raise WorkbenchError(f"mode is {mode!r}; expected one of {', '.join(MODES)}")
         if (mode == "instruct") != bool(instruct and instruct.strip()):
             raise WorkbenchError(f"mode is {mode} and instruct is {instruct!r}; expected both or neither")
-        scripts = self.config.scripts
-        check_scripts(text, scripts)
         before = ""  # the text before the one to speak
         spoken = text
         if mode == "zero-shot":
@@ -259,7 +265,7 @@ class Frontend:
                     "the prompt has no transcript, which the mode zero-shot needs; "
                     "give its words, prompt(..., text='what is said in it'), or use the mode cross-lingual"
                 )
-            check_scripts(prompt.text, scripts)
+            check_scripts(prompt.text, self.config.scripts)
             before = after_system_prompt(prompt.text)
         elif mode == "cross-lingual":
             spoken = after_system_prompt(text)

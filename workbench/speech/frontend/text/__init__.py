@@ -7,7 +7,7 @@ and `split.py` are the workbench's rules, `upstream.py` upstream's; `language.py
 
 from workbench.speech.frontend.text.language import check_scripts
 from workbench.speech.frontend.text.normalise import normalise
-from workbench.speech.frontend.text.reading import FRONTENDS, Reading, check_frontend, read_text
+from workbench.speech.frontend.text.reading import FRONTENDS, WORKBENCH, Reading, check_frontend, read_text
 from workbench.speech.frontend.text.split import split
 from workbench.speech.frontend.text.stream import TextStream
 from workbench.speech.frontend.text.tokenizer import END_OF_PROMPT, TextTokenizer, special_tokens
@@ -15,6 +15,7 @@ from workbench.speech.frontend.text.tokenizer import END_OF_PROMPT, TextTokenize
 __all__ = [
     "END_OF_PROMPT",
     "FRONTENDS",
+    "WORKBENCH",
     "Reading",
     "TextStream",
     "TextTokenizer",
