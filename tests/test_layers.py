@@ -202,7 +202,7 @@ def test_folders_and_files_stay_small():
         (upward_imports, {"trace/a.py": "import workbench"}),
         (upward_imports, {"trace/a.py": "from workbench.trace.importers import logs"}),
         (upward_imports, {"speech/models/a.py": "from workbench.speech.fast import lm"}),
-        (upward_imports, {"speech/config.py": "def f():\n    from workbench.speech.models import lm"}),
+        (upward_imports, {"speech/config/a.py": "def f():\n    from workbench.speech.models import lm"}),
         (upward_imports, {"speech/run.py": "from workbench.speech.pipeline import Pipeline"}),
         (upward_imports, {"speech/run.py": "from workbench import Trace"}),
         (

@@ -128,7 +128,10 @@ def open_pipe(voice: str | None, device: str, progress: bool = True) -> "Pipelin
     from workbench.speech.pipeline import Pipeline
 
     check_device(device)
-    return Pipeline(Checkpoint.load(voice), device, progress)
+    checkpoint = Checkpoint.load(voice)
+    for note in checkpoint.notes:
+        print(f"{voice}: {note}", file=sys.stderr)
+    return Pipeline(checkpoint, device, progress)
 
 
 def open_prompt(path: str | None) -> Path:

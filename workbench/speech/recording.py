@@ -260,6 +260,8 @@ def provenance(runner: StageRunner, options: Options, save: Save) -> dict[str, A
     checkpoint = {"name": runner.checkpoint.name}
     if save != NOTHING:
         checkpoint["content_hash"] = runner.checkpoint.content_hash
+    if runner.checkpoint.notes:
+        checkpoint["notes"] = list(runner.checkpoint.notes)
     return {
         "options": asdict(options),
         "sample_rate": runner.config.mel.sample_rate,

@@ -251,6 +251,28 @@ def test_the_lm_may_be_a_gguf_file(folder, tiny, rename):
         Checkpoint.load(folder)
 
 
+def test_quantised_weights_are_read_and_said(folder):
+    gguf = pytest.importorskip("gguf")
+    weights = joined(folder, prefixes=False)
+    writer = gguf.GGUFWriter(folder / "whole.gguf", "cosyvoice3")
+    for name, value in folded(weights).items():
+        array = value.numpy()
+        if value.ndim == 2 and value.shape[1] % 32 == 0:
+            quantised = gguf.quantize(array, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    loaded = Checkpoint.load(folder)
+    assert loaded.notes[0] == "whole.gguf: Q8_0 became float32: weights are rounded"
+    key = "decoder.estimator.input_embed.proj.weight"
+    error = loaded.weights["flow"][key] - weights[key]
+    assert 0 < error.abs().max() < 0.01 * weights[key].abs().max()
+
+
 # ---- what cannot be opened
 
 
@@ -286,6 +308,11 @@ REFUSED = {
         r"expected \(18, 1, 7\)",
     ),
     "an integer": ("hift", lambda w: folded(w) | {"conv_post.weight": torch.zeros(18, 1, 7).int()}, "int32"),
+    "a merged vocabulary": (
+        "lm",
+        lambda w: {"model.embed_tokens.weight": torch.zeros(60, 8), "lm_head.weight": torch.zeros(60, 8)},
+        "an embedding of 60 ids: as servers merge it",
+    ),
     "too many names": ("flow", lambda w: {str(i): 0 for i in range(100_001)}, "over 100,000 names"),
 }
 

@@ -259,6 +259,28 @@ def test_files_of_other_ports_run(tmp_path, voice, name):
     assert said in found.about and found.attention == "other"
 
 
+def test_a_graph_in_float16_runs(tmp_path, pipe, exported):
+    float16 = pytest.importorskip("onnxruntime.transformers.float16")
+    path = tmp_path / "half.onnx"
+    onnx.save(float16.convert_float_to_float16(onnx.load(exported[0])), str(path))
+    found = OnnxEstimator(path, pipe.config.flow.dit, CPU)
+    expected = pipe.stage("flow", "float32").decoder.estimator(*draw(64))
+    assert found.attention == "full" and "in float16" in found.about
+    assert 1e-5 < (found(*draw(64)) - expected).norm() / expected.norm() < 2e-3
+
+
+def test_weights_in_a_file_beside_the_graph_count_for_its_name(tmp_path, exported, voice):
+    found = set()
+    for factor in (1, 2):
+        model = onnx.load(exported[0])
+        weight = max(model.graph.initializer, key=lambda w: len(w.raw_data))
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * factor, weight.name))
+        onnx.save(model, str(tmp_path / "a.onnx"), save_as_external_data=True, location="a.onnx.data")
+        found.add(OnnxEstimator(tmp_path / "a.onnx", voice.config.flow.dit, CPU).about)
+        (tmp_path / "a.onnx.data").unlink()
+    assert len(found) == 2
+
+
 def test_a_file_without_a_mask_runs(tmp_path, voice):
     path = weighted_sum(tmp_path / "a.onnx", shapes={"mask": None})
     found = OnnxEstimator(path, voice.config.flow.dit, CPU)

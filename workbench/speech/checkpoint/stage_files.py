@@ -18,6 +18,7 @@ from workbench.speech.config import Config
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.hift import HiFT
 from workbench.speech.models.lm import LM
+from workbench.trace.importers.dumps.gguf_files import gguf_file
 
 MODELS: dict[str, Callable[[Any], nn.Module]] = {"lm": LM, "flow": Flow, "hift": HiFT}
 
@@ -59,7 +60,7 @@ def load_stages(folder: Path, config: Config, lm: str = "auto") -> LoadedStages:
         tie_embedding(found.weights)
         loaded.weights[stage] = select_weights(found.weights, expected[stage], files[stem][0])
         loaded.files[stage] = files[stem][0].name
-        loaded.notes.extend(found.notes)
+        loaded.notes.extend(note for note in (*_quantised(files[stem][0]), *found.notes))
     return loaded
 
 
@@ -105,6 +106,14 @@ def _find_elsewhere(
         f"{folder} has neither {names[stage]}.safetensors nor {names[stage]}.pt, nor these weights in "
         f"another file{reasons}; expected {LAYOUT}"
     )
+
+
+def _quantised(path: Path) -> list[str]:
+    """Say which types of a GGUF file became float32."""
+    if path.suffix != ".gguf":
+        return []
+    kinds = sorted({tensor.quantised for tensor in gguf_file(path).values()} - {""})
+    return [f"{path.name}: {', '.join(kinds)} became float32: weights are rounded"] if kinds else []
 
 
 def _read(paths: list[Path]) -> dict[str, Any]:

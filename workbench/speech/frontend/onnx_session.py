@@ -4,6 +4,8 @@ A file may claim any amount: a few bytes can ask for gigabytes, or for a loop th
 may take follows from the size of the file and of its inputs, far above what such a model needs.
 """
 
+import glob
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError, first_line
+from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
     import onnxruntime
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 LOG_FATAL = 4  # onnxruntime logs fatal errors alone; others are raised as exceptions
+PREAMBLE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?")
 FREE_BYTES = 512 << 20  # that any run may take ...
 BYTES_PER_FILE_BYTE = 4  # ... beside the weights, which are copied to be packed ...
 BYTES_PER_PAIR = 512  # ... attention, 32 heads and four copies, for each pair of positions ...
@@ -127,12 +130,15 @@ def run_session(
         timer.cancel()
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return a model's file and the files with weights beside it, such as `model.onnx.data`."""
+    beside = sorted(path.parent.glob(f"{glob.escape(path.name)}[._]data*"))
+    return [file for file in (path, *beside) if file.is_file()]
+
+
 def _size(path: Path) -> int:
-    """Return the bytes of a file and of the files with weights beside it, such as `model.onnx.data`."""
-    if not path.parent.is_dir():  # a temporary one; the weights are in memory since the file was opened
-        return 0
-    beside = [other for other in path.parent.iterdir() if other.name.startswith(path.stem)]
-    return sum(other.stat().st_size for other in beside if other.is_file())
+    """Return the bytes of a model; 0 for a temporary one, whose weights are in memory since it was opened."""
+    return sum(file.stat().st_size for file in files_of(path))
 
 
 @contextmanager
@@ -159,8 +165,8 @@ def _bounded_memory(n_bytes: int | None) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     """Return what onnxruntime says, without the place in its source code."""
-    said = str(error)
-    return said.rpartition(") ")[2].strip()[:160] if "/onnxruntime_src/" in said else first_line(error)
+    said = PREAMBLE.sub("", str(error).strip())
+    return said.rpartition(") ")[2][:160] if "/onnxruntime_src/" in said else said[:160]
 
 
 def _is_lack_of_memory(error: Exception) -> bool:

@@ -16,12 +16,11 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.files import ESTIMATOR
-from workbench.speech.checkpoint.weights import hash_file
 from workbench.speech.config import DiTConfig
 from workbench.speech.frontend.onnx_session import open_session
 from workbench.speech.models.dit import attention_mask
 from workbench.speech.onnx.export import FRAMES, OUTPUT, export_onnx
-from workbench.speech.onnx.interface import BATCH, DTYPES, FLOATS, Interface, Slot
+from workbench.speech.onnx.interface import BATCH, DTYPES, FLOATS, Interface, Slot, program_name
 
 ROWS = 2  # of a batch: with conditions and without
 SPEAKER = ("spk", "speaker", "spk_emb", "speaker_emb", "spk_embedding")  # what ports call it
@@ -60,19 +59,15 @@ class OnnxEstimator:
     def __init__(
         self, path: Path, config: DiTConfig, device: torch.device, origin: str | None = None
     ) -> None:
-        import onnxruntime
-
         self.path, self.config = path, config
         session = open_session(path, device, need_cuda=True)
         slots, output = _slots(config), _output(config)
         self._file = Interface(session, path, slots, (output,), "the estimator of this flow")
         self.attention = self._attention()
-        file = f"{origin or path.name}, sha256 {hash_file(path)[:12]}"
-        program = f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}"
         notes = list(self._file.notes)
         if self.attention == "chunks":
             notes.append("chunk mask inside")
-        self.about = "; ".join((f"{file}, {program}", *notes))
+        self.about = "; ".join((program_name(path, session, origin), *notes))
 
     def __repr__(self) -> str:
         return f"OnnxEstimator({self.about})"

@@ -1,5 +1,6 @@
 """Which input and output of an ONNX file is which: by name, else by a shape that only one of them has."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.frontend.onnx_session import run_session
+from workbench.speech.checkpoint.weights import hash_file
+from workbench.speech.frontend.onnx_session import files_of, run_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -133,6 +135,18 @@ class Interface:
         names = [arg.name for arg in self.outputs.values()]
         found = run_session(self.session, self.path, feed, names)
         return {name: value.float() for name, value in zip(self.outputs, found, strict=True)}
+
+
+def program_name(path: Path, session: "onnxruntime.InferenceSession", origin: str | None) -> str:
+    """Return what a trace says of a file: its name, the sha256 of it and its weights, and what runs it."""
+    import onnxruntime
+
+    digest = hashlib.sha256()
+    for file in files_of(path):
+        digest.update(bytes.fromhex(hash_file(file)))
+    sha256 = hash_file(path) if len(files_of(path)) == 1 else digest.hexdigest()
+    provider = session.get_providers()[0]
+    return f"{origin or path.name}, sha256 {sha256[:12]}, onnxruntime {onnxruntime.__version__} {provider}"
 
 
 def _match(

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from workbench.speech.checkpoint.checkpoint import Checkpoint
-from workbench.speech.checkpoint.weights import hash_file
 from workbench.speech.config import HiFTConfig
 from workbench.speech.frontend.onnx_session import open_session
 from workbench.speech.onnx.export import MEL_FRAMES, STFT_FRAMES, export_onnx
-from workbench.speech.onnx.interface import BATCH, Interface, Slot
+from workbench.speech.onnx.interface import BATCH, Interface, Slot, program_name
 
 
 class OnnxVocoder:
@@ -46,8 +45,6 @@ class OnnxVocoder:
     def __init__(
         self, path: Path, config: HiFTConfig, device: torch.device, origin: str | None = None
     ) -> None:
-        import onnxruntime
-
         session = open_session(path, device, need_cuda=True)
         bins = config.istft_n_fft // 2 + 1
         inputs = (
@@ -59,9 +56,7 @@ class OnnxVocoder:
             Slot("phase", ((BATCH, bins, STFT_FRAMES),), ("pha", "angle")),
         )
         self._file = Interface(session, path, inputs, outputs, "the core of this vocoder")
-        file = f"{origin or path.name}, sha256 {hash_file(path)[:12]}"
-        program = f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}"
-        self.about = "; ".join((f"{file}, {program}", *self._file.notes))
+        self.about = "; ".join((program_name(path, session, origin), *self._file.notes))
 
     def __repr__(self) -> str:
         return f"OnnxVocoder({self.about})"

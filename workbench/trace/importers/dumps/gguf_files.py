@@ -50,7 +50,12 @@ def gguf_file(path: Path) -> dict[str, StoredTensor]:
 
     with np.errstate(all="raise"):
         reader = BoundedReader(path)
-    return {
-        tensor.name: StoredTensor(tuple(map(int, reversed(tensor.shape))), functools.partial(read, tensor))
-        for tensor in reader.tensors
-    }
+    found = {}
+    for tensor in reader.tensors:
+        kind = tensor.tensor_type.name
+        found[tensor.name] = StoredTensor(
+            tuple(map(int, reversed(tensor.shape))),
+            functools.partial(read, tensor),
+            quantised="" if kind.startswith(("F", "I", "BF")) and not kind.startswith("IQ") else kind,
+        )
+    return found

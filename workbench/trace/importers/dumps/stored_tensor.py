@@ -25,6 +25,7 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...] | None  # None where the file's header is broken; `read` then says how
     read: Callable[[], Tensor]
     aliases: tuple[str, ...] = ()  # other names that a mapping may use
+    quantised: str = ""  # the type in the file, where reading turns it into float32
 
 
 def max_bytes(file_size: int) -> int:
