@@ -29,7 +29,7 @@ GUIDES = [path for path in sorted((ROOT / "notebooks").glob("*.md")) if examples
 
 
 def test_the_guides_have_examples():
-    assert {"diagnosis", "many-runs", "see-and-hear", "traces"} == {path.stem for path in GUIDES}
+    assert {"diagnosis", "many-runs", "prompts", "see-and-hear", "traces"} == {path.stem for path in GUIDES}
 
 
 @pytest.mark.slow

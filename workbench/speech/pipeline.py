@@ -278,12 +278,9 @@ class Pipeline(StageRunner):
         --------
         >>> import numpy as np
         >>> samples = (np.sin(np.arange(48_000) / 20) * 8000).astype(np.int16)
-        >>> import warnings
-        >>> with warnings.catch_warnings(record=True) as caught:
-        ...     pipe.prompt((samples, 24_000), "A tone.")
-        Prompt(2.00 s, 50 tokens, 'A tone.')
-        >>> str(caught[0].message)
-        'prompt: ...'
+        >>> prompt = pipe.prompt((samples, 24_000), "A tone.")
+        >>> [finding.kind for finding in prompt.findings]
+        ['voice']
         """
         if isinstance(source, Prompt):
             return source
