@@ -96,11 +96,14 @@ def test_group_size_is_bounded():
     assert [group_size(*n) for n in ((12, 2), (100, 2), (10_000, 8), (10_000, 0))] == [4, 12, 16, 16]
 
 
-def test_estimators_are_distinguished_by_their_file(pipe, tmp_path):
+@pytest.mark.parametrize("program", ["estimator", "vocoder"])
+def test_programs_are_distinguished_by_their_file(pipe, tmp_path, program):
     path = tmp_path / "theirs.onnx"
+    theirs = pipe.checkpoint.options.but(**{program: str(path)})
     hashes = []
     for content in (b"one", b"two"):
         path.write_bytes(content)
-        hashes.append(CachedRuns(pipe).estimator_hash(pipe.checkpoint.options.but(estimator=str(path))))
+        hashes.append(CachedRuns(pipe).program_hash(theirs, program))
     assert len({None, *hashes}) == 3
-    assert CachedRuns(pipe).estimator_hash(pipe.checkpoint.options.but(estimator="nowhere.onnx")) is None
+    nowhere = pipe.checkpoint.options.but(**{program: "nowhere.onnx"})
+    assert CachedRuns(pipe).program_hash(nowhere, program) is None

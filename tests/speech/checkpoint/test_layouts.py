@@ -70,6 +70,7 @@ LAYOUTS = {
         lambda w: {k.replace("decoder.estimator.", "decoder.estimator._orig_mod."): v for k, v in w.items()},
     ),
     "nested": ("flow", lambda w: {"state_dict": w, "epoch": 2, "config": {"lr": 1e-4}}),
+    "in a tuple": ("flow", lambda w: (w, 3)),
     "nested twice": ("lm", lambda w: {"model": {"state_dict": w}, "step": torch.tensor(7)}),
     "deepspeed": (
         "lm",
@@ -307,11 +308,12 @@ REFUSED = {
         lambda w: folded(w) | {"conv_post.weight": torch.zeros(3)},
         r"expected \(18, 1, 7\)",
     ),
+    "arrays": ("flow", lambda w: {k: v.numpy() for k, v in w.items()}, "found a ForeignObject"),
     "an integer": ("hift", lambda w: folded(w) | {"conv_post.weight": torch.zeros(18, 1, 7).int()}, "int32"),
     "a merged vocabulary": (
         "lm",
         lambda w: {"model.embed_tokens.weight": torch.zeros(60, 8), "lm_head.weight": torch.zeros(60, 8)},
-        "an embedding of 60 ids: as servers merge it",
+        "an embedding of 60 ids: as servers merge",
     ),
     "too many names": ("flow", lambda w: {str(i): 0 for i in range(100_001)}, "over 100,000 names"),
 }

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
-from workbench.speech.checkpoint.weights import hash_file
 from workbench.speech.config import FLOW, HIFT, LM, STAGES, Options
 from workbench.speech.frontend.frontend import Utterance
+from workbench.speech.onnx.interface import hash_model
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.recording import recorded_inputs
 from workbench.speech.run import run_part
@@ -74,16 +74,25 @@ class CachedRuns:
         """Hash of the checkpoint: weights, sizes and noise."""
         return hash_checkpoint(self.pipe.checkpoint)
 
-    def estimator_hash(self, options: Options) -> str | None:
-        """Return the hash of the ONNX file that `options.estimator` names; None if there is no such file."""
-        if options.estimator == "torch":
+    def program_hash(self, options: Options, program: str) -> str | None:
+        """Return the hash of the ONNX file that an option names; None if there is no such file.
+
+        Parameters
+        ----------
+        options : Options
+        program : {"estimator", "vocoder"}
+            Name of the option.
+        """
+        which = getattr(options, program)
+        if which == "torch":
             return None
-        path = self.pipe.checkpoint.estimator if options.estimator == "onnx" else Path(options.estimator)
+        own = self.pipe.checkpoint.estimator if program == "estimator" else None
+        path = own if which == "onnx" else Path(which)
         if path is None or not path.is_file():
             return None
         # A file is hashed once, because the pipeline also opens it once.
         if path not in self._file_hashes:
-            self._file_hashes[path] = hash_file(path)
+            self._file_hashes[path] = hash_model(path)
         return self._file_hashes[path]
 
     def run(self, utt: Utterance, options: Options | None = None, pipe: Pipeline | None = None) -> Trace:
@@ -193,7 +202,9 @@ class CachedRuns:
         settings = [stage, utt.mode, utt.text, options.of_stage(stage), self.save, device]
         settings.append(self.checkpoint_hash)
         if stage == FLOW:
-            settings.append(self.estimator_hash(options))
+            settings.append(self.program_hash(options, "estimator"))
+        if stage == HIFT:
+            settings.append(self.program_hash(options, "vocoder"))
         return content_key(settings, tensors)
 
     def _find(self, key: str) -> Trace | None:

@@ -192,7 +192,10 @@ def row_key(
     inputs, _ = recorded_inputs(utt)
     chosen = []
     for each in (options, reference):
-        chosen.append(None if each is None else [asdict(each), runs.estimator_hash(each)])
+        programs = (
+            [] if each is None else [runs.program_hash(each, name) for name in ("estimator", "vocoder")]
+        )
+        chosen.append(None if each is None else [asdict(each), *programs])
     # The kind of device ("cpu", "cuda") is enough here: the workers of a cluster may have several GPUs.
     settings = [runs.checkpoint_hash, runs.pipe.device.type, runs.save, utt.mode, utt.text]
     settings += [chosen, list(metric_keys.items())]

@@ -114,9 +114,9 @@ def find_stage(
     embedding = weights.get(weight_names.EMBED)
     if "llm_decoder.weight" in expected and "llm_decoder.weight" not in weights and is_dense(embedding):
         raise WorkbenchError(
-            f"{file} has no llm_decoder.weight, and an embedding of {len(embedding)} ids: as servers "
-            "merge it, one vocabulary for text and speech, which does not say where speech begins. Use the llm.pt that "
-            "it was made from"
+            f"{file} has no llm_decoder.weight, and an embedding of {len(embedding)} ids: as servers merge "
+            "it, one vocabulary for text and speech, which does not say where speech begins. Use the llm.pt "
+            "that it was made from"
         )
     unknown = _leave_out(rest, prefix, file, notes)
     _cast_float64(weights, notes)

@@ -60,6 +60,8 @@ def read_weights(path: Path) -> dict[str, Any]:
             f"{path} holds no plain weights ({first_line(error)}); expected names with tensors, as "
             "torch.save writes a state_dict. Copy the file again, or save the state_dict without objects"
         ) from error
+    if isinstance(found, list | tuple) and any(isinstance(item, dict) for item in found):
+        found = {str(i): item for i, item in enumerate(found)}  # such as (state_dict, epoch)
     if not isinstance(found, dict):
         raise WorkbenchError(
             f"{path} holds a {type(found).__name__}; expected a state_dict: names with tensors"
@@ -67,7 +69,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     return found
 
 
-class _Placeholder:
+class ForeignObject:
     """Stands for an object of another package in a file; it holds nothing and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -86,7 +88,7 @@ def _load_pickle(path: Path) -> Any:
             f"{path} holds no plain weights: it stores objects of {', '.join(sorted(foreign)[:3])}, and "
             "nothing but tensors is read. Where that class is at hand, save model.state_dict()"
         )
-    with torch.serialization.safe_globals([(_Placeholder, name) for name in classes]):
+    with torch.serialization.safe_globals([(ForeignObject, name) for name in classes]):
         return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 

@@ -141,12 +141,14 @@ def program_name(path: Path, session: "onnxruntime.InferenceSession", origin: st
     """Return what a trace says of a file: its name, the sha256 of it and its weights, and what runs it."""
     import onnxruntime
 
-    digest = hashlib.sha256()
-    for file in files_of(path):
-        digest.update(bytes.fromhex(hash_file(file)))
-    sha256 = hash_file(path) if len(files_of(path)) == 1 else digest.hexdigest()
-    provider = session.get_providers()[0]
-    return f"{origin or path.name}, sha256 {sha256[:12]}, onnxruntime {onnxruntime.__version__} {provider}"
+    program = f"onnxruntime {onnxruntime.__version__} {session.get_providers()[0]}"
+    return f"{origin or path.name}, sha256 {hash_model(path)[:12]}, {program}"
+
+
+def hash_model(path: Path) -> str:
+    """Return the sha256 of a file, or of the sha256s of a file and of the weights beside it."""
+    hashes = [hash_file(file) for file in files_of(path)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _match(
