@@ -177,7 +177,13 @@ class Experiment:
     ) -> Iterator[tuple[str, ResultRow]]:
         """Yield each row with its key: rows from the folder first, then those that are computed now."""
         if self.runs.folder is not None:
-            self.runs.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.runs.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise WorkbenchError(
+                    f"{self.runs.folder} cannot be made ({error.strerror}); expected a folder for results that "
+                    "can be written"
+                ) from error
         cache = RowCache(self.runs.folder, self.metrics)
         missing = dict(names)
         for key in names:

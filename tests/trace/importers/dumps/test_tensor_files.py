@@ -272,6 +272,19 @@ def test_gguf_files_cut_anywhere_are_refused(archive):
             wb.open(path)
 
 
+def test_vocabularies_in_gguf_files_are_stepped_over(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(tmp_path / "lm.gguf", "qwen2")
+    writer.add_array("tokenizer.ggml.tokens", [f"word{k}" for k in range(1000)])
+    writer.add_array("tokenizer.ggml.token_type", list(range(1000)))
+    writer.add_tensor("hift_wav", np.arange(5, dtype="f4"))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert wb.open(tmp_path / "lm.gguf").wav.tolist() == [0, 1, 2, 3, 4]
+
+
 def test_gguf_headers_that_claim_endless_lists_are_refused(archive, monkeypatch):
     path, _ = archive
     content = bytearray(path.read_bytes())

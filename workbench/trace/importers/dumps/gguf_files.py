@@ -1,6 +1,7 @@
 """Read the tensors of GGUF files with the library gguf, which need not be installed."""
 
 import functools
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.dumps.stored_tensor import StoredTensor, check_size, from_numpy, readable
 
-MAX_READS = 1_000_000  # of the header; a tokenizer of 150,000 words needs half of them
+LENGTH = struct.Struct("<Q")  # of a text
+MAX_READS = 300_000  # of the header: 40,000 tensors; bounds memory and time
 
 
 def gguf_file(path: Path) -> dict[str, StoredTensor]:
@@ -39,6 +41,22 @@ def gguf_file(path: Path) -> dict[str, StoredTensor]:
             if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
                 raise WorkbenchError(f"{path.name} is truncated: its header claims more bytes than there are")
             return super()._get(offset, dtype, count, override_order)
+
+        def _get_field_parts(self, orig_offs, raw_type):
+            """Step over lists such as a vocabulary, which would become an array for each word."""
+            if raw_type != gguf.GGUFValueType.ARRAY:
+                return super()._get_field_parts(orig_offs, raw_type)
+            item_type = gguf.GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
+            count = int(self._get(orig_offs + 4, np.uint64)[0])
+            end = orig_offs + 12
+            if item_type == gguf.GGUFValueType.STRING:
+                content = memoryview(self.data)
+                for _ in range(count):
+                    end += 8 + LENGTH.unpack_from(content, end)[0]
+            else:
+                end += count * np.dtype(self.gguf_scalar_to_np[item_type]).itemsize
+            self._get(end, np.uint8, 0)  # which refuses what lies behind the end of the file
+            return end - orig_offs, [], [], [gguf.GGUFValueType.ARRAY, item_type]
 
     def read(tensor: gguf.ReaderTensor) -> Tensor:
         size = int(tensor.n_elements) * 4

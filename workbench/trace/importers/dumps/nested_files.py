@@ -22,8 +22,8 @@ from workbench.trace.importers.dumps.stored_tensor import (
 
 MAX_TENSORS = 100_000  # of one file
 MAX_DEPTH = 30  # of nesting
-MAX_TEXT_BYTES = 64 << 20  # of a text file; 3 million numbers
-MAX_BRACKETS = 2_000_000  # of a JSON file; each takes 100 bytes in memory
+MAX_TEXT_BYTES = 24 << 20  # of a text file; a million numbers
+MAX_BRACKETS = 200_000  # of a JSON file; a state of the ODE has as many lists as mel bins or frames
 DELIMITERS = (",", ";", "\t")  # between the numbers of a text file; else spaces
 
 

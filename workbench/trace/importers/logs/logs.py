@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.trace.importers.logs.log_lines import FORMAT, NAME, NO_NAME, NUMBER, LineReader
+from workbench.trace.importers.logs.log_lines import FORMAT, IDS, NAME, NO_NAME, NUMBER, LineReader
 from workbench.trace.importers.logs.log_names import NAMES
 from workbench.trace.importers.logs.log_runs import MAX_STEPS, group_lines
 from workbench.trace.trace import Trace
@@ -19,7 +19,7 @@ from workbench.trace.trace import Trace
 MAX_LINE_LENGTH = 16_384  # characters that are read of a line: 2 minutes of token ids; bounds the memory
 CUT = " \u2026"  # stands for the rest of a longer line, so that no list of ids is taken as complete
 MAX_LINES = 50_000  # lines with statistics that are kept; further ones are only counted
-MAX_VALUES = 1_000_000  # numbers on these lines, about 200 MB
+MAX_VALUES = 1_000_000  # numbers and ids on these lines, about 200 MB
 MAX_EXAMPLES = 3  # lines with one problem that are quoted
 MAX_EXAMPLE_LENGTH = 120  # characters of each
 
@@ -164,7 +164,7 @@ def read_log(path: str | os.PathLike, names: str | os.PathLike = NAMES) -> Log:
             problems[problem] = (count + 1, [*quoted, example][:MAX_EXAMPLES])
             examples = [*examples, example][:MAX_EXAMPLES]
         if line.values and step_fits:
-            n_values += len(line.values)
+            n_values += sum(len(value.value) if value.kind == IDS else 1 for value in line.values)
             if len(kept) < MAX_LINES and n_values <= MAX_VALUES:
                 kept.append(line)
             else:
