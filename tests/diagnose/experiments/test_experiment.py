@@ -162,3 +162,10 @@ def test_an_experiment_says_what_it_is(pipe, utt):
     assert "&lt;one&gt;" in html and "cfg_rate" in html and "n_timesteps" in html
     assert repr(Experiment(pipe, {}, {"own": {}})) == "Experiment of 1 variant x 0 utterances x 1 seed"
     assert "own" in Experiment(pipe, {}, {"own": {}})._repr_html_()
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_words(pipe, utt, tmp_path):
+    (tmp_path / "file").write_text("")
+    experiment = Experiment(pipe, {"a": utt}, {"one": SHORT}, metrics={}, folder=tmp_path / "file" / "inside")
+    with pytest.raises(wb.WorkbenchError, match=r"inside cannot be made .*expected a folder for results"):
+        experiment.run()

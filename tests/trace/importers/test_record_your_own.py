@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import workbench as wb
 from workbench.diagnose.compare.compare import compare
 from workbench.diagnose.compare.comparison import VERDICTS
 from workbench.trace.importers.dumps.mapping import read_foreign
@@ -49,7 +50,7 @@ def test_the_files_it_names_exist():
 
 
 def test_the_example_of_raw_files_can_be_read(tmp_path):
-    (mapping,) = blocks("toml")
+    (mapping,) = (text for text in blocks("toml") if ".f32" in text)
     (tmp_path / "mine.toml").write_text(mapping)
     mel, x = torch.randn(80, 6), torch.randn(3, 80, 9)
     mel.numpy().tofile(tmp_path / "mel.f32")
@@ -58,6 +59,19 @@ def test_the_example_of_raw_files_can_be_read(tmp_path):
         x[k].T.contiguous().numpy().tofile(tmp_path / f"x_{k}.f32")
     trace = read_foreign(tmp_path, tmp_path / "mine.toml")
     assert torch.equal(trace["flow/mel"], mel) and torch.equal(trace["flow/x"], x) and len(trace.wav) == 2880
+
+
+def test_the_example_of_a_mapping_can_be_read(tmp_path):
+    (mapping,) = (text for text in blocks("toml") if "batch" in text)
+    (tmp_path / "mine.toml").write_text(mapping)
+    steps = {f"step{k:03d}_x": np.full((1, 80, 4), k, "f4") for k in range(2)}
+    steps |= {
+        f"step{k:03d}_v": np.stack([np.full((80, 4), s * (k + 1), "f4") for s in (1, -1)]) for k in range(2)
+    }
+    np.savez(tmp_path / "dump.npz", noise=np.full((1, 80, 4), -1, "f4"), **steps)
+    trace = wb.open(tmp_path / "dump.npz", tmp_path / "mine.toml")
+    assert trace["flow/x"][:, 0, 0].tolist() == [-1, 0, 1]
+    assert trace["flow/velocity_uncond"][:, 0, 0].tolist() == [-1, -2]
 
 
 def test_the_example_of_a_log_can_be_read(tmp_path):

@@ -181,8 +181,8 @@ class Experiment:
                 self.runs.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise WorkbenchError(
-                    f"{self.runs.folder} cannot be made ({error.strerror}); expected a folder for results that "
-                    "can be written"
+                    f"{self.runs.folder} cannot be made ({error.strerror}); expected a folder "
+                    "for results that can be written"
                 ) from error
         cache = RowCache(self.runs.folder, self.metrics)
         missing = dict(names)
