@@ -295,6 +295,11 @@ REFUSED = {
         lambda w: {"model": w, "ema": {k: v + 1 for k, v in w.items()}},
         "two different sets of these weights, under 'ema.' and 'model.'",
     ),
+    "an average of most": (
+        "flow",
+        lambda w: {"model": w, "ema": {k: v + 1 for k, v in w.items() if "bias" not in k}},
+        "two different sets of these weights, under 'model.' and 'ema.'",
+    ),
     "a module": ("hift", lambda w: {"model": TorchModule(2, 2)}, r"objects of .*TorchModule"),
     "unknown names": (
         "flow",

@@ -154,9 +154,10 @@ def _without_wrappers(flat: dict[str, Any], file: str, notes: list[str]) -> dict
         parts = name.split(".")
         dropped |= WRAPPERS.intersection(parts)
         short = ".".join(part for part in parts if part not in WRAPPERS)
-        if short in plain:
+        if isinstance(plain.get(short), Tensor) and isinstance(value, Tensor):
             raise WorkbenchError(f"{file}: {name} and another name both mean {short}; expected one of them")
-        plain[short] = value
+        if not isinstance(plain.get(short), Tensor):
+            plain[short] = value
     if dropped:
         notes.append(f"{', '.join(sorted(dropped))} was taken out of names")
     return plain
@@ -173,11 +174,14 @@ def _prefix(
                 covered[name.removesuffix(end)].add(known[end])
     if not covered:
         return "", False
-    complete = [prefix for prefix, found in covered.items() if not weight_names.missing(expected, found)]
+    ranked = sorted(covered, key=lambda prefix: (-len(covered[prefix]), len(prefix)))
+    complete = [prefix for prefix in ranked if not weight_names.missing(expected, covered[prefix])]
     if not complete:
-        return max(covered, key=lambda prefix: (len(covered[prefix]), -len(prefix))), False
-    first, *others = sorted(complete, key=len)
-    for other in others:
+        return ranked[0], False
+    first = complete[0]
+    for other in ranked:
+        if other == first or 2 * len(covered[other]) < len(covered[first]):
+            continue  # a short name of a layer may end as a weight here does
         if not _same_weights(names, known, first, other):
             shown = " and ".join(repr(prefix or "no prefix") for prefix in (first, other))
             raise WorkbenchError(
@@ -195,12 +199,10 @@ def _ends(name: str) -> Iterator[str]:
 
 
 def _same_weights(names: dict[str, Any], known: dict[str, str], first: str, other: str) -> bool:
-    """Whether two prefixes hold equal tensors."""
+    """Whether two prefixes hold equal tensors, as far as both have them."""
     for name in known:
         a, b = names.get(first + name), names.get(other + name)
-        if isinstance(a, Tensor) != isinstance(b, Tensor):
-            return False
-        if isinstance(a, Tensor) and not (is_dense(a) and is_dense(b) and torch.equal(a, b)):
+        if a is not None and b is not None and not (is_dense(a) and is_dense(b) and torch.equal(a, b)):
             return False
     return True
 
