@@ -319,6 +319,7 @@ def test_prompt_sidecar(pipe, tmp_path):
         (lambda fields: {"in/prompt_mel": fields["in/prompt_mel"][:40]}, "in/prompt_mel has 40 along mel"),
         (lambda fields: {"flow/x": fields["flow/x"][..., :5]}, "differ in their frames"),
         (lambda fields: {"in/text_token": fields["in/text_token"] + 0.5}, "no whole numbers"),
+        (lambda fields: {"lm/speech_token": fields["lm/speech_token"][:-2]}, "are they of one run"),
     ],
 )
 def test_inputs_that_do_not_fit_each_other_are_refused(recorded, pipe, change, match):

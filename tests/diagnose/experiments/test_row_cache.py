@@ -14,6 +14,7 @@ from workbench.diagnose.experiments.metrics import mel_l1, sound_db
 from workbench.diagnose.experiments.row_cache import RowCache, group_size
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.pipeline import Pipeline
+from workbench.trace.trace import Trace
 
 
 @pytest.mark.slow
@@ -50,6 +51,17 @@ def test_damaged_row_files_are_computed_again(pipe, utts, right, tmp_path):
     assert_same(small_experiment(pipe, utts, **kwargs).run(), right)
     assert count() == 16
     assert not list((tmp_path / "kept").glob(".*"))
+
+
+@pytest.mark.slow
+def test_results_that_are_valid_and_empty_are_computed_again(pipe, utts, tmp_path):
+    options = pipe.checkpoint.options.but(max_tokens=8, n_timesteps=1)
+    right = CachedRuns(pipe, folder=tmp_path).run(utts["hello"], options)
+    for path in tmp_path.glob("*.trace"):
+        Trace({}, {}).save(path)
+    again = CachedRuns(pipe, folder=tmp_path).run(utts["hello"], options)
+    assert torch.equal(again.wav, right.wav)
+    assert all(len(Trace.load(path)) for path in tmp_path.glob("*.trace"))
 
 
 def test_row_key_depends_on_all_inputs_of_a_row(pipe, utts, tmp_path):

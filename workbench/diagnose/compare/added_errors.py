@@ -66,7 +66,8 @@ def _errors_of_step(
     """Return the errors of one transition's recorded outputs; those of a whole loop entry by entry."""
     try:
         results = recompute(step, run, pipe, options)
-    except (WorkbenchError, RuntimeError):  # such as NaN in the candidate's mel: nothing right can follow
+    # NaN in the candidate's mel, or ids outside of the vocabulary: nothing right can follow.
+    except (WorkbenchError, RuntimeError, IndexError):
         return {(field, step.index): (float("nan"), 0.0) for field in recorded}
     errors: Errors = {}
     for result in results:

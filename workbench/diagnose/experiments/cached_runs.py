@@ -162,7 +162,7 @@ class CachedRuns:
         """Return the result of one stage, from the cache or computed now."""
         key = self._stage_key(stage, utt, inputs, options, before)
         found = self._find(key)
-        if found is not None:
+        if found is not None and STAGES[stage].output in found:  # else a file that is no result of the stage
             return found
         # The vocoder needs the mel alone. Without the utterance its result does not repeat the inputs, which
         # the results of LM and flow hold already.
