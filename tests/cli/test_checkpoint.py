@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from tests.paths import ROOT
 from workbench import Checkpoint
 from workbench.cli import main
+from workbench.cli.common import open_pipe
 from workbench.speech.checkpoint.weight_names import EMBED, HEAD
 
 VOICE = ROOT / "data" / "voices" / "tiny"
@@ -65,6 +66,16 @@ def test_an_export_replaces_nothing_by_itself(exported, capsys):
     assert main([*command, "--force"]) == 0
     assert "# What upstream does otherwise with tiny" in capsys.readouterr().out
     assert main(["export", "--for", "nobody", str(exported)]) == 2
+
+
+def test_verbs_say_what_was_changed_to_read_a_voice(tmp_path, capsys):
+    for path in VOICE.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    weights = load_file(VOICE / "llm.safetensors")
+    (tmp_path / "llm.safetensors").unlink()
+    torch.save({f"module.{name}": value for name, value in weights.items()}, tmp_path / "llm.pt")
+    open_pipe(str(tmp_path), "cpu")
+    assert capsys.readouterr().err == f"{tmp_path}: llm.pt: module was taken out of names\n"
 
 
 def test_upstreams_own_loader_opens_an_export(exported):

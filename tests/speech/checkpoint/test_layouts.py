@@ -16,6 +16,10 @@ from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.inspect import inspect_folder
 from workbench.speech.checkpoint.weight_names import EMBED, HEAD, LLAMA_LAYER, LLAMA_TOP, QWEN, ROTARY
+from workbench.speech.config import Options
+from workbench.speech.pipeline import Pipeline
+from workbench.speech.recording import provenance
+from workbench.trace.record import NOTHING
 
 FILES = {"lm": "llm", "flow": "flow", "hift": "hift"}
 
@@ -115,6 +119,13 @@ def test_what_was_changed_is_said_once(folder, capsys):
     assert cli.main(["inspect", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert all(printed.count(note) == 1 for note in loaded.notes)
+
+
+def test_a_trace_says_what_was_changed(folder):
+    rewritten(folder, "lm", prefixed("module."))
+    pipe = Pipeline(Checkpoint.load(folder), progress=False)
+    about = provenance(pipe, Options(), NOTHING)["checkpoint"]
+    assert about["notes"] == ["llm.pt: module was taken out of names"]
 
 
 def test_the_released_layout_needs_no_note(saved):

@@ -138,11 +138,10 @@ def _float16_note(key: str, value: Tensor) -> str:
 
 def _onnx_entries(path: Path) -> Iterator[tuple[str, Any]]:
     import onnx
-    from google.protobuf.message import DecodeError
 
     try:
         graph = onnx.load(path, load_external_data=False).graph
-    except DecodeError as error:
+    except Exception as error:  # of protobuf or onnx, which have no common class
         raise WorkbenchError(f"{path} is not an ONNX model ({first_line(error)}); copy it again") from error
     for tensor in graph.initializer:
         try:
