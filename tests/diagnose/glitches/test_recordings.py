@@ -159,3 +159,8 @@ def test_text_tokens_stand_in_for_a_text_that_was_not_recorded():
     for n_text, n_found in ((4, 1), (20, 0)):
         trace = Trace(data | {"in/text_token": torch.zeros(n_text, dtype=torch.long)}, {})
         assert len(detect("pace", as_sound(trace))) == n_found
+
+
+def test_the_samples_of_a_sound_are_limited_at_every_rate():
+    with pytest.raises(WorkbenchError, match=r"7\.2 million samples"):
+        find_glitches(torch.zeros(7_200_001), 96_000)

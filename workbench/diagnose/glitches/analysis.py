@@ -1,5 +1,6 @@
 """A waveform in the form that the glitch detectors read: finite, in short frames, levels in dB."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -16,10 +17,12 @@ from workbench.trace.trace import Trace
 Array = np.ndarray
 
 MAX_UTTERANCE_S = 300  # seconds; the model's noise tensors reach no further
+MAX_SAMPLES = 7_200_000  # 300 s at 24 kHz; bounds memory, about 100 bytes a sample
 MIN_RATE, MAX_RATE = 1000, 400_000  # Hz; other values are mistaken units rather than sample rates
 MAX_AMPLITUDE = 1e6  # of full scale; larger samples are clipped to it, so that squares stay finite
 MIN_DB = -120.0  # dB of full scale; lower levels count as this one
 EPS_POWER = 1e-30  # keeps the logarithm of silence finite
+BLOCK_FRAMES = 2000  # frames of a waveform whose spectra are computed at once; bounds memory
 EPS_SPECTRUM = 1e-14  # the same for power spectra; far below the rounding of 16-bit samples
 
 FRAME_S = 0.01  # seconds in a frame: shorter than any phone
@@ -74,7 +77,8 @@ class Sound:
     @cached_property
     def wav(self) -> Array:
         """Samples (N,) with NaN and infinities replaced by straight lines between their neighbours."""
-        raw = np.clip(self.raw, -MAX_AMPLITUDE, MAX_AMPLITUDE)
+        is_plain = not self.bad.any() and np.abs(self.raw).max() <= MAX_AMPLITUDE
+        raw = self.raw if is_plain else np.clip(self.raw, -MAX_AMPLITUDE, MAX_AMPLITUDE)
         if not self.bad.any():
             return raw
         if self.bad.all():
@@ -125,7 +129,11 @@ class Sound:
         hop = self.samples(FRAME_S)
         padded = np.pad(self.wav, (n // 2, n // 2 + hop))
         windows = sliding_window_view(padded, n)[::hop][: len(self.levels)]  # (frames, n)
-        return np.square(np.abs(np.fft.rfft(windows * np.hanning(n)))) / n + EPS_SPECTRUM
+        power = np.empty((len(windows), n // 2 + 1))
+        for block in blocks_of(len(windows)):
+            spectrum = np.fft.rfft(windows[block] * np.hanning(n))
+            power[block] = np.square(np.abs(spectrum)) / n + EPS_SPECTRUM
+        return power
 
     @cached_property
     def frequencies(self) -> Array:
@@ -147,24 +155,36 @@ class Sound:
         # The windows (count, n) that weights are computed from. Each reaches to both sides of its block.
         first = n - (n - hop) // 2
         windows = sliding_window_view(padded, n)[first::hop][:count]
-
-        # Autocorrelation of each window, (count, 2n), by way of its power spectrum.
-        spectrum = np.fft.rfft(windows * np.hanning(n), 2 * n)
-        corr = np.fft.irfft(np.square(np.abs(spectrum)))
-
-        # The normal equations of linear prediction: R @ weights = r, with R[i, j] = corr[|i - j|]. The ridge
-        # on the diagonal keeps R invertible for tones and silence.
-        lags = np.abs(np.arange(LPC_ORDER)[:, None] - np.arange(LPC_ORDER))
-        ridge = (LPC_RIDGE * corr[:, :1, None] + LPC_EPS) * np.eye(LPC_ORDER)
-        right_side = corr[:, 1 : LPC_ORDER + 1, None]  # (count, LPC_ORDER, 1)
-        weights = np.linalg.solve(corr[:, lags] + ridge, right_side)[..., 0]  # (count, LPC_ORDER)
-
-        # Each block with the samples before it, and for each of its samples the past, newest first.
+        # Each block with the samples before it.
         blocks = sliding_window_view(padded, hop + LPC_ORDER)[n - LPC_ORDER :: hop][:count]
-        past = sliding_window_view(blocks[:, :-1], LPC_ORDER, axis=1)[..., ::-1]  # (count, hop, LPC_ORDER)
-        predicted = np.einsum("fno,fo->fn", past, weights)  # (count, hop)
-        error = blocks[:, LPC_ORDER:] - predicted
-        return error.ravel()[: len(self.wav)]
+        errors = [_prediction_error(windows[part], blocks[part]) for part in blocks_of(count)]
+        return np.concatenate(errors)[: len(self.wav)]
+
+
+def _prediction_error(windows: Array, blocks: Array) -> Array:
+    """Return the errors of the samples of blocks (count, 12 + hop), flat; windows are (count, n)."""
+    n = windows.shape[1]
+    # Autocorrelation of each window, (count, 2n), by way of its power spectrum.
+    spectrum = np.fft.rfft(windows * np.hanning(n), 2 * n)
+    corr = np.fft.irfft(np.square(np.abs(spectrum)))
+
+    # The normal equations of linear prediction: R @ weights = r, with R[i, j] = corr[|i - j|]. The ridge
+    # on the diagonal keeps R invertible for tones and silence.
+    lags = np.abs(np.arange(LPC_ORDER)[:, None] - np.arange(LPC_ORDER))
+    ridge = (LPC_RIDGE * corr[:, :1, None] + LPC_EPS) * np.eye(LPC_ORDER)
+    right_side = corr[:, 1 : LPC_ORDER + 1, None]  # (count, LPC_ORDER, 1)
+    weights = np.linalg.solve(corr[:, lags] + ridge, right_side)[..., 0]  # (count, LPC_ORDER)
+
+    # For each sample of a block the past, newest first.
+    past = sliding_window_view(blocks[:, :-1], LPC_ORDER, axis=1)[..., ::-1]  # (count, hop, LPC_ORDER)
+    predicted = np.einsum("fno,fo->fn", past, weights)  # (count, hop)
+    return (blocks[:, LPC_ORDER:] - predicted).ravel()
+
+
+def blocks_of(count: int) -> Iterator[slice]:
+    """Yield slices that cover `count` frames, each short enough for what is computed of it to fit memory."""
+    for start in range(0, count, BLOCK_FRAMES):
+        yield slice(start, start + BLOCK_FRAMES)
 
 
 def as_sound(
@@ -197,10 +217,10 @@ def as_sound(
         raise WorkbenchError(
             f"sample_rate is {rate!r}; expected the waveform's own in Hz, such as {SAMPLE_RATE}"
         )
-    if len(raw) > MAX_UTTERANCE_S * rate:
+    if len(raw) > min(MAX_UTTERANCE_S * rate, MAX_SAMPLES):
         raise WorkbenchError(
-            f"{len(raw) / rate:.0f} s found; expected {MAX_UTTERANCE_S} s at most: "
-            "pass one utterance at a time"
+            f"{len(raw) / rate:.0f} s at {rate} Hz found; expected {MAX_UTTERANCE_S} s and "
+            f"{MAX_SAMPLES / 1e6:g} million samples at most: pass one utterance at a time"
         )
     known = is_synthesised(trace) if synthesised is None else synthesised
     return Sound(raw.astype(np.float64), round(rate), trace, known)
@@ -222,10 +242,12 @@ def decibel(power: Array) -> Array:
 def moving_mean(x: Array, n: int) -> Array:
     """Return the mean of the n values around each, (N,); at the ends, of those that exist."""
     total = np.cumsum(np.concatenate(([0.0], x)))  # total[i] is the sum of the first i values
-    start = np.arange(len(x)) - n // 2
-    low = np.maximum(start, 0)
-    high = np.minimum(start + n, len(x))
-    return (total[high] - total[low]) / (high - low)
+    before = n // 2  # of the n values, those before each place
+    ends = np.minimum(np.arange(n - before, len(x) + n - before), len(x))
+    counts = ends - np.maximum(np.arange(-before, len(x) - before), 0)
+    sums = total[ends]
+    sums[before:] -= total[: max(len(x) - before, 0)]  # the sum before the first places is 0
+    return sums / counts
 
 
 def intervals(mask: Array) -> list[tuple[int, int]]:

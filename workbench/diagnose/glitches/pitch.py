@@ -1,8 +1,10 @@
 """Pitch of a waveform: how harmonic a band is, which frames are voiced, and which may have a given pitch."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from workbench.diagnose.glitches.analysis import EPS_SPECTRUM, SPECTRUM_S, Array, Sound
+from workbench.diagnose.glitches.analysis import EPS_SPECTRUM, SPECTRUM_S, Array, Sound, blocks_of
 
 MIN_PITCH, MAX_PITCH = 70, 400  # Hz, of the periods that are tried
 PITCH_BAND = (60, 1500)  # Hz; here nearly all power of a voice is harmonic
@@ -17,7 +19,8 @@ def harmonicity(sound: Sound, low: float, high: float) -> Array:
     This is the highest autocorrelation at the periods of 70 to 400 Hz.
     """
     lags = np.arange(sound.rate // MAX_PITCH, _longest_lag(sound))
-    return _correlation(sound, low, high)[:, lags].max(1)
+    highest = [part[:, lags].max(1) for part in _correlations(sound, low, high)]
+    return np.concatenate(highest) if highest else np.zeros(0)
 
 
 def voiced_frames(sound: Sound) -> Array:
@@ -27,10 +30,12 @@ def voiced_frames(sound: Sound) -> Array:
 
 def frames_at_pitch(sound: Sound, hz: float) -> Array:
     """Return which voiced frames may have a pitch within a quarter of `hz`, (frames,)."""
-    correlation = _correlation(sound, *PITCH_BAND)
     near = np.arange(int(sound.rate / (hz * NEAR)), int(np.ceil(sound.rate * NEAR / hz)) + 1)
-    best = correlation[:, near[0] : max(_longest_lag(sound), near[-1])].max(1)
-    return (best > VOICED) & (correlation[:, near].max(1) > NEARLY_BEST * best)
+    found = [np.zeros(0, dtype=bool)]
+    for correlation in _correlations(sound, *PITCH_BAND):
+        best = correlation[:, near[0] : max(_longest_lag(sound), near[-1])].max(1)
+        found.append((best > VOICED) & (correlation[:, near].max(1) > NEARLY_BEST * best))
+    return np.concatenate(found)
 
 
 def _longest_lag(sound: Sound) -> int:
@@ -38,8 +43,8 @@ def _longest_lag(sound: Sound) -> int:
     return min(sound.rate // MIN_PITCH, sound.samples(SPECTRUM_S) // 2)
 
 
-def _correlation(sound: Sound, low: float, high: float) -> Array:
-    """Return the autocorrelation of a band of every frame, (frames, lags), 1 at lag 0.
+def _correlations(sound: Sound, low: float, high: float) -> Iterator[Array]:
+    """Yield the autocorrelation of a band of every frame in blocks (frames, lags), 1 at lag 0.
 
     The window of a frame makes the autocorrelation smaller at long lags; dividing by the window's own
     autocorrelation undoes that (Boersma 1993).
@@ -47,7 +52,8 @@ def _correlation(sound: Sound, low: float, high: float) -> Array:
     window = np.hanning(sound.samples(SPECTRUM_S))
     n = len(window)
     inside = (sound.frequencies >= low) & (sound.frequencies < high)
-    band = np.where(inside, sound.power, EPS_SPECTRUM)
-    correlation = np.fft.irfft(band, n)[:, : n // 2]  # (frames, lags)
     own = np.correlate(window, window, "full")[n - 1 : n - 1 + n // 2]  # (lags,)
-    return correlation / correlation[:, :1] / (own / own[0])
+    for block in blocks_of(len(sound.power)):
+        band = np.where(inside, sound.power[block], EPS_SPECTRUM)
+        correlation = np.fft.irfft(band, n)[:, : n // 2]  # (frames, lags)
+        yield correlation / correlation[:, :1] / (own / own[0])

@@ -18,6 +18,7 @@ from workbench.trace.trace import Trace
 Array = np.ndarray
 SoundSource = Trace | AudioSource
 MAX_SECONDS = 300  # of a sound; one utterance is far shorter, and memory grows with it
+MAX_SAMPLES = 7_200_000  # 300 s at 24 kHz
 MIN_RATE, MAX_RATE = 1000, 400_000  # Hz; others are mistaken units
 LOSSY = ("VORBIS", "OPUS", "MPEG", "GSM", "ADPCM", "ULAW", "ALAW")  # of libsndfile's names
 
@@ -132,9 +133,11 @@ def open_sound(source: SoundSource, sample_rate: int | None = None, name: str | 
 
 def check_length(sound: SoundInput) -> None:
     """Raise a WorkbenchError if a sound is longer than what is analysed at once."""
-    if sound.seconds > MAX_SECONDS:
-        length = f"{sound.seconds:.0f} s; expected {MAX_SECONDS} s at most"
-        raise WorkbenchError(f"{sound.name} has {length}: cut it into utterances")
+    if sound.seconds > MAX_SECONDS or len(sound.samples) > MAX_SAMPLES:
+        raise WorkbenchError(
+            f"{sound.name} has {sound.seconds:.0f} s at {sound.rate} Hz; expected {MAX_SECONDS} s at most "
+            f"and {MAX_SAMPLES / 1e6:g} million samples: cut it into utterances"
+        )
 
 
 def as_trace(source: SoundSource, sample_rate: int | None = None) -> Trace:
