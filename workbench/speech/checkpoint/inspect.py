@@ -109,12 +109,19 @@ def _describe(key: str, value: Any) -> dict[str, Any]:
 
 def _float16_note(key: str, value: Tensor) -> str:
     """Say which values a port cannot use in float16; empty where it can use all of them."""
-    wide = value.detach().double()
-    finite = wide[wide.isfinite()].abs()
-    n_large = int((finite > MAX_FLOAT16).sum())
-    if n_large:
-        return f"{n_large} of {value.numel()} values leave float16: the largest is {float(finite.max()):.3g}"
+    value = value.detach()
+    if value.dtype != torch.float16:
+        size = value.abs().nan_to_num(0, posinf=0)
+        n_large = int((size > MAX_FLOAT16).sum())
+        if n_large:
+            return (
+                f"{n_large} of {value.numel()} values leave float16: the largest is {float(size.max()):.3g}"
+            )
     name = key.split(".")[-1]
+    if name not in ("alpha", *NORMS, *DIRECTIONS):
+        return ""
+    wide = value.double()
+    finite = wide[wide.isfinite()].abs()
     if name == "alpha":  # of a Snake, which divides by it
         n_small = int((finite < 1 / MAX_FLOAT16).sum())
         if n_small:
@@ -145,7 +152,7 @@ def _onnx_entries(path: Path) -> Iterator[tuple[str, Any]]:
         raise WorkbenchError(f"{path} is not an ONNX model ({first_line(error)}); copy it again") from error
     for tensor in graph.initializer:
         try:
-            yield tensor.name, torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+            yield str(tensor.name), torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
         except Exception:  # external data, broken dimensions, or a type torch does not know
             n = math.prod(tensor.dims)
-            yield tensor.name, f"{n} values, {onnx.TensorProto.DataType.Name(tensor.data_type)}"
+            yield str(tensor.name), f"{n} values, {onnx.TensorProto.DataType.Name(tensor.data_type)}"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 LOG_FATAL = 4  # onnxruntime logs fatal errors alone; others are raised as exceptions
 PREAMBLE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?")
-FREE_BYTES = 512 << 20  # that any run may take ...
+FREE_BYTES = 384 << 20  # that any run may take ...
 BYTES_PER_FILE_BYTE = 4  # ... beside the weights, which are copied to be packed ...
 BYTES_PER_PAIR = 512  # ... attention, 32 heads and four copies, for each pair of positions ...
 BYTES_PER_INPUT_BYTE = 256  # ... and what is made of the inputs
@@ -53,6 +53,7 @@ def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "
 
     if not path.is_file():
         raise WorkbenchError(f"{path} does not exist; expected an ONNX model")
+    onnxruntime.set_default_logger_severity(LOG_FATAL)  # for what is said outside of a session
     options = onnxruntime.SessionOptions()
     options.log_severity_level = LOG_FATAL
     options.intra_op_num_threads = torch.get_num_threads()
@@ -67,7 +68,8 @@ def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "
     bound = FREE_BYTES + BYTES_PER_FILE_BYTE * _size(path)
     try:
         with _bounded_memory(bound if len(providers) == 1 else None):
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            # Without its fallback, which prints and tries the same again.
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # exceptions of onnxruntime have no common class
         if _is_lack_of_memory(error):
             raise _too_large(path, bound) from None
