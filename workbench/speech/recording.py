@@ -68,8 +68,8 @@ def make_mels(runner: StageRunner, rows: Sequence[Row], start: int = 0, end: int
     for row, c in zip(rows, conditions, strict=True):
         if row.x is not None and row.x.shape != c.mu.shape:
             raise WorkbenchError(
-                f"the state of the ODE is {tuple(row.x.shape)} and the speech tokens make {tuple(c.mu.shape)}; "
-                "are they of one run?"
+                f"the ODE's state is {tuple(row.x.shape)}, and the speech tokens make {tuple(c.mu.shape)}"
+                "; are they of one run?"
             )
         note_condition(row.record, c)
         if row.record.wants("flow/noise"):
