@@ -106,6 +106,22 @@ def test_what_trainers_save_opens_with_the_same_weights(folder, tiny, name, suff
     assert loaded.origin[stage] == f"{FILES[stage]}{suffix}"
 
 
+def test_a_file_of_an_old_torch_opens(folder, tiny):
+    weights = load_file(folder / "flow.safetensors")
+    (folder / "flow.safetensors").unlink()
+    path = folder / "flow.pt"
+    torch.save({"model": weights}, path, _use_new_zipfile_serialization=False)
+    assert Checkpoint.load(folder).content_hash == tiny.content_hash
+    data = path.read_bytes()
+    for size in (20, 200, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:size])
+        with pytest.raises(WorkbenchError, match=r"flow\.pt"):
+            Checkpoint.load(folder)
+    torch.save({"model": TorchModule(2, 2)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(WorkbenchError, match="no plain weights"):
+        Checkpoint.load(folder)
+
+
 def test_what_was_changed_is_said_once(folder, capsys):
     rewritten(folder, "hift", LAYOUTS["gan"][1])
     rewritten(folder, "lm", LAYOUTS["float64"][1])

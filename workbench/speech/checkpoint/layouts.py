@@ -112,7 +112,8 @@ def find_stage(
             weights[meant] = value
 
     embedding = weights.get(weight_names.EMBED)
-    if "llm_decoder.weight" in expected and "llm_decoder.weight" not in weights and is_dense(embedding):
+    is_merged = is_dense(embedding) and embedding.shape > expected[weight_names.EMBED]
+    if is_merged and "llm_decoder.weight" not in weights:
         raise WorkbenchError(
             f"{file} has no llm_decoder.weight, and an embedding of {len(embedding)} ids: as servers merge "
             "it, one vocabulary for text and speech, which does not say where speech begins. Use the llm.pt "

@@ -25,6 +25,7 @@ SIDE_OBJECTS = frozenset(
         *("omegaconf", "deepspeed", "lightning", "pytorch_lightning", "lightning_fabric", "transformers"),
     )
 )
+LEGACY_PT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save began with before 1.6
 MAX_PROBLEMS = 5  # listed in an error message
 
 
@@ -47,8 +48,12 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        _check_zip(path)
-        found = _load_pickle(path)
+        if _is_legacy(path):
+            # Before torch 1.6, one pickle after the other: read into memory, each storage as long as it says.
+            found = torch.load(path, weights_only=True, map_location="cpu")
+        else:
+            _check_zip(path)
+            found = _load_pickle(path)
     except WorkbenchError:
         raise
     except (SafetensorError, OSError, zipfile.BadZipFile) as error:
@@ -90,6 +95,11 @@ def _load_pickle(path: Path) -> Any:
         )
     with torch.serialization.safe_globals([(ForeignObject, name) for name in classes]):
         return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+
+
+def _is_legacy(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(LEGACY_PT)) == LEGACY_PT
 
 
 def _check_zip(path: Path) -> None:
