@@ -9,6 +9,7 @@ from workbench.diagnose.suspects.benchmark import (
     RIGHT_VIEWS,
     kept,
     mel_and_waveform,
+    statistics_only,
     with_16_bit_waveform,
     without_lm_inputs,
 )
@@ -143,3 +144,27 @@ def test_a_parameter_that_is_not_listed_is_fitted(simulator, kind, value):
     fault = next(one for one in KINDS if one.name == kind).linear.with_value(value)
     found = ask(simulator, inject(simulator.pipe, simulator.reference, (fault,)))
     assert found.explained_by == (fault.name,), found.line
+
+
+@pytest.mark.parametrize(("digits", "form"), [(4, "g"), (3, "g"), (3, "f"), (2, "f")])
+def test_a_right_run_is_not_accused_for_the_digits_that_a_log_prints(simulator, digits, form):
+    printed = {}
+    for name, statistics in statistics_only(simulator.reference).items():
+        numbers = [float(f"{value:.{digits}{form}}") for value in statistics.double().flatten().tolist()]
+        printed[name] = torch.tensor(numbers, dtype=torch.float64).view(statistics.shape)
+    candidate = wb.Trace(printed, simulator.reference.attrs)
+    assert ask(simulator, candidate).healthy
+    assert set(wb.compare(simulator.reference, candidate).rows["verdict"]) <= {"ALIKE", "MISSING"}
+
+
+def test_a_fault_of_all_steps_is_named_beside_one_of_later_steps(simulator):
+    unknown = member(simulator.pipe, "time-wrong(0)")  # the first step has the time 0 anyway
+    candidate = inject(simulator.pipe, simulator.reference, (NAMED["input-order"], unknown))
+    found = ask(simulator, candidate, kinds=())
+    assert found.explained_by == ("input-order",) and "none of these beside it" in found.line
+
+
+def test_statistics_that_equal_the_healthy_models_show_that_nothing_else_was_drawn(simulator):
+    late = member(simulator.pipe, "stft-shifted(-1)")
+    candidate = statistics_only(inject(simulator.pipe, simulator.reference, (late,)))
+    assert "source-noise-other" not in ask(simulator, candidate, kinds=()).explained_by

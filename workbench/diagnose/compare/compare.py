@@ -45,6 +45,7 @@ from workbench.diagnose.compare.transitions import (
 from workbench.speech.config import STAGES, Options
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.importers.open_run import open_run
+from workbench.trace.print_errors import with_half_units
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, dims_of
 from workbench.trace.storage import Storage, beyond_storage
@@ -97,7 +98,7 @@ def compare(
     >>> found.input_differences
     ["option head_dtype: 'float32' and 'float16'"]
     """
-    reference, candidate = open_run(reference), open_run(candidate)
+    reference, candidate = with_half_units(open_run(reference)), with_half_units(open_run(candidate))
     candidate, numbering = statistics.renumbered(reference, candidate)
     input_differences = _input_differences(reference, candidate)
     same_tokens = not any(text.startswith(("lm/speech_token", "in/")) for text in input_differences)

@@ -21,6 +21,7 @@ from workbench.diagnose.compare.transitions import (
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.pipeline import Pipeline
+from workbench.trace.print_errors import with_half_units
 from workbench.trace.storage import Storage, beyond_storage, coarse_fields, perturbed_trace
 from workbench.trace.trace import Trace
 
@@ -40,7 +41,7 @@ class StoredRun:
     """
 
     def __init__(self, trace: Trace) -> None:
-        self.trace = trace
+        self.trace = with_half_units(trace)
         self.coarse: dict[str, Storage] = coarse_fields(trace)
 
     @functools.cached_property

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from workbench.diagnose.compare.distance import place_of
 from workbench.diagnose.compare.transitions import entry, loop_dimension
-from workbench.errors import WorkbenchError
-from workbench.trace.importers.logs.log_runs import HALF_UNITS
+from workbench.trace.print_errors import HALF_UNITS, half_unit
 from workbench.trace.record import summarise, summarise_regions
 from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace
@@ -77,7 +76,7 @@ def compare_statistics(
         return {"verdict": "MISSING", "note": "no statistic is on both sides"}
     # A statistic may differ by what rounding explains and by the digits that a log did not print.
     largest = torch.stack([x, y]).abs().nan_to_num(0.0).amax()
-    print_error = sum(_half_unit(trace, field, index) for trace in (reference, candidate))
+    print_error = sum(half_unit(trace, field, index) for trace in (reference, candidate))
     tolerance = allowed * largest + print_error
     differs = on_both_sides & ((y - x).abs() > tolerance)
     if differs.any():
@@ -168,18 +167,6 @@ def _statistics_by_region(trace: Trace, field: str, index: int | None) -> Tensor
 
 def _has_regions(field: str) -> bool:
     return "region" in dims_of(field + SUFFIX)
-
-
-def _half_unit(trace: Trace, field: str, index: int | None) -> Tensor:
-    """Return half a unit of the last printed digit of each statistic (5,); zeros without a log."""
-    printed = trace.attrs.get(HALF_UNITS, {}).get(field) if field not in trace else None
-    if printed is None:
-        return torch.zeros(len(VALUE_STATS), dtype=torch.float64)
-    try:
-        half_units = printed if index is None else printed[index]
-        return torch.tensor(half_units, dtype=torch.float64)[: len(VALUE_STATS)]
-    except (TypeError, ValueError, IndexError) as error:
-        raise WorkbenchError(f"{HALF_UNITS} of {field} is not a number for every statistic") from error
 
 
 def _size_ratio(x: Tensor, y: Tensor) -> float:

@@ -215,11 +215,7 @@ def _ask(
     reference, pipe = simulator.reference, simulator.pipe
     try:
         candidate = inject(pipe, reference, made)
-        # Beside the others, a listed fault may change nothing, such as "silence is dropped" without silence.
-        has_effect = True
-        for fault in listed:
-            others = [other for other in made if other is not fault]
-            has_effect &= bool(not others or differ(candidate, inject(pipe, reference, others)))
+        has_effect = len(made) == 1 or all(_shows(fault, made, candidate, simulator) for fault in listed)
     except (WorkbenchError, RuntimeError) as error:
         for view in views:
             yield Row(case, view, names, str(error), "no run")
@@ -232,9 +228,17 @@ def _ask(
         yield Row(case, view, names, _named(found), outcome_of(found, [fault.name for fault in listed]))
 
 
-def differ(a: Trace, b: Trace) -> bool:
-    """Whether two runs recorded anything else."""
-    return set(a) != set(b) or any(not torch.equal(a[name], b[name]) for name in a)
+def _shows(fault: Fault, made: Sequence[Fault], candidate: Trace, simulator: FaultSimulator) -> bool:
+    """Whether one fault of several changes a run, and is found wrong where it is alone.
+
+    A fault may change nothing, such as "silent tokens are dropped" where none is drawn, or change no more
+    than rounding does.
+    """
+    reference, pipe = simulator.reference, simulator.pipe
+    without = inject(pipe, reference, [other for other in made if other is not fault])
+    changes = any(not torch.equal(candidate[name], without[name]) for name in candidate if name in without)
+    alone = inject(pipe, reference, [fault])
+    return changes and not find_suspects(reference, alone, pipe, simulator=simulator, kinds=()).healthy
 
 
 def outcome_of(found: Diagnosis, listed: Sequence[str]) -> str:

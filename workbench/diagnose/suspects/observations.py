@@ -26,7 +26,8 @@ from workbench.diagnose.compare.transitions import (
 from workbench.diagnose.suspects.catalogue.faults import HEALTHY, Fault, Faults, applied, faulty_options
 from workbench.diagnose.suspects.simulate import AUDIO_FIELDS, Predictor
 from workbench.errors import WorkbenchError, first_line
-from workbench.trace.schema import LM_INPUTS, SUFFIX
+from workbench.trace.print_errors import half_unit
+from workbench.trace.schema import LM_INPUTS, SUFFIX, dims_of
 from workbench.trace.storage import Storage, beyond_storage
 from workbench.trace.trace import Trace
 
@@ -261,13 +262,21 @@ def _run_observations(
     exact = predictor.predict(name, HEALTHY, options.but(**FLOAT64_PRECISION))
     if healthy is None:
         return  # our model fails on the candidate's inputs, so that nothing can be said
-    measure = statistics_distance if is_statistics else value_distance
     is_audio = field_name in AUDIO_FIELDS
-    if not is_statistics and not is_audio:
-        measure = functools.partial(value_distance, storage=run.coarse.get(field_name))
     # Predictions with other lost digits: in the result, where it is compared as a log-mel, and in the inputs.
     results_equally_stored = predictor.stored_audio(name, run, upstream_precision) if is_audio else []
     inputs_equally_stored = predictor.equally_stored(name, run, upstream_precision)
+
+    def measure_at(index: int | None) -> Callable[[Tensor, Tensor | None], float]:
+        """Return the distance of results at an entry, beyond what storage explains."""
+        if is_audio and not is_statistics:
+            return value_distance  # of log-mels
+        if not is_statistics:
+            return functools.partial(value_distance, storage=run.coarse.get(field_name))
+        print_error = half_unit(run.trace, field_name, index)
+        if "region" in dims_of(name):
+            print_error = print_error.unsqueeze(-2)
+        return functools.partial(statistics_distance, print_error=print_error)
 
     def run_observation(index: int | None) -> Observation:
         """Return the observation of one entry of the field, or of the whole field for None."""
@@ -282,6 +291,7 @@ def _run_observations(
         def affects(fault: Fault) -> bool:
             return predictor.affects(fault, field_name, index)
 
+        measure = measure_at(index)
         found_here = _at(index, found)
         healthy_here = _at(index, healthy)
         exact_here = _at(index, exact)
@@ -343,17 +353,21 @@ def value_distance(found: Tensor, predicted: Tensor | None, storage: Storage | N
     return min(MAX_DISTANCE, relative(expected, beyond_storage(found[finite], expected, storage)))
 
 
-def statistics_distance(found: Tensor, predicted: Tensor | None) -> float:
+def statistics_distance(found: Tensor, predicted: Tensor | None, print_error: Tensor | float = 0.0) -> float:
     """Return the distance of statistics (..., 6): root mean square, each relative to the largest of its row.
 
-    Only the statistics that `found` has count: a log leaves some NaN.
+    Only the statistics that `found` has count: a log leaves some NaN. Of each difference, `print_error`
+    (..., 5) is taken off: half a unit of the last printed digit.
     """
     if predicted is None or found.shape != predicted.shape:
         return MAX_DISTANCE
     values = found[..., :-1]  # without the last statistic, a count of NaN and Inf
     # 1e-6: no division by zero where all of a row is zero.
     largest = values.abs().nan_to_num(0.0).amax(-1, keepdim=True).clamp(min=1e-6)  # (..., 1)
-    errors = ((found - predicted) / largest)[~found.isnan()]
+    difference = found - predicted
+    beyond_print = (difference[..., :-1].abs() - print_error).clamp(min=0.0)
+    difference = torch.cat((beyond_print, difference[..., -1:]), dim=-1)
+    errors = (difference / largest)[~found.isnan()]
     if not errors.isfinite().all():
         return MAX_DISTANCE
     return min(MAX_DISTANCE, float(errors.square().mean().sqrt()))

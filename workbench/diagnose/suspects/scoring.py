@@ -96,12 +96,11 @@ class Scorer:
         score = _decades_above(observation.allowed, self.distance(number, effective))
         for fault in effective:
             others = tuple(other for other in effective if other is not fault)
-            # `fault.redraws` holds the same fault with further random numbers.
-            if fault.redraws and observation.is_statistics:
+            is_random = fault.rounds or bool(fault.redraws)  # the fault rounds, or draws random numbers
+            if is_random and observation.is_statistics:
                 nearness = self._nearness_to_healthy(number, fault, others)
                 if nearness > MAX_NEARNESS:
                     return max(self.score(number, others), nearness)
-            is_random = fault.rounds or bool(fault.redraws)  # the fault rounds, or draws random numbers
             if is_random and score > MIN_WRONG_SCORE:
                 score = min(score, self._score_by_likeness(number, fault, others))
         return score

@@ -97,7 +97,13 @@ class Search:
         for group in scorer.groups():
             wrong = [number for number in group if scorer.is_wrong(number)]
             if wrong:
-                self.verdicts.append(self._explain(group, wrong))
+                verdict = self._explain(group, wrong)
+                first_steps = self._explain_first_steps(group, wrong) if verdict.reason else None
+                if first_steps is not None:
+                    self.verdicts.append(first_steps)
+                    wrong = [number for number in wrong if scorer.is_wrong(number, self.chosen)]
+                    verdict = self._verdict_without(wrong, "another fault is in these steps")
+                self.verdicts.append(verdict)
 
     # ---- one group
 
@@ -141,6 +147,32 @@ class Search:
             if is_single and faults != best and totals[faults] - totals[best] <= MAX_TIE:
                 ties += faults
         return Verdict(fields, places, best, tuple(ties))
+
+    def _explain_first_steps(self, group: list[int], wrong: list[int]) -> Verdict | None:
+        """Return a fault that gives all results of the first wrong step, where another one sets in later.
+
+        The other one may show in later steps only, such as a time that is wrong from the second step on.
+        Only values of a loop, predicted from the candidate's own record, can tell that.
+        """
+        scorer = self.scorer
+        first = scorer.observations[wrong[0]]
+        if first.index is None or not first.is_local or first.is_statistics:
+            return None
+        same_step = [number for number in wrong if scorer.observations[number].index == first.index]
+        if len(same_step) == len(wrong):
+            return None
+        for fault in self._candidates(self.catalogue, group, same_step):
+            if self._explains((fault,), same_step, group):
+                self.chosen = (*self.chosen, fault)
+                explained = [number for number in wrong if not scorer.is_wrong(number, self.chosen)]
+                return self._verdict_without(explained, "", (fault,))
+        return None
+
+    def _verdict_without(self, wrong: list[int], reason: str, faults: Faults = HEALTHY) -> Verdict:
+        """Return the verdict on some results."""
+        observations = [self.scorer.observations[number] for number in wrong]
+        fields = tuple(dict.fromkeys(observation.field for observation in observations))
+        return Verdict(fields, tuple(one.name for one in observations), faults, reason=reason)
 
     def _fitting_beyond_catalogue(
         self, listed: list[Fault], group: list[int], wrong: list[int]
@@ -242,8 +274,11 @@ class Search:
 
     # ---- whether faults explain a group
 
-    def _explains(self, faults: Faults, wrong: list[int]) -> bool:
-        """Whether faults give what the candidate recorded in a group, and nothing elsewhere denies them."""
+    def _explains(self, faults: Faults, wrong: list[int], no_witness: Sequence[int] = ()) -> bool:
+        """Whether faults give what the candidate recorded in a group, and nothing elsewhere denies them.
+
+        `no_witness` are results that may have another fault, so that they deny nothing.
+        """
         scorer, chosen = self.scorer, self.chosen
         together = (*chosen, *faults)
         # The first wrong result rules most faults out; the others are asked of the few that are left.
@@ -263,7 +298,7 @@ class Search:
         min_gain = MIN_GAIN_OF_STATISTICS if is_statistics else MIN_GAIN
         if sum(gains) / len(gains) < min_gain and not self._removes(together, wrong):
             return False
-        return not self._is_contradicted(together)
+        return not self._is_contradicted(together, no_witness)
 
     def _removes(self, together: Faults, wrong: list[int]) -> bool:
         """Whether these faults remove nearly all of the distance to every wrong result.
@@ -276,7 +311,7 @@ class Search:
                 return False
         return True
 
-    def _is_contradicted(self, together: Faults) -> bool:
+    def _is_contradicted(self, together: Faults, no_witness: Sequence[int]) -> bool:
         """Whether a result fits worse with these faults than with those that were chosen before.
 
         A wrong result of a simulated run is no witness: it inherits errors, and may change in any way while
@@ -284,7 +319,7 @@ class Search:
         """
         for number, observation in enumerate(self.scorer.observations):
             before = self.scorer.score(number, self.chosen)
-            if before > MAX_FIT_SCORE and not observation.is_local:
+            if number in no_witness or (before > MAX_FIT_SCORE and not observation.is_local):
                 continue
             after = self.scorer.score(number, together)
             if after > MAX_FIT_SCORE and after > before + MIN_GAIN:

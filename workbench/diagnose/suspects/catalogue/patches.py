@@ -123,7 +123,8 @@ def unconditional_keeps(*kept: str) -> Patch:
 
 
 def swap_branches(v: flow.Velocity) -> flow.Velocity:
-    return flow.Velocity(v.guided, v.uncond, v.cond)
+    guidance = v.guided - v.cond  # cfg_rate * (cond - uncond); it points the other way when they are swapped
+    return flow.Velocity(v.uncond - guidance, v.uncond, v.cond)
 
 
 def rotate_all_heads(q: Tensor, cos: Tensor, sin: Tensor, original=dit.rotate_first_head) -> Tensor:

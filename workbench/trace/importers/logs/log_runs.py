@@ -29,12 +29,12 @@ from workbench.trace.importers.logs.log_steps import (
     merge_below_headings,
     number_steps,
 )
+from workbench.trace.print_errors import HALF_UNITS
 from workbench.trace.schema import FIELDS, REGIONS, SAMPLE_RATE, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace
 
 MAX_RUNS = 200  # of one source; bounds memory for a log of any length
 MAX_STEPS = 200  # largest step of an ODE that is read; bounds the size of a trace. Runs have about 10 steps
-HALF_UNITS = "half_units"  # attribute of a trace: how far rounding may have moved each printed number
 # Statistics of a tensor with one positive value, such as a time: each of them is that value.
 STATS_OF_ONE_NUMBER = ("min", "max", "mean", "mean_abs", "rms")
 # Relative uncertainty of a printed standard deviation. `Tensor.std` divides by n - 1 where the rms needs n.
