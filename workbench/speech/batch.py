@@ -37,7 +37,7 @@ MAX_ROWS = 32  # rows in one batch; the limit bounds the memory that a stage nee
 
 # Options that may differ between the rows of one batch of a stage. All other options are equal in a batch.
 PER_ROW_OPTIONS = {LM: fast_lm.PER_ROW_OPTIONS, FLOW: fast_flow.PER_ROW_OPTIONS, HIFT: ()}
-# The function that runs a stage for the rows of one batch, and stores its output in them.
+# The function that runs a stage for the rows of one batch. It stores the stage's output in the rows.
 RUN_STAGE: dict[str, Callable[[StageRunner, Sequence[Row]], None]] = {
     LM: make_tokens,
     FLOW: make_mels,
@@ -116,7 +116,7 @@ def run_batch(
 
 def _batches(stage: str, runs: Sequence[_Run]) -> Iterator[list[list[_Run]]]:
     """Yield the batches of a stage. A batch is a list of rows; a row is the list of runs that share it."""
-    # Runs with one row key share a row. Rows with one batch key share a batch.
+    # Runs with the same row key share a row. Rows with the same batch key share a batch.
     rows_of_batch_key: dict[Hashable, dict[Hashable, list[_Run]]] = {}  # batch key -> row key -> runs
     for run in runs:
         runs_of_row_key = rows_of_batch_key.setdefault(_batch_key(stage, run), {})
@@ -169,7 +169,6 @@ def _run_stage(runner: StageRunner, stage: str, batch: list[list[_Run]]) -> None
     for row, runs in zip(rows, batch, strict=True):
         for run in runs:
             run.token, run.mel = row.token, row.mel
-            run.seconds[stage] = clock.seconds[stage] / len(
-                rows
-            )  # each run of a row gets the share of the whole row
+            # Each run of a row gets the share of the whole row.
+            run.seconds[stage] = clock.seconds[stage] / len(rows)
             run.rows[stage] = len(rows)

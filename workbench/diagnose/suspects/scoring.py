@@ -37,8 +37,9 @@ MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this reproduces
 LIKENESS_SCORE = MIN_WRONG_SCORE
 # A draw is one run of our model with one set of random numbers.
 MIN_DRAWS = 2  # needed to know how far draws are from each other
-MAX_NEARNESS = 1.0  # of `_nearness_to_healthy`: chance alone gives a factor of 10 (one decade)
-MAX_NEARNESS_COUNTED = 2.0  # the nearness of statistics that equal the healthy model's would be infinite
+# In decades, of what `_nearness_without` returns.
+MAX_NEARNESS = 1.0  # a draw comes as near as this by chance
+MAX_NEARNESS_COUNTED = 2.0  # stands for infinity, where the candidate's distance is 0
 
 
 class CausalKey(NamedTuple):
@@ -84,8 +85,9 @@ class Scorer:
     def _score(self, number: int, faults: Faults) -> float:
         """Return the score of one observation under these faults.
 
-        It is the distance in decades, with two exceptions. A fault with random numbers is refuted by
-        statistics that equal the healthy model's. A fault that rounds or draws may pass by likeness alone.
+        It is the distance in decades, with two exceptions for faults that round or draw. If the candidate's
+        statistics equal those without the fault, the score is high. If its error looks like an error of the
+        fault, the score is low.
         """
         observation = self.observations[number]
         # Drop faults that cannot change this observation: many sets of faults then share one cached score.
@@ -98,18 +100,19 @@ class Scorer:
             others = tuple(other for other in effective if other is not fault)
             is_random = fault.rounds or bool(fault.redraws)  # the fault rounds, or draws random numbers
             if is_random and observation.is_statistics:
-                nearness = self._nearness_to_healthy(number, fault, others)
+                nearness = self._nearness_without(number, fault, others)
                 if nearness > MAX_NEARNESS:
                     return max(self.score(number, others), nearness)
             if is_random and score > MIN_WRONG_SCORE:
                 score = min(score, self._score_by_likeness(number, fault, others))
         return score
 
-    def _nearness_to_healthy(self, number: int, fault: Fault, others: Faults) -> float:
-        """Return log10(a / b): `a` and `b` are the distances of a draw and of the candidate to our model.
+    def _nearness_without(self, number: int, fault: Fault, others: Faults) -> float:
+        """Return how much nearer the candidate is to our model without a fault than runs with the fault are.
 
-        Our model has the other faults here, but not this one. `a` is the distance of the nearest draw with
-        this fault. A high value shows that the candidate has the random numbers of our model, even where
+        The result is log10(a / b). `a` is the distance between our model with the fault and without it; for a
+        fault that draws, the distance of the nearest draw. `b` is the distance between the candidate and our
+        model without the fault. A high value shows that the candidate does not have the fault, even where
         rounding would allow both distances.
         """
         observation = self.observations[number]
@@ -155,7 +158,7 @@ class Scorer:
         found_error = observation.distance(observation.found, without)
         # In decades: how much larger the expected error is than the one that was found.
         missing_error = _decades_above(max(found_error, observation.allowed), expected_error)
-        # `_nearness_to_healthy` has already judged the statistics of draws, with a wider tolerance.
+        # `_nearness_without` has already judged the statistics of draws, with a wider tolerance.
         is_judged = observation.is_statistics and bool(fault.redraws)
         if missing_error > MAX_FIT_SCORE and not is_judged:
             return max(score_without, missing_error)

@@ -97,7 +97,7 @@ class TritonDecodeStep:
     def logits(
         self, x: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, length: int
     ) -> Tensor:
-        """Write the new position's keys and values into the cache, and return the logits that follow it.
+        """Write the new position's keys and values into the cache, and return the next token's logits.
 
         Parameters
         ----------

@@ -200,7 +200,7 @@ def _project_rows(
             squares += tl.sum(x * x, 2)
             x *= tl.load(norm_ptr + column, mask=in_mask, other=0.0).to(tl.float32)[:, None, :]
 
-        x = x.to(weight.dtype)  # `tl.dot` multiplies matrices of one type: bfloat16 weights round x as well
+        x = x.to(weight.dtype)  # `tl.dot` needs matrices of one type
         acc = tl.dot(x, weight, acc, input_precision=PRECISION)
         if GATED:
             weight_up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=weight_mask, other=0.0)

@@ -43,7 +43,7 @@ STD_ERROR = 0.01
 
 # The place of a printed number is a pair: the name of its field, and the index of its entry. Fields of the
 # ODE have an entry for each knot or step; the index of all other fields is None. The name STEP_WIDTH stands
-# for the width of a step, which is no field.
+# for the width of a step. A trace has no such field.
 Slot = tuple[str, int | None]
 Statistics = dict[str, Rounded]  # by name, such as "max"
 
