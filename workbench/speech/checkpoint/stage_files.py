@@ -58,7 +58,7 @@ def load_stages(folder: Path, config: Config, lm: str = "auto") -> LoadedStages:
         else:
             stem, found = _find_elsewhere(stage, folder, files, expected, contents, lm)
         tie_embedding(found.weights)
-        loaded.weights[stage] = select_weights(found.weights, expected[stage], files[stem][0])
+        loaded.weights[stage] = select_weights(found.weights, expected[stage], files[stem][0], found.notes)
         loaded.files[stage] = files[stem][0].name
         loaded.notes.extend(note for note in (*_quantised(files[stem][0]), *found.notes))
     return loaded

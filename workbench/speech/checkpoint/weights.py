@@ -131,9 +131,9 @@ def tie_embedding(found: dict[str, Any]) -> None:
 
 
 def select_weights(
-    found: dict[str, Any], expected: dict[str, tuple[int, ...]], path: Path
+    found: dict[str, Any], expected: dict[str, tuple[int, ...]], path: Path, notes: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Return the tensors in the order of `expected`.
+    """Return the tensors in the order of `expected`; `notes` says what was changed to find them.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def select_weights(
         raise WorkbenchError(
             f"{path} does not fit cosyvoice3.yaml: {len(wrong)} of another shape or type, "
             f"{len(extra)} unexpected, {len(missing)} missing:\n  {listed}{more}\n"
-            f"{_common_start(found, expected)}"
+            f"{''.join(f'{note}. ' for note in notes)}{_common_start(found, expected)}"
             f"Is it from the same checkpoint? `workbench inspect {path.parent}` lists what is there"
         )
     # Detach each tensor once, so that two names of one tensor stay two names of one tensor.
