@@ -75,6 +75,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "token_temperature": 0.8,
         "repetition_penalty": 1.1,
         "mask_stop_ids": False,
+        "max_tokens": 750,
+        "lm_dtype": "bfloat16",
     },
 }
 
