@@ -54,7 +54,7 @@ def test_a_trace_is_compared_with_every_kind_of_thing(tmp_path, mine, kind, caps
 @pytest.mark.slow
 def test_a_mapping_is_proposed_written_and_used(tmp_path, mine, capsys):
     trace = wb.Trace.load(mine)
-    np.savez(tmp_path / "dump.npz", mel_out=trace["flow/mel"].numpy().T, audio=trace.wav.numpy())
+    np.savez(tmp_path / "dump.npz", their_mel=trace["flow/mel"].numpy().T, their_audio=trace.wav.numpy())
     path, mapping = str(tmp_path / "dump.npz"), str(tmp_path / "mine.toml")
     assert main(["compare", mine, path]) == 2
     assert "`workbench mapping dump.npz` proposes one" in capsys.readouterr().err

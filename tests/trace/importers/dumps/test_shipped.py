@@ -67,6 +67,35 @@ def test_a_shipped_mapping_whose_shapes_do_not_fit_is_not_taken(tmp_path):
         wb.open(tmp_path / "dump.safetensors")
 
 
+def test_names_of_the_table_of_logs_need_no_mapping(tmp_path):
+    x, v, noise = torch.randn(2, 1, 80, 5), torch.randn(2, 1, 80, 5), torch.randn(1, 80, 5)
+    arrays = {f"step_{k:02d}_x": x[k] for k in (0, 1)} | {f"step_{k:02d}_v_cond": v[k] for k in (0, 1)}
+    arrays |= {"flow_noise": noise, "mel": torch.randn(1, 80, 3), "wav": torch.randn(9)}
+    for name, value in arrays.items():
+        np.save(tmp_path / f"{name}.npy", value.numpy())
+    trace = wb.open(tmp_path)
+    assert torch.equal(trace["flow/x"], torch.cat((noise, x[:, 0])))
+    assert torch.equal(trace["flow/velocity_cond"], v[:, 0]) and torch.equal(trace.wav, arrays["wav"])
+    assert "was read by names that logs.toml has" in trace.attrs["notes"][0]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {f"x{k}": (1, 80, 5) for k in range(4)},  # nobody knows whether the first state is the noise
+        {"mel": (80, 5), "native_mel": (80, 5)},  # two candidates
+        {"hidden_mel": (80, 5)},  # another word
+        {"mel": (80, 80)},  # which axis is which
+        {f"v{k}": (2, 80, 5) for k in range(3)},  # which branch is first
+    ],
+)
+def test_what_names_leave_open_is_not_guessed(tmp_path, arrays):
+    np.savez(tmp_path / "dump.npz", **{name: np.ones(shape, "f4") for name, shape in arrays.items()})
+    with pytest.raises(WorkbenchError, match=r"`workbench mapping dump\.npz` proposes one"):
+        wb.open(tmp_path / "dump.npz")
+    assert propose_mapping(tmp_path / "dump.npz")
+
+
 # ---- proposals
 
 

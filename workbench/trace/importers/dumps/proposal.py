@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,6 +26,14 @@ PLACES = re.compile(
 WORD = re.compile(r"[a-z]+[0-9]?(?![a-z])|[a-z]+|[0-9]+")
 NUMBER = re.compile(r"[0-9]+")
 MAX_LISTED = 40  # names without a field
+
+
+class Proposed(NamedTuple):
+    """A proposed table of a mapping."""
+
+    field: str
+    text: str  # TOML, with comments on what is doubtful
+    is_certain: bool  # whether the name, the shape and the other tensors leave no other reading
 
 
 class Group(NamedTuple):
@@ -70,20 +78,12 @@ def propose_mapping(path: str | os.PathLike, names: str | os.PathLike = NAMES) -
     """
     dump = open_tensors(Path(path))
     table = LogNames.load(names)
-    groups = list(_groups(dump))
-    by_field: dict[str, list[Group]] = {}
-    unknown = []
-    for group in groups:
-        fields = _fields_of(group, table)
-        for field in fields:
-            by_field.setdefault(field, []).append(group)
-        if not fields:
-            unknown.append(group)
+    proposed, unknown = _proposals(dump, table)
     tables = []
-    for field in FIELDS:
-        for k, group in enumerate(by_field.get(field, [])):
-            text = _table(field, group, by_field, dump)
-            tables.append(text if k == 0 else _commented(f"another candidate for {field}:\n{text}"))
+    seen = set()
+    for field, text, _ in proposed:
+        tables.append(_commented(f"another candidate for {field}:\n{text}") if field in seen else text)
+        seen.add(field)
     if not tables:
         raise WorkbenchError(
             f"{dump.path.name} holds {', '.join(list(dump.tensors)[:8])}, and no name of {Path(names).name}; "
@@ -100,6 +100,40 @@ def propose_mapping(path: str | os.PathLike, names: str | os.PathLike = NAMES) -
     text = "\n".join([*head, "\n".join(tables), *rest])
     parse_mapping(text, "the proposal")  # so that what is proposed can be read
     return text
+
+
+def certain_rules(dump: TensorDump) -> dict[str, Any]:
+    """Return the rules of a mapping for those tensors whose names and shapes leave no doubt; {} for none.
+
+    As for a log, a name of the table counts as what the table says. States of the ODE without the number of
+    its steps, branches of a batch, and names with other words are left out.
+    """
+    proposed, _ = _proposals(dump, LogNames.load())
+    texts = [each.text for each in proposed if each.is_certain]
+    return parse_mapping("\n".join(texts), "the proposal") if texts else {}
+
+
+def _proposals(dump: TensorDump, table: LogNames) -> tuple[list[Proposed], list[Group]]:
+    """Return the proposed tables in the order of the schema, and the groups without a field."""
+    by_field: dict[str, list[Group]] = {}
+    unknown = []
+    exact = set()
+    for group in _groups(dump):
+        fields, is_exact = _fields_of(group, table)
+        for field in fields:
+            by_field.setdefault(field, []).append(group)
+        if not fields:
+            unknown.append(group)
+        if is_exact:
+            exact.add(group)
+    proposed = []
+    for field in FIELDS:
+        groups = by_field.get(field, [])
+        for group in groups:
+            text, has_doubt = _table(field, group, by_field, dump)
+            is_certain = group in exact and len(groups) == 1 and not has_doubt
+            proposed.append(Proposed(field, text, is_certain))
+    return proposed, unknown
 
 
 def _groups(dump: TensorDump) -> Iterator[Group]:
@@ -125,13 +159,17 @@ def _groups(dump: TensorDump) -> Iterator[Group]:
             yield Group(name, (name,), (), tensor.shape)
 
 
-def _fields_of(group: Group, table: LogNames) -> list[str]:
-    """Return the fields that a group may be: one, or both branches of a velocity; empty where unknown."""
+def _fields_of(group: Group, table: LogNames) -> tuple[list[str], bool]:
+    """Return the fields that a group may be, and whether its name says no more than the field's.
+
+    There are two fields for the branches of a velocity, and none for an unknown name.
+    """
     if not group.template.isprintable() or "{" in group.template.replace("{step}", ""):
-        return []  # no name that a mapping can hold
+        return [], False  # no name that a mapping can hold
     stem = re.sub(r"\.(npy|f32|bin|raw|dat|csv|txt|pt)$", "", group.template.replace("{step}", " ").lower())
     words = WORD.findall(stem.replace("_", " ").replace("-", " ").replace(".", " "))
     field = ""
+    is_exact = True
     for first in range(len(words)):
         # The longest end of the name that the table knows, then the same without words of place.
         tail = words[first:]
@@ -139,6 +177,7 @@ def _fields_of(group: Group, table: LogNames) -> list[str]:
             found = table.tensors.get(candidate)
             if found is not None and found.field and _fits(found.field, group):
                 field = found.field
+                is_exact = all(PLACES.fullmatch(word) for word in words[:first])
                 break
         if field:
             break
@@ -147,8 +186,8 @@ def _fields_of(group: Group, table: LogNames) -> list[str]:
         field = next((name for name in FIELDS if name.replace("/", "_") == joined and _fits(name, group)), "")
     is_velocity = field.startswith("flow/velocity")
     if is_velocity and _batch_axis(group.shape) is not None:
-        return list(BRANCH_VELOCITIES)
-    return [field] if field else []
+        return list(BRANCH_VELOCITIES), is_exact
+    return ([field], is_exact) if field else ([], False)
 
 
 def _fits(field: str, group: Group) -> bool:
@@ -168,8 +207,9 @@ def _batch_axis(shape: tuple[int, ...]) -> int | None:
     return 0 if len(shape) == 3 and shape[0] == 2 else None
 
 
-def _table(field: str, group: Group, by_field: dict[str, list[Group]], dump: TensorDump) -> str:
-    """Return the table of one field."""
+def _table(field: str, group: Group, by_field: dict[str, list[Group]], dump: TensorDump) -> tuple[str, bool]:
+    """Return the table of one field, and whether anything about it is doubtful."""
+    has_doubt = False
     dims = FIELDS[field].dims
     wanted = list(dims[1:] if group.steps else dims)
     comments = []
@@ -187,6 +227,7 @@ def _table(field: str, group: Group, by_field: dict[str, list[Group]], dump: Ten
         free = [dim for dim in wanted if dim not in USUAL_LENGTHS]
         if exact and group.shape.count(length) > 1:
             comments.append(f"# two axes of {length}: check their order")
+            has_doubt = True
         axes.append((exact or free or wanted)[0])
         wanted.remove(axes[-1])
     lines.append(f'[fields."{field}"]')
@@ -195,17 +236,19 @@ def _table(field: str, group: Group, by_field: dict[str, list[Group]], dump: Ten
     if batch is not None:
         lines.append(f"index = {0 if field != BRANCH_VELOCITIES[1] else 1}")
         comments.append("# a batch of two: upstream has the branch with conditions first; check your program")
+        has_doubt = True
     if group.steps and group.steps[0] != 0:
         lines.append(f"first = {group.steps[0]}")
     if field == "flow/x" and group.steps:
-        more, comment = _start(group, by_field, dump)
-        lines += more
+        start, comment, is_known = _start(group, by_field, dump)
+        lines += [f"start = [{_quoted(start)}]"] if start else []
         comments.append(comment)
-    return "\n".join([*comments, *lines, ""])
+        has_doubt = has_doubt or not is_known
+    return "\n".join([*comments, *lines, ""]), has_doubt
 
 
-def _start(group: Group, by_field: dict[str, list[Group]], dump: TensorDump) -> tuple[list[str], str]:
-    """Return the line of a state before the first step, and what the proposal takes the states to be."""
+def _start(group: Group, by_field: dict[str, list[Group]], dump: TensorDump) -> tuple[str, str, bool]:
+    """Return the name of the state before the first, what the states are taken for, and if it is known."""
     velocities = [
         len(found.steps)
         for field, groups in by_field.items()
@@ -214,16 +257,18 @@ def _start(group: Group, by_field: dict[str, list[Group]], dump: TensorDump) -> 
     ]
     noise = [found.template for found in by_field.get("flow/noise", []) if not found.steps]
     count = len(group.steps)
-    if noise and torch.equal(*(dump.tensors[name].read().squeeze() for name in (noise[0], group.names[0]))):
-        return [], f"# state {group.steps[0]} equals {noise[0]}: it is the one before the first step"
-    if velocities and count == max(velocities) + 1:
-        return [], f"# {count} states for {count - 1} steps: the first one is taken for the noise"
     if noise:
-        first = group.steps[0]
-        return [
-            f"start = [{_quoted(noise[0])}]"
-        ], f"# state {first} is taken for the one after the first step"
-    return [], "# the first state is taken for the noise; if it comes after a step, name the noise as start"
+        pair = [dump.tensors[name].read().squeeze().double() for name in (noise[0], group.names[0])]
+        if torch.equal(*pair):
+            comment = f"# state {group.steps[0]} equals {noise[0]}: it is the one before the first step"
+            return "", comment, True
+    if velocities and count == max(velocities) + 1:
+        return "", f"# {count} states for {count - 1} steps: the first one is taken for the noise", True
+    if noise:
+        comment = f"# state {group.steps[0]} is taken for the one after the first step"
+        return noise[0], comment, bool(velocities) and count == max(velocities)
+    comment = "# the first state is taken for the noise; if it comes after a step, name the noise as start"
+    return "", comment, False
 
 
 def _commented(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Open a dump without a mapping of one's own: by a shipped mapping, or by the names of the schema."""
+"""Open a dump without a mapping of one's own: by a shipped mapping, or by names that are certain."""
 
 import os
 from collections.abc import Mapping
@@ -9,12 +9,14 @@ from workbench.errors import WorkbenchError
 from workbench.files import data_path
 from workbench.trace.importers.dumps.mapping import apply_mapping, tensor_names
 from workbench.trace.importers.dumps.mapping_file import ONE, has_step, name_pattern, read_mapping
+from workbench.trace.importers.dumps.proposal import certain_rules
 from workbench.trace.importers.dumps.tensor_files import TensorDump, open_tensors
 from workbench.trace.schema import FIELDS
 from workbench.trace.trace import Trace
 
 SCHEMA_NAMES = "the names of the schema"
-MIN_SHARE = 0.5  # of the tensors that have the names of fields, before these are taken for what they say
+TABLE_NAMES = "names that logs.toml has"
+MIN_SHARE = 0.5  # of the tensors that have known names, before these are taken for what they say
 MAX_SHOWN = 8  # names in an error
 
 
@@ -27,7 +29,8 @@ def open_dump(path: str | os.PathLike, mapping: str | os.PathLike | None = None,
         As in `read_foreign`.
     mapping : path, optional
         Without it the mappings of `data/foreign/` are tried, and names such as "flow.mel" or "flow_mel" that
-        are those of fields. The one that fits is named in `attrs["mapping"]` and `attrs["notes"]`.
+        are those of fields, and names of the table of logs, such as "mel". What fits is named in
+        `attrs["mapping"]` and `attrs["notes"]`.
     **attrs
         As in `read_foreign`.
 
@@ -40,7 +43,7 @@ def open_dump(path: str | os.PathLike, mapping: str | os.PathLike | None = None,
     if mapping is not None:
         return apply_mapping(dump, read_mapping(Path(mapping)), Path(mapping).name, **attrs)
     problems = []
-    for name, rules in _fitting(dump):
+    for name, rules in _fitting(dump) or _by_table_names(dump):
         try:
             trace = apply_mapping(dump, rules, name, **attrs)
         except WorkbenchError as error:
@@ -73,6 +76,13 @@ def _fitting(dump: TensorDump) -> list[tuple[str, Mapping[str, Any]]]:
         fitting.append((len(by_schema["fields"]), SCHEMA_NAMES, by_schema))
     fitting.sort(key=lambda each: -each[0])
     return [(name, rules) for _, name, rules in fitting]
+
+
+def _by_table_names(dump: TensorDump) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the rules of names that are certain, where they read enough of a dump."""
+    rules = certain_rules(dump)
+    is_enough = rules and _count(dump, rules, TABLE_NAMES) >= MIN_SHARE * len(dump.tensors)
+    return [(TABLE_NAMES, rules)] if is_enough else []
 
 
 def _count(dump: TensorDump, rules: Mapping[str, Any], mapping: str) -> int:
