@@ -110,3 +110,37 @@ def test_help_lists_every_option_and_the_defaults(capsys):
     out = " ".join(capsys.readouterr().out.split())  # lines are wrapped
     for word in ("n_timesteps", "hift_dtype", "the bundled voice", "[default: cpu]", "Example:"):
         assert word in out
+
+
+@pytest.mark.slow
+def test_what_may_go_wrong_with_a_prompt_is_said_and_kept(tmp_path, capsys):
+    said = ["--prompt-text", "Hi.", "--trace", "summary", "-o", str(tmp_path), *QUICK]
+    assert main(["speak", "It is late.", *said]) == 0
+    err = capsys.readouterr().err
+    assert "warning: the transcript is far shorter" in err and "WorkbenchWarning" not in err
+    kept = wb.Trace.load(tmp_path / "speech_0_0.trace").attrs["warnings"]
+    assert "far shorter" in kept[0] and err.count("warning: ") == len(kept)
+
+
+@pytest.mark.slow
+def test_samples_without_a_header_need_their_rate(tmp_path, capsys):
+    wav, rate = soundfile.read(wb.data_path("prompts/kumo_0.flac"), dtype="int16")
+    wav.tofile(tmp_path / "me.pcm")
+    speak = ["speak", "It is late.", "--prompt", str(tmp_path / "me.pcm"), "-o", str(tmp_path), *QUICK]
+    speak += ["--prompt-text", wb.data_path("prompts/kumo_0.txt").read_text()]
+    assert main(speak) == 2
+    assert "--prompt-rate" in capsys.readouterr().err
+    assert main([*speak, "--prompt-rate", str(rate)]) == 0
+    assert main(["speak", "It is late.", "-o", str(tmp_path), *QUICK]) == 0
+    first, second = ((tmp_path / f"speech_0_0{end}.wav").read_bytes() for end in ("", "_1"))
+    assert first == second  # the same prompt as from its FLAC
+
+
+def test_a_transcript_that_is_empty_or_in_another_encoding_is_told_in_shell_words(tmp_path, capsys):
+    recording, transcript = tmp_path / "me.flac", tmp_path / "me.txt"
+    recording.write_bytes(wb.data_path("prompts/kumo_0.flac").read_bytes())
+    for content, expected in ((b" \n", "--prompt-text"), ("今天".encode("gbk"), "me.txt is no UTF-8 text")):
+        transcript.write_bytes(content)
+        assert main(["speak", "Hello.", "--prompt", str(recording)]) == 2
+        err = capsys.readouterr().err
+        assert expected in err and "text=" not in err and err.count("\n") == 1

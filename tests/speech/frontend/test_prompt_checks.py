@@ -1,6 +1,7 @@
 """What `check_prompt` says of recordings and transcripts: nothing of clean ones, and the right word of each fault."""
 
 import json
+import time
 import warnings
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.paths import ASSETS
 from workbench.diagnose.compare.plausibility import inconsistent_lengths
 from workbench.speech.frontend.audio_files import read_wav
 from workbench.speech.frontend.prompt_checks import SOUND_KINDS, TRANSCRIPT_KINDS, read_transcript
-from workbench.speech.frontend.transcript_checks import letters, spoken_letters
+from workbench.speech.frontend.transcript_checks import letters, spoken_letters, transcript_problems
 
 PROMPTS = sorted(wb.data_path("prompts").glob("*.flac"))
 KUMO = wb.data_path("prompts/kumo_0.flac")
@@ -196,6 +197,20 @@ def test_letters_stand_for_time_in_every_script():
 def test_transcripts_of_other_scripts_are_measured_by_their_own_letters(text):
     assert kinds(KUMO, text) == []
     assert "transcript length" in kinds(KUMO, text * 4) and "transcript length" in kinds(KUMO, text[:5])
+
+
+@pytest.mark.parametrize(
+    "text", ["<" + " " * 100_000, "<a" + " " * 100_000, "[" * 100_000, "speak " * 20_000, "!" * 100_000]
+)
+def test_no_text_takes_long(text):
+    start = time.perf_counter()
+    list(transcript_problems(text))
+    assert time.perf_counter() - start < 5  # quadratic searches take minutes
+
+
+@pytest.mark.parametrize("level", [0.5, -1.0])
+def test_a_constant_is_no_speech(level):
+    assert kinds((np.full(RATE, level), RATE)) == ["voice", "level", "offset"]
 
 
 # ---- where findings are kept

@@ -78,12 +78,12 @@ def read_samples(
         A longer file is refused when so much of it has been read.
     """
     path = _existing_file(path)
-    if path.suffix.lower() in HEADERLESS:
-        return _read_headerless(path, headerless_rate, max_seconds)
-    container = _container_of(path)
-    if container is not None:
-        return _read_container(path, container, max_seconds)
     try:
+        if path.suffix.lower() in HEADERLESS:
+            return _read_headerless(path, headerless_rate, max_seconds)
+        container = _container_of(path)
+        if container is not None:
+            return _read_container(path, container, max_seconds)
         with soundfile.SoundFile(str(path)) as file:
             found = _read_open_file(file, path, max_seconds)
         if len(found.wav):
@@ -171,7 +171,8 @@ def _joined(blocks: Iterable[np.ndarray], rate: int, path: Path, max_seconds: fl
     means = []
     n_samples = 0
     for block in blocks:
-        means.append(block.mean(axis=1))
+        with np.errstate(invalid="ignore"):  # infinities of both signs make NaN, which callers look for
+            means.append(block.mean(axis=1))
         n_samples += len(block)
         if n_samples > max_seconds * max(rate, MIN_HEADER_RATE):
             raise WorkbenchError(f"{path} is longer than {max_seconds:g} s; cut it first")

@@ -72,7 +72,9 @@ def open_audio(
             "and rate, or a path"
         )
     array = _one_recording(_numbers(values, name), name)
-    return Samples(torch.from_numpy(array.mean(axis=0)), whole_rate(rate, name), len(array))
+    with np.errstate(invalid="ignore"):  # infinities of both signs make NaN, which callers look for
+        mean = array.mean(axis=0)
+    return Samples(torch.from_numpy(mean), whole_rate(rate, name), len(array))
 
 
 def open_recording(source: AudioSource, sample_rate: float | None = None, name: str = "prompt") -> Samples:

@@ -26,7 +26,7 @@ SHORT_TEXT = 0.5  # of the transcript's characters; upstream warns of a text tha
 _LOOKALIKES = str.maketrans(
     "‹〈⟨＜›〉⟩＞｜∣│ǀ¦❘［【］】" + "аеорсухіјѕԁո", "<<<<>>>>||||||[[]]" + "aeopcyxijsdn"
 )
-_TAG = re.compile(r"(?:<|\[)\s*(\|?)\s*(/?\s*[^\W\d_][\w\s'-]{0,30}?)\s*(\|?)\s*(?:>|\])|\|([a-z_]{4,20})\|")
+_TAG = re.compile(r"[<\[] ?(\|?) ?(/? ?[^\W\d_][\w '-]{0,30}?) ?(\|?) ?[>\]]|\|([a-z_]{4,20})\|")
 _MIN_NAME = 3  # letters in the name of a tag that is compared with control tokens: <b> is none of them
 _INSTRUCTION = re.compile(
     r"^\W*(?:please\s+)?(?:speak|say|read|talk|whisper)\b.{0,60}\b(?:accent|angr\w+|calm\w*|dialect|emotion\w*|"
@@ -179,7 +179,7 @@ def _tags(text: str) -> Iterator[tuple[str, str, bool]]:
     rest = _tokens().sub(" ", text)
     plain = unicodedata.normalize("NFKC", html.unescape(rest))
     plain = "".join(c for c in plain if unicodedata.category(c) != "Cf").translate(_LOOKALIKES)
-    for match in _TAG.finditer(plain):
+    for match in _TAG.finditer(" ".join(plain.split())):
         yield match[0], _plain_name(match[2] or match[4]), bool(match[1] or match[3])
 
 
