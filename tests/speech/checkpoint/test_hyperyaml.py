@@ -271,7 +271,7 @@ def test_other_models_and_wrong_numbers_are_refused(parse, old, new, message):
 
 CHANGED = Options(
     n_timesteps=4, solver="heun", t_scheduler="linear", cfg_rate=0.0, temperature=1e-7, noise_seed=3,
-    estimator="onnx", compute="exact",
+    estimator="onnx", vocoder="onnx", compute="exact", token_temperature=0.7, repetition_penalty=1.3,
     lm_dtype="bfloat16", flow_dtype="float16", hift_dtype="float64", f0_dtype="float32",
     source_dtype="float64", head_dtype="float16", top_p=0.5, top_k=3,
     win_size=25, tau_r=0.2, seed=2**62, mask_stop_ids=True, silent_tokens_repeat=False,
