@@ -186,6 +186,14 @@ def test_numbers_of_a_dump_become_attributes(tmp_path):
         read_foreign(tmp_path / "dump.safetensors", mapping(tmp_path, text.replace("is_chunk", "x")))
 
 
+def test_the_prompt_is_what_the_target_leaves_of_all_frames(tmp_path):
+    save_file({"x0": torch.ones(80, 7), "mel": torch.zeros(80, 4)}, tmp_path / "dump.safetensors")
+    mel = '[fields."flow/mel"]\nname = "mel"\naxes = ["mel", "target_frame"]\n'
+    rule = mapping(tmp_path, X_RULE.replace("NAME", "x{step}") + mel)
+    assert read_foreign(tmp_path / "dump.safetensors", rule).prompt_frames == 3
+    assert read_foreign(tmp_path / "dump.safetensors", rule, prompt_frames=2).prompt_frames == 2
+
+
 def test_taps_are_read_at_any_steps_with_their_axes_in_one_order(tmp_path):
     dump = {
         "step1_block0": torch.randn(2, 6, 8),

@@ -24,7 +24,7 @@ from workbench.trace.importers.dumps.mapping_file import (
 from workbench.trace.importers.dumps.stored_tensor import check_size, plain_tensor
 from workbench.trace.importers.dumps.tensor_files import TensorDump, open_tensors
 from workbench.trace.record import in_causal_order
-from workbench.trace.schema import SAMPLE_RATE
+from workbench.trace.schema import FIELDS, SAMPLE_RATE
 from workbench.trace.trace import MAX_ENTRIES, Trace
 
 
@@ -40,7 +40,7 @@ def read_foreign(path: str | os.PathLike, mapping: str | os.PathLike, **attrs: A
         TOML as `workbench/trace/importers/dumps/mapping_file.py` describes; `data/foreign/` has some.
     **attrs
         Attributes of the trace that the dump does not hold: `text`, `options` (a dict), `prompt_frames`
-        (by default the length of the prompt's mel), ...
+        (by default the length of the prompt's mel, or what the target leaves of all frames), ...
 
     Returns
     -------
@@ -102,8 +102,11 @@ def apply_mapping(dump: TensorDump, rules: Mapping[str, Any], mapping: str, **at
     found["unmapped"] = sorted(dump.tensors.keys() - reader.used)
     if notes:
         found["notes"] = notes
+    all_frames = {value.shape[-1] for field, value in data.items() if FIELDS[field].dims[-1] == "frame"}
     if "in/prompt_mel" in data:
         found["prompt_frames"] = data["in/prompt_mel"].shape[-1]
+    elif len(all_frames) == 1 and "flow/mel" in data:
+        found["prompt_frames"] = max(min(all_frames) - data["flow/mel"].shape[-1], 0)
     return Trace(in_causal_order(data), found | attrs, taps)
 
 
