@@ -285,7 +285,7 @@ def _unfold_weight_norm(
     if unfolded:
         notes.append(
             f"weight norm was multiplied out in {unfolded} weights; they are split into norm and direction "
-            "again, whose product is the same weight; the content hash is not that of the parts they came from"
+            "again, whose product is the same weight; the content hash is not that of the original parts"
         )
 
 
