@@ -104,6 +104,15 @@ def without_lm_inputs(trace: Trace) -> Trace:
     return kept(trace, *(name for name in trace if name.removesuffix(SUFFIX) not in lm_only))
 
 
+def printed(trace: Trace, digits: int) -> Trace:
+    """Print every number with some significant digits, and read it again."""
+    data = {}
+    for name, x in trace.items():
+        numbers = [float(f"{number:.{digits}g}") for number in x.double().flatten().tolist()]
+        data[name] = torch.tensor(numbers, dtype=torch.float64).view(x.shape)
+    return Trace(data, trace.attrs)
+
+
 def rounded(x: Tensor) -> Tensor:
     """Print three decimals."""
     return (x.double() * 1000).round() / 1000
@@ -123,6 +132,8 @@ RIGHT_VIEWS: Mapping[str, Callable[[Trace], Trace]] = {
         {"flow/mel": rounded(trace["flow/mel"]).float(), "hift/wav": trace["hift/wav"]}, trace.attrs
     ),
     "whole trace, 3 decimals": lambda trace: stored(trace, rounded),
+    "statistics of 4 digits": lambda trace: printed(statistics_only(trace), 4),
+    "statistics of 3 decimals": lambda trace: stored(statistics_only(trace), rounded),
     "without the LM's inputs": without_lm_inputs,
     "recommended recording": lambda trace: kept(trace, *RECOMMENDED),
     **{
