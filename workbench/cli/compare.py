@@ -175,6 +175,7 @@ def suspects(
     pairs: Annotated[int, typer.Option(help="Self-test: pairs of faults as well.")] = 0,
     unlisted: Annotated[int, typer.Option(help="Self-test: faults that are not listed as well.")] = 0,
     healthy: Annotated[int, typer.Option(help="Self-test: runs without a fault as well.")] = 0,
+    draw: Annotated[int, typer.Option(help="Self-test: seed by which faults are drawn.")] = 0,
     voice: Voice = None,
     out: Annotated[
         str | None, typer.Option("-o", "--out", help="Self-test: also write every row as CSV.")
@@ -203,7 +204,13 @@ def suspects(
     pipe = open_pipe(voice, "cpu", progress=False)
     total = (len(faults) + unlisted) * len(benchmark.VIEWS) + 2 * pairs + healthy
     runs = benchmark.self_test(
-        pipe, benchmark.held_out(pipe), faults, pairs=pairs, unlisted=unlisted, healthy=healthy
+        pipe,
+        benchmark.held_out(pipe),
+        faults,
+        pairs=pairs,
+        unlisted=unlisted,
+        healthy=healthy,
+        draw=draw,
     )
     rows = list(tqdm(runs, "self-test", total, unit=" run"))
     print(benchmark.table(rows).to_string(index=False, float_format="{:.3f}".format))

@@ -37,6 +37,10 @@ COLUMNS = ("case", "view", "made", "named", "outcome")
 HELD_OUT = (
     ("The harbour lights went out.", "gongitsune_1.flac", 101),
     ("Nobody had seen the letter.", "alpha_1.flac", 202),
+    ("She closed the window before dinner.", "nezumi_1.flac", 303),
+    ("Bring two more chairs, please.", "tebukuro_0.flac", 404),
+    ("He left his umbrella at the station.", "kumo_1.flac", 505),
+    ("The bread is still warm.", "kumo_alpha_1.flac", 606),
 )
 FULL_SCALE = 32_768  # of a 16-bit sample
 RECOMMENDED = (  # what notebooks/record-your-own.md asks for
@@ -155,6 +159,7 @@ def self_test(
     pairs: int = 0,
     unlisted: int = 0,
     healthy: int = 0,
+    draw: int = 0,
 ) -> Iterator[Row]:
     """Make runs with and without faults, and ask `find_suspects` about each.
 
@@ -174,19 +179,21 @@ def self_test(
         Number of faults that are not listed; each is looked for in every view.
     healthy : int
         Number of right runs, with other seeds, in all of `RIGHT_VIEWS` in turn.
+    draw : int
+        Seed by which pairs and faults that are not listed are drawn.
     """
     references = (pipe.synthesise(utt, seed, save=EVERYTHING) for utt, seed in utterances)
     simulators = itertools.cycle([FaultSimulator(reference, pipe) for reference in references])
-    draw = random.Random(0)
+    chance = random.Random(draw)
     for fault in faults:
         yield from _ask("catalogue", next(simulators), [fault], [fault], KINDS, views)
-    for fault, others in _drawn(pipe, draw, unlisted):
+    for fault, others in _drawn(pipe, chance, unlisted):
         yield from _ask("not listed", next(simulators), [fault], [], others, views)
     for _ in range(pairs):
-        two = draw.sample(list(faults), 2)
+        two = chance.sample(list(faults), 2)
         yield from _ask("two listed", next(simulators), two, two, KINDS, ["whole trace"])
-    for fault, others in _drawn(pipe, draw, pairs):
-        known = draw.choice([one for one in faults if not _same_function(one, fault)])
+    for fault, others in _drawn(pipe, chance, pairs):
+        known = chance.choice([one for one in faults if not _same_function(one, fault)])
         both = [known, fault]
         yield from _ask("listed and not listed", next(simulators), both, [known], others, ["whole trace"])
     names = itertools.cycle(RIGHT_VIEWS)
