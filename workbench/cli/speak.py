@@ -1,5 +1,6 @@
 """`workbench speak`: texts in, sound and traces out."""
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -155,16 +156,16 @@ def _check_inputs(
     """Check what can be checked before a voice is opened."""
     from workbench.speech.frontend.audio_files import HEADERLESS
 
-    is_file = recording.is_file()
+    is_file = os.path.isfile(recording)  # Path.is_file raises an OSError for a name that is too long
     if not is_file and (recording.suffix or len(recording.parts) != 1):  # otherwise it may name a speaker
-        raise WorkbenchError(f"--prompt {recording} is not a file; expected a recording to clone")
+        raise WorkbenchError(f"--prompt {str(recording)!r:.80} is not a file; expected a recording to clone")
     if is_file and recording.suffix.lower() in HEADERLESS and prompt_rate is None:
         raise WorkbenchError(f"{recording} has no header that states its rate; give --prompt-rate in Hz")
     if mode == "instruct" and not (instruct or "").strip():
         raise WorkbenchError("--mode instruct needs --instruct, such as --instruct 'Speak slowly.'")
     if instruct and mode != "instruct":
         raise WorkbenchError(f"--instruct is for --mode instruct; found --mode {mode}")
-    has_transcript = prompt_text is not None or recording.with_suffix(".txt").is_file()
+    has_transcript = prompt_text is not None or os.path.isfile(recording.with_suffix(".txt"))
     if mode == "zero-shot" and is_file and not has_transcript:
         raise WorkbenchError(_no_transcript(recording))
 

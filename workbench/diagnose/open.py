@@ -50,7 +50,7 @@ def open(
     >>> list(wb.open(wb.data_path("prompts/kumo_0.flac")))
     ['hift/wav']
     """
-    if isinstance(source, str | os.PathLike) and Path(source).is_file() and not is_run_file(Path(source)):
+    if isinstance(source, str | os.PathLike) and os.path.isfile(source) and not is_run_file(Path(source)):
         wav, rate, _, _ = read_samples(source)
         return Trace({"hift/wav": wav}, {"sample_rate": rate, "source": str(source)})
     return open_run(source, names, mapping)

@@ -284,7 +284,7 @@ class Pipeline(StageRunner):
         """
         if isinstance(source, Prompt):
             return source
-        if isinstance(source, str) and not Path(source).is_file():
+        if isinstance(source, str) and not os.path.isfile(source):
             speakers = self.checkpoint.spk2info or {}
             if source in speakers:
                 return speaker_prompt(source, speakers[source], self.frontend, text)
@@ -379,6 +379,6 @@ class Pipeline(StageRunner):
 def _no_such_prompt(name: str, speakers: dict) -> str:
     known = ", ".join(sorted(speakers)) or "none"
     return (
-        f"{name!r} is neither a file nor a ready-made speaker of this checkpoint ({SPK2INFO} has {known}); "
-        "expected a recording to clone, or one of these names"
+        f"{name!r:.80} is neither a file nor a ready-made speaker of this checkpoint ({SPK2INFO} has "
+        f"{known}); expected a recording to clone, or one of these names"
     )

@@ -73,6 +73,11 @@ def test_a_name_that_is_no_speaker_lists_those_that_are(with_speakers, pipe, tmp
         with_speakers.prompt("kuno")
     with pytest.raises(wb.WorkbenchError, match="has none"):
         pipe.prompt("kumo")
+    for path in ("x" * 5000, "a\0b", "", "."):
+        with pytest.raises(wb.WorkbenchError, match="is neither a file nor"):
+            with_speakers.prompt(path)
+        with pytest.raises(wb.WorkbenchError):
+            wb.check_prompt(path)
     with pytest.raises(wb.WorkbenchError, match=r"none\.wav does not exist"):
         with_speakers.prompt("none.wav")
 

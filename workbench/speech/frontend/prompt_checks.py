@@ -233,6 +233,7 @@ def warn_of(findings: Iterable[PromptFinding], name: str = "") -> None:
 def read_transcript(recording: str | os.PathLike) -> str | None:
     """Return the content of the `.txt` beside a recording; None if there is none."""
     path = Path(recording)
-    if not path.name or not path.with_suffix(".txt").is_file():
+    # Not Path.is_file, which raises an OSError for a name that is too long.
+    if not path.name or not os.path.isfile(path.with_suffix(".txt")):
         return None
     return read_text_file(path.with_suffix(".txt"))

@@ -53,9 +53,9 @@ def open_run(
         return Trace.load(path)  # which says where sounds go
     if number is not None:
         return read_log(path, names or NAMES).pick(number)
-    if path.is_dir():
+    if os.path.isdir(path):
         return open_dump(path, mapping)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises an OSError for a name that is too long
         raise WorkbenchError(
             f"{path} does not exist or is no file; expected a trace, a log, a sound or a dump: {EXPECTED}"
         )
@@ -73,12 +73,12 @@ def is_run_file(path: Path) -> bool:
     if path.suffix.lower() in SOUND_SUFFIXES:
         return False
     if (
-        path.is_dir()
+        os.path.isdir(path)
         or path.suffix.lower() in (".trace", *LOG_SUFFIXES)
         or _split_number(path)[1] is not None
     ):
         return True
-    return path.is_file() and (is_tensor_file(path) or _is_text(path))
+    return os.path.isfile(path) and (is_tensor_file(path) or _is_text(path))
 
 
 def _is_trace(path: Path) -> bool:
@@ -111,6 +111,6 @@ def _split_number(path: Path) -> tuple[Path, int | None]:
     """Split `server.log#2` into path and number, unless a file has that very name."""
     name, mark, number = path.name.rpartition("#")
     is_number = bool(mark) and number.isdigit() and len(number) <= 9  # int() refuses very long digits
-    if path.exists() or not is_number:
+    if os.path.exists(path) or not is_number:
         return path, None
     return path.with_name(name), int(number)
