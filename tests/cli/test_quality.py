@@ -21,8 +21,10 @@ def test_each_file_gets_a_line_and_findings_decide_the_exit_code(tmp_path, capsy
 
 
 def test_a_missing_file_is_an_error(tmp_path, capsys):
-    assert main(["glitches", str(tmp_path / "none.wav")]) == 2
-    assert "none.wav" in capsys.readouterr().err
+    for name in ("none.wav", "none.trace", "x" * 5000, "x" * 5000 + ".wav", "x" * 5000 + ".trace"):
+        assert main(["glitches", str(tmp_path / name)]) == 2
+        err = capsys.readouterr().err
+        assert name in err and ("does not exist" in err or "cannot be opened" in err)
 
 
 def test_an_unreadable_file_is_a_line_and_the_others_go_on(tmp_path, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 from workbench.speech.frontend.audio_files import read_samples
 from workbench.trace.importers.logs.logs import Log
 from workbench.trace.importers.open_run import is_run_file, open_run
+from workbench.trace.schema import SOUND_SUFFIXES
 from workbench.trace.trace import Trace
 
 
@@ -50,7 +51,9 @@ def open(
     >>> list(wb.open(wb.data_path("prompts/kumo_0.flac")))
     ['hift/wav']
     """
-    if isinstance(source, str | os.PathLike) and os.path.isfile(source) and not is_run_file(Path(source)):
+    is_path = isinstance(source, str | os.PathLike)
+    is_sound = is_path and Path(source).suffix.lower() in SOUND_SUFFIXES
+    if is_sound or (is_path and os.path.isfile(source) and not is_run_file(Path(source))):
         wav, rate, _, _ = read_samples(source)
         return Trace({"hift/wav": wav}, {"sample_rate": rate, "source": str(source)})
     return open_run(source, names, mapping)

@@ -264,7 +264,7 @@ class Trace(Mapping[str, Tensor]):
                 f"{path} is a sound and has no fields of a run; expected a file that Trace.save wrote. "
                 "Compare sounds with wb.compare_sounds or `workbench compare`, and play them with wb.player"
             )
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file raises an OSError for a name that is too long
             raise WorkbenchError(f"{path} does not exist; expected a file that Trace.save wrote")
         try:
             with safe_open(path, framework="pt") as file:
