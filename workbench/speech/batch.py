@@ -169,6 +169,6 @@ def _run_stage(runner: StageRunner, stage: str, batch: list[list[_Run]]) -> None
     for row, runs in zip(rows, batch, strict=True):
         for run in runs:
             run.token, run.mel = row.token, row.mel
-            # Each run of a row gets the share of the whole row.
+            # Runs that share a row do not divide its time: each gets all of it.
             run.seconds[stage] = clock.seconds[stage] / len(rows)
             run.rows[stage] = len(rows)

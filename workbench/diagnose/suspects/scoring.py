@@ -37,8 +37,8 @@ MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this reproduces
 LIKENESS_SCORE = MIN_WRONG_SCORE
 # A draw is one run of our model with one set of random numbers.
 MIN_DRAWS = 2  # needed to know how far draws are from each other
-# In decades, of what `_nearness_without` returns.
-MAX_NEARNESS = 1.0  # a draw comes as near as this by chance
+# `_nearness_without` returns decades. By chance alone a draw may be nearer by one decade than the others are.
+MAX_NEARNESS = 1.0
 MAX_NEARNESS_COUNTED = 2.0  # stands for infinity, where the candidate's distance is 0
 
 
@@ -108,9 +108,9 @@ class Scorer:
         return score
 
     def _nearness_without(self, number: int, fault: Fault, others: Faults) -> float:
-        """Return how much nearer the candidate is to our model without a fault than runs with the fault are.
+        """Return whether the candidate lies nearer to our model without a fault than runs with it do.
 
-        The result is log10(a / b). `a` is the distance between our model with the fault and without it; for a
+        The result is log10(a / b), in decades. `a` is the distance between our model with the fault and without it; for a
         fault that draws, the distance of the nearest draw. `b` is the distance between the candidate and our
         model without the fault. A high value shows that the candidate does not have the fault, even where
         rounding would allow both distances.
@@ -201,14 +201,14 @@ class Scorer:
         A field with local predictions is a group of its own. In a simulated run, later fields inherit the
         errors of earlier ones: the fields of the ODE's loop are then one group, and each other field is one.
         """
-        found: dict[tuple, list[int]] = {}
+        grouped: dict[tuple, list[int]] = {}
         for number in self.in_causal_order:
             observation = self.observations[number]
             # Fields of the ODE share a rank, and all other fields have one of their own.
             rank = causal_key(observation).stage_rank
             key = observation.field if observation.is_local else rank
-            found.setdefault((observation.is_local, key), []).append(number)
-        return list(found.values())
+            grouped.setdefault((observation.is_local, key), []).append(number)
+        return list(grouped.values())
 
     def alignment(self, fault: Fault, number: int, chosen: Faults) -> float:
         """Return how much a fault changes one result in the direction of the candidate's error, from -1 to 1.

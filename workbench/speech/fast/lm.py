@@ -47,8 +47,8 @@ CHUNKS_AHEAD = 2
 PROMPT_BUCKET = 64  # positions; prompts are padded to a multiple, so that a few graphs serve all lengths
 MAX_PROMPT_GRAPHS = 8  # graphs for reading prompts that are kept; the least recently used is dropped
 MAX_IDLE_CACHE_BYTES = 2**31  # 2 GiB for the key-value caches of idle decoders, kept for later runs
-# Options that may differ between the rows of a batch. A decoder serves rows with any values of them. In the
-# key of an idle decoder they have these values.
+# Options that may differ between the rows of a batch. A decoder serves rows with any values of these
+# options. The key of an idle decoder therefore holds the defaults below in their place.
 PER_ROW_OPTIONS = {"seed": 0, "top_p": 1.0, "tau_r": 1.0, "max_tokens": None, "max_silent_run": None}
 
 
@@ -314,8 +314,8 @@ class _BatchDecoder:
         queued = deque[tuple[AsyncCopy, Tensor]]()  # results of `_queue_chunk`, the oldest first
         finished = all(self.state.done.tolist())
         while not finished:
-            # Queue work for the device before waiting for its oldest chunk. At least one chunk is in the
-            # queue then: the loop ends with the chunk in which the last row finishes.
+            # Queue work for the device before waiting for its oldest chunk. The queue cannot be empty then:
+            # while a row is unfinished, either tokens are left to queue or a queued chunk has its last token.
             while self._tokens_left > 0 and len(queued) <= self.chunks_ahead:
                 queued.append(self._queue_chunk())
             chunk, chunk_logp = queued.popleft()

@@ -1,7 +1,7 @@
 """Linear layers for a few rows, each in one Triton kernel. They run on GPUs only.
 
 The kernel also computes the RMS norm before the matrix product; SwiGLU, bias and residual come after it.
-These are the linear layers of the LM's decoding step; `kernels.lm` says why they are written by hand.
+The LM's decoding step uses these layers; `kernels.lm` says why they are written by hand.
 
 Where x has more than one row, the matrix product runs on tensor cores. These multiply TF32 numbers, which
 have 11 significant bits. To keep the accuracy of float32, each number is split into a high and a low part,
