@@ -112,8 +112,8 @@ class Scorer:
 
         The result is log10(a / b), in decades. `a` is the distance between our model with the fault and
         without it; for a fault that draws, the distance of the nearest draw. `b` is the distance between the
-        candidate and our model without the fault. A high value shows that the candidate does not have the fault, even where
-        rounding would allow both distances.
+        candidate and our model without the fault. A high value shows that the candidate does not have the
+        fault, even where rounding would allow both distances.
         """
         observation = self.observations[number]
         without = self.predict(number, others)
