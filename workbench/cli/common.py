@@ -81,7 +81,7 @@ def options_of(pairs: Sequence[str]) -> dict[str, object]:
             raise WorkbenchError(f"{pair!r} is not NAME=VALUE, such as n_timesteps=1")
         try:
             found[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):  # RecursionError: "[[[[..."
             found[name] = value
     return found
 

@@ -359,3 +359,24 @@ def test_mutated_bytes_only_raise_workbench_errors(tmp_path, changes):
         tree = read(path)
         config_from_yaml(tree, QWEN)
         options_from_yaml(tree)
+
+
+@pytest.mark.parametrize("escape", [r"\U00110000", r"\UFFFFFFFF"])
+def test_an_escape_that_names_no_character_is_refused(tmp_path, escape):
+    path = tmp_path / "cosyvoice3.yaml"
+    path.write_text(f'rate: 24000\na: "{escape}"\n')
+    with pytest.raises(WorkbenchError, match=r"line 2.*names no character"):
+        read(path)
+
+
+def test_a_reference_beside_many_digits_is_read_in_linear_time(tmp_path):
+    path = tmp_path / "cosyvoice3.yaml"
+    path.write_text(f"rate: 24000\na: !ref <rate>{'1' * 150}x\nb: !ref <rate> * 1.5e1\n")
+    assert read(path) == {"rate": 24000, "a": f"24000{'1' * 150}x", "b": 360000.0}
+
+
+def test_numbers_in_base_60_are_text(tmp_path):
+    path = tmp_path / "cosyvoice3.yaml"
+    long = ":".join("1" * 100_000)
+    path.write_text(f"a: 1:30\nb: 1:1.5\nc: {long}\n")
+    assert read(path) == {"a": "1:30", "b": "1:1.5", "c": long}

@@ -32,7 +32,8 @@ OPERATORS = {
     ast.FloorDiv: operator.floordiv,
 }
 _NUMBER = r"\d+(?:\.\d*)?(?:[eE][-+]?\d+)?"
-_ARITHMETIC = re.compile(rf"(?:_\d+|{_NUMBER}|[\s+\-*/()])+")
+# Atomic groups: a run of digits is read in one way only, so that the time is linear in the text.
+_ARITHMETIC = re.compile(rf"(?>_\d+|{_NUMBER}|[\s+\-*/()])+")
 _REF = re.compile(r"<([^<>]*)>")
 _TARGET = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
 _YAML = "tag:yaml.org,2002:"
@@ -102,7 +103,7 @@ def read(path: str | Path) -> dict[str, Any]:
             raise WorkbenchError(f"{path} is larger than 1 MB; expected a configuration of a few kilobytes")
         loader = _Loader(data.decode("utf-8-sig"))
         try:
-            tree = _Builder(path, loader).build_root(loader.get_single_node())
+            tree = _Builder(path, loader).build_root(_root_node(path, loader))
         finally:
             loader.dispose()
         return _Resolver(path, tree).resolve(tree)
@@ -121,6 +122,14 @@ def read(path: str | Path) -> dict[str, Any]:
         raise WorkbenchError(
             f"{path} has too deeply nested values or references; expected a flat configuration"
         ) from error
+
+
+def _root_node(path: Path, loader: _Loader) -> yaml.Node | None:
+    try:
+        return loader.get_single_node()
+    except (ValueError, OverflowError) as error:  # an escape such as "\U00110000", which is no character
+        line = loader.line + 1
+        raise WorkbenchError(f"{path}, line {line}: not valid YAML: an escape names no character") from error
 
 
 def show(value: Any) -> str:
@@ -198,9 +207,11 @@ class _Builder:
             return node.value
         if kind not in ("int", "float", "bool", "null"):
             raise self.unknown(node)
+        if ":" in node.value:  # base 60 in YAML 1.1, such as 1:30; text in YAML 1.2, which HyperPyYAML reads
+            return node.value
         try:
             value = self.loader.construct_object(node)
-        except (ValueError, KeyError, IndexError) as error:  # such as "!!int x"
+        except (ValueError, KeyError, IndexError, OverflowError) as error:  # such as "!!int x"
             raise self.error(node, f"{show(node.value)} is not of type {kind}") from error
         if isinstance(value, int) and abs(value) > MAX_NUMBER:
             raise self.error(node, "the number has more than 63 bits")
