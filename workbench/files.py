@@ -69,6 +69,43 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def check_writable(path: str | os.PathLike | None) -> None:
+    """Find out whether a file can be written, before the slow work whose result it will hold.
+
+    Nothing stays behind but the folder, where it was missing.
+
+    Parameters
+    ----------
+    path : str or path, optional
+        The file; nothing is checked without one.
+
+    Raises
+    ------
+    WorkbenchError
+        When it could not be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> out = Path(tempfile.mkdtemp()) / "figures.csv"
+    >>> check_writable(out)
+    >>> out.exists()
+    False
+    """
+    if path is None:
+        return
+    path = Path(path)
+    draft = path.with_name(f".{uuid.uuid4().hex}.partial.{path.name}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        raise WorkbenchError(f"{path} cannot be written ({error}); is the folder writable?") from None
+
+
 def data_path(name: str | os.PathLike = "") -> Path:
     """Return the path of a file or folder of the project's `data/`.
 

@@ -35,3 +35,20 @@ def test_cost_of_recording_is_printed_and_written(tmp_path, capsys, monkeypatch)
     assert asked == [(12, 2)]
     assert "silent" in capsys.readouterr().out
     assert pd.read_csv(out).equals(table)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [["suspects", "--self-test"], *(["bench", name] for name in ("speed", "deviation", "trace", "glitches"))],
+)
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(verb, tmp_path, capsys, monkeypatch):
+    def opened(*args, **kwargs):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("workbench.cli.compare.open_pipe", opened)
+    monkeypatch.setattr("workbench.cli.bench.open_pipe", opened)
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path, tmp_path / "file" / "x.csv", tmp_path / ("x" * 300)):
+        assert main([*verb, "-o", str(out)]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -16,7 +16,7 @@ from workbench.cli.common import (
     print_help_without_verb,
     table_text,
 )
-from workbench.files import atomic_write, data_path
+from workbench.files import atomic_write, check_writable, data_path
 
 app = typer.Typer(help="Measure what something costs, or how good it is.")
 
@@ -47,6 +47,7 @@ def speed(
     ] = None,
 ) -> int:
     """Measure how fast the stages run in every way of computing."""
+    check_writable(out)
     check_device(device)
     from tqdm import tqdm
 
@@ -82,6 +83,7 @@ def deviation(
     out: Csv = None,
 ) -> int:
     """Measure how far the other ways of computing are from eager."""
+    check_writable(out)
     recording = open_prompt(prompt)
     from workbench.diagnose.benchmarks.accuracy import deviation as measure_deviation
     from workbench.diagnose.benchmarks.accuracy import medians
@@ -108,6 +110,7 @@ def trace(
     out: Csv = None,
 ) -> int:
     """Measure what recording costs, against a silent run."""
+    check_writable(out)
     check_device(device)
     from workbench.diagnose.benchmarks.tables import write_csv
     from workbench.diagnose.benchmarks.trace_overhead import (
@@ -138,6 +141,8 @@ def bisect(
     rows: Annotated[str | None, typer.Option(help="Also write every run as CSV.")] = None,
 ) -> int:
     """Measure how often the block and part of a fault inside the estimator are named."""
+    check_writable(out)
+    check_writable(rows)
     import pandas as pd
     from tqdm import tqdm
 
@@ -180,6 +185,9 @@ def glitches(
     ] = None,
 ) -> int:
     """Measure the share of defects that the detectors find, and their false alarms by corpus."""
+    check_writable(out)
+    check_writable(alarms)
+    check_writable(scores)
     from tqdm import tqdm
 
     from workbench.diagnose.benchmarks.tables import write_csv

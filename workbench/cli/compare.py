@@ -20,7 +20,7 @@ from workbench.cli.common import (
 )
 from workbench.cli.sounds import any_sound, compare_sound_files, diagnose_sound, sound_file_report
 from workbench.errors import WorkbenchError
-from workbench.files import atomic_write
+from workbench.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
     from workbench.diagnose.compare.comparison import Comparison
@@ -196,6 +196,7 @@ def suspects(
             print(f"{fault.name} [{fault.stage}] {fault.cause}. {fault.source}")
         return 0
 
+    check_writable(out)
     import pandas as pd
     from tqdm import tqdm
 
