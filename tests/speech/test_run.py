@@ -80,6 +80,18 @@ def test_what_a_trace_does_not_hold(pipe, utt, whole):
     assert torch.equal(pipe.replay(foreign, "hift").wav, whole.wav)
 
 
+def test_a_run_behind_the_lm_needs_no_inputs_of_the_lm(pipe, whole):
+    kept = ("in/flow_prompt_token", "in/prompt_mel", "in/spk_embedding", "lm/speech_token")
+    foreign = wb.Trace({name: whole[name] for name in kept}, {"sample_rate": 24000})
+    again = pipe.replay(foreign, "flow", save=wb.EVERYTHING)
+    assert torch.equal(again.wav, whole.wav)
+    assert set(kept) <= set(again) and not {"in/text_token", "in/lm_prompt_token"} & set(again)
+    with pytest.raises(WorkbenchError, match="in/text_token"):
+        pipe.replay(foreign, "lm")
+    with pytest.raises(WorkbenchError, match="in/prompt_mel"):
+        pipe.replay(wb.Trace({"lm/speech_token": whole["lm/speech_token"]}, {"sample_rate": 24000}), "flow")
+
+
 @pytest.mark.slow
 def test_conversion_is_recorded_too(pipe):
     utt = pipe.convert("data/prompts/alpha_1.flac", "data/prompts/kumo_0.flac")

@@ -8,15 +8,16 @@ from pathlib import Path
 from workbench.errors import WorkbenchError
 from workbench.speech.batch import run_batch
 from workbench.speech.checkpoint.files import SPK2INFO, read_speakers, write_speakers
-from workbench.speech.config import HIFT, Options
+from workbench.speech.config import HIFT, LM, Options
 from workbench.speech.frontend.audio_input import AudioSource
 from workbench.speech.frontend.frontend import Frontend, Prompt, Utterance
 from workbench.speech.frontend.prompt_checks import read_transcript
 from workbench.speech.frontend.speakers import speaker_parts, speaker_prompt
-from workbench.speech.recording import check_sizes, utterance_of
+from workbench.speech.recording import check_sizes, flow_utterance, utterance_of
 from workbench.speech.run import run, run_part
 from workbench.speech.stage_runner import StageRunner
 from workbench.trace.record import NOTHING, Save
+from workbench.trace.schema import LM_INPUTS
 from workbench.trace.trace import Trace
 
 
@@ -150,8 +151,8 @@ class Pipeline(StageRunner):
         Parameters
         ----------
         trace : Trace
-            Holds the inputs of the stage: `in/*` for all but the vocoder, `lm/speech_token` for the flow,
-            `flow/x` for one of its steps, `flow/mel` for the vocoder.
+            Holds the inputs of the stage: the text and prompt (`in/*`) for the LM, the prompt and
+            `lm/speech_token` for the flow, `flow/x` for one of its steps, `flow/mel` for the vocoder.
         stage : str
             Where to begin: "lm", "flow", "flow/step/3" or "hift".
         options : Options, optional
@@ -179,8 +180,13 @@ class Pipeline(StageRunner):
         if options is None:
             options = self.checkpoint.options.but(**trace.attrs.get("options", {}))
         check_sizes(trace, self.config)
-        utt = None if stage == HIFT else utterance_of(trace)
-        return run_part(self, utt, options, save, stage, stop_after, trace)
+        if stage == HIFT:
+            return run_part(self, None, options, save, stage, stop_after, trace)
+        utt = utterance_of(trace) if stage == LM else flow_utterance(trace)
+        made = run_part(self, utt, options, save, stage, stop_after, trace)
+        unknown = tuple(name for name in LM_INPUTS if name not in trace)  # as in a dump of a conversion
+        fields = {name: value for name, value in made.items() if not name.startswith(unknown)}
+        return Trace(fields, made.attrs)
 
     def prepare(
         self,

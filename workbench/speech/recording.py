@@ -198,6 +198,13 @@ def utterance_of(trace: Trace) -> Utterance:
     return utt
 
 
+def flow_utterance(trace: Trace) -> Utterance:
+    """Return the utterance of a run for the flow; what only the LM is given may be missing in the trace."""
+    nothing = torch.empty(0, dtype=torch.long)
+    lm_inputs = {name: trace.get(name, nothing) for name in LM_INPUTS}
+    return utterance_of(Trace(dict(trace.data) | lm_inputs, trace.attrs))
+
+
 def note_inputs(record: Recorder, utt: Utterance) -> dict[str, Any]:
     """Note the inputs of a run; return the attributes that describe them."""
     inputs, about = recorded_inputs(utt)

@@ -26,7 +26,7 @@ from workbench.speech.config import FLOW, HIFT, LM, NAMES, Options
 from workbench.speech.frontend.audio import log_mel
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.recording import utterance_of
+from workbench.speech.recording import flow_utterance, utterance_of
 from workbench.speech.run import run_part
 from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, FLOW_INPUTS, LM_INPUTS, ODE_FIELDS, SUFFIX
@@ -110,13 +110,6 @@ class FaultSimulator:
 
     def _run_hift(self, faults: Faults, options: Options) -> Trace:
         return run_hift(self.pipe, self.stage_trace("flow", faults, options), faults, options)
-
-
-def flow_utterance(trace: Trace) -> Utterance:
-    """Return the utterance of a run for the flow; what only the LM is given may be missing in the trace."""
-    nothing = torch.empty(0, dtype=torch.long)
-    lm_inputs = {name: trace.get(name, nothing) for name in LM_INPUTS}
-    return utterance_of(Trace(dict(trace.data) | lm_inputs, trace.attrs))
 
 
 def run_flow(pipe: Pipeline, utt: Utterance, given: Trace, faults: Faults, options: Options) -> Trace:
