@@ -102,7 +102,7 @@ class TextTokenizer:
 def _json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkbenchError(f"{path} is not readable JSON ({error}); copy it again") from None
     if not isinstance(found, dict):
         raise WorkbenchError(f"{path} holds a {type(found).__name__}; expected a JSON object")
