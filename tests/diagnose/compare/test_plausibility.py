@@ -21,7 +21,7 @@ SHAPES = {  # of the fields of one run
     "hift/magnitude": (9, 1201),
     "hift/wav": (4800,),
 }
-IDS = ("in/flow_prompt_token", "lm/speech_token")
+IDS = ("in/text_token", "in/flow_prompt_token", "lm/speech_token")
 
 
 def trace_of(shapes, **attrs):
@@ -63,6 +63,18 @@ def test_a_field_of_another_run_is_named(name, shape, expected):
     found = inconsistent_lengths(trace_of(SHAPES | {name: shape}))
     assert found and any(expected in text for text in found)
     assert all(text.startswith("fields are not of one run: ") for text in found)
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_an_untrimmed_prompt_of_a_dumped_conversion_is_right(missing):
+    frames = 6 - missing  # of a prompt of three tokens; the target has the more
+    n = 10 + missing
+    wav = {"hift/source": (480 * n,), "hift/wav": (480 * n,), "hift/magnitude": (9, 120 * n + 1)}
+    dumped = SHAPES | {"in/prompt_mel": (80, frames), "flow/mel": (80, n), "hift/f0": (n,)} | wav
+    assert inconsistent_lengths(trace_of(dumped, prompt_frames=frames)) == []
+    assert inconsistent_lengths(trace_of(dumped | {"in/text_token": (4,)}, prompt_frames=frames))
+    short = dumped | {"in/prompt_mel": (80, 1)}
+    assert inconsistent_lengths(trace_of(short, prompt_frames=1))
 
 
 def test_a_whole_stage_of_another_run_is_named():

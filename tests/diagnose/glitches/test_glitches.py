@@ -255,3 +255,25 @@ def test_glitches_verb_prints_findings_and_sets_the_exit_code(tmp_path, capsys):
         and main(["glitches", paths[0], "--fail-on-any"]) == 0
     )
     assert main(["glitches", str(tmp_path / "none.wav")]) == 2
+
+
+def test_a_pass_of_a_stream_may_end_amid_speech_and_hold_frames_back():
+    wav, token = speech(), torch.zeros(86)
+    amid = int(wav[:60_000].abs().argmax()) + 1
+    fields = {"lm/speech_token": token, "hift/wav": wav[:amid], "in/text_token": torch.zeros(1, dtype=int)}
+    whole = kinds(find_glitches(Trace(fields, {"sample_rate": RATE})))
+    assert {"length", "stop cut"} <= whole
+    assert not {"length", "stop cut", "pace"} & kinds(
+        find_glitches(Trace(fields, {"sample_rate": RATE, "streaming": 1}))
+    )
+    joined = Trace(fields, {"sample_rate": RATE, "streaming": True, "seams": [amid // 2]})
+    assert {"length", "stop cut"} <= kinds(find_glitches(joined))
+
+
+def test_the_target_of_a_conversion_has_the_frames_that_an_untrimmed_prompt_lacks():
+    wav, n = speech(), 100  # frames
+    prompt = {"in/flow_prompt_token": torch.zeros(30, dtype=int), "in/prompt_mel": torch.zeros(80, 57)}
+    made = {"lm/speech_token": torch.zeros((n - 4) // 2), "hift/wav": wav[: 480 * (n - 1)]}
+    assert "length" not in kinds(find_glitches(Trace(prompt | made, {"sample_rate": RATE})))
+    lost = made | {"hift/wav": wav[: 480 * (n - 9)]}
+    assert "length" in kinds(find_glitches(Trace(prompt | lost, {"sample_rate": RATE})))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor
 
 from workbench.speech.config import RELEASED
-from workbench.trace.schema import STATS, SUFFIX, dims_of
+from workbench.trace.schema import LM_INPUTS, STATS, SUFFIX, dims_of
 from workbench.trace.trace import Trace, combine_stats, whole_region
 
 MAX_F0 = 1000.0  # Hz; screams reach it, speech stays below half
@@ -177,7 +177,8 @@ def inconsistent_lengths(trace: Trace) -> list[str]:
     # Some lengths follow from others.
     speed = trace.attrs.get("options", {}).get("speed", 1.0)
     is_conversion = "in/source_token" in trace or trace.attrs.get("mode") == "conversion"
-    for dim, sources, expected, rule in _length_rules(known, speed, is_conversion):
+    may_be_conversion = is_conversion or not any(name in trace for name in LM_INPUTS)  # as in a dump of one
+    for dim, sources, expected, rule in _length_rules(known, speed, may_be_conversion):
         if known[dim] != expected:
             sources_text = " and ".join(holders[source] for source in sources)
             verb = "makes" if len(sources) == 1 else "make"
@@ -193,12 +194,13 @@ def _describe_disagreement(dim: str, names_by_length: Mapping[int, list[str]]) -
 
 
 def _length_rules(
-    known: Mapping[str, int], speed: float, is_conversion: bool
+    known: Mapping[str, int], speed: float, may_be_conversion: bool
 ) -> Iterator[tuple[str, tuple[str, ...], int, str]]:
     """Yield (dimension, dimensions it follows from, expected length, reason) where all of them are known.
 
     A speed other than 1 stretches the mel after the flow, so that its length follows from nothing before. In
-    a voice conversion the last token of the prompt may lack frames: upstream does not trim it there.
+    a voice conversion the last token of the prompt may lack frames: upstream does not trim it there. A trace
+    without inputs of the LM may be one.
     """
 
     def all_known(*dims: str) -> bool:
@@ -212,7 +214,7 @@ def _length_rules(
         frames = FRAMES_PER_TOKEN * known["flow_prompt"]
         missing = frames - known["prompt_frame"]
         prompt_fits = missing == 0
-        if not (is_conversion and 0 < missing < 2 * FRAMES_PER_TOKEN):
+        if not (may_be_conversion and 0 < missing < 2 * FRAMES_PER_TOKEN):
             yield "prompt_frame", ("flow_prompt",), frames, f"{FRAMES_PER_TOKEN} frames a token of the prompt"
     if all_known("prompt_frame", "prompt_frames"):
         yield "prompt_frame", ("prompt_frames",), known["prompt_frames"], "the prompt's mel"

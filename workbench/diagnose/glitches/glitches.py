@@ -33,6 +33,7 @@ MERGE_S = 0.06  # seconds; spots of one kind this near to each other are one fin
 # Added before a time is rounded down to a frame, because 0.58 * 50 is a little less than 29.
 ROUNDING = 1e-6
 # The other detectors measure speech, so that without speech their scores mean nothing.
+KINDS_OF_A_WHOLE = ("stop cut", "length", "pace")  # not judged of a pass of a stream, which ends anywhere
 KINDS_WITHOUT_SPEECH = ("not finite", "dead", "offset", "beyond", "f0", "mel", "length", "pace")
 # A kind is left out where one of the kinds behind it is found at the same place, because that says it better.
 SAID_BY = {
@@ -229,7 +230,8 @@ def find_glitches(
     ----------
     source : Trace, path, Tensor (N,) or ndarray (N,)
         A path is that of a sound, trace or dump. Of a trace, recorded f0, mel, tokens, text and seams are
-        judged as well. Seams are `attrs["seams"]`: the first sample of every chunk but the first.
+        judged as well. Seams are `attrs["seams"]`: the first sample of every chunk but the first. Of one
+        pass of a stream (`attrs["streaming"]` without seams) length, pace and end are not judged.
     sample_rate : int, optional
         Hz; required for a bare waveform. Nothing is resampled.
     synthesised : bool, optional
@@ -280,8 +282,15 @@ def detect(kind: str, sound: Sound) -> list[Spot]:
     """Return the spots of one detector that reach its threshold, with neighbours merged."""
     if kind not in KINDS_WITHOUT_SPEECH and not sound.active.any():
         return []
+    if kind in KINDS_OF_A_WHOLE and _is_pass_of_stream(sound.trace):
+        return []
     detector = DETECTORS[kind]
     return _merge([spot for spot in detector.find(sound) if spot.score >= detector.threshold])
+
+
+def _is_pass_of_stream(trace: Trace) -> bool:
+    """Return whether a trace is one pass of a stream, as upstream's hook writes; a whole has its seams."""
+    return bool(trace.attrs.get("streaming")) and "seams" not in trace.attrs
 
 
 def _merge(spots: list[Spot]) -> list[Spot]:

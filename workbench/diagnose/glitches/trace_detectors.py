@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.ndimage import median_filter, minimum_filter1d, rank_filter
 
-from workbench.diagnose.compare.plausibility import implausible
+from workbench.diagnose.compare.plausibility import FRAMES_PER_TOKEN, implausible
 from workbench.diagnose.glitches.analysis import Array, Sound, Spot
 from workbench.errors import WorkbenchError
 from workbench.speech.config import RELEASED
@@ -97,11 +97,21 @@ def off_mel(sound: Sound) -> Iterator[Spot]:
 
 
 def length(sound: Sound) -> Iterator[Spot]:
-    """A waveform that is longer or shorter than 40 ms per token; score: share of that length."""
+    """A waveform that is longer or shorter than 40 ms per token; score: share of that length.
+
+    Upstream does not trim the prompt of a conversion: the frames that its last tokens lack, the target
+    has more.
+    """
     token = sound.trace.get("lm/speech_token")
     speed = sound.trace.attrs.get("options", {}).get("speed", 1.0)
     if token is not None and len(token) and isinstance(speed, (int, float)) and speed > 0:
-        ratio = sound.seconds * speed / (len(token) * (1 / TOKEN_RATE))
+        expected_s = len(token) / TOKEN_RATE
+        prompt, mel = sound.trace.get("in/flow_prompt_token"), sound.trace.get("in/prompt_mel")
+        if prompt is not None and mel is not None:
+            missing = FRAMES_PER_TOKEN * len(prompt) - mel.shape[-1]
+            if 0 < missing < 2 * FRAMES_PER_TOKEN:
+                expected_s += missing / (FRAMES_PER_TOKEN * TOKEN_RATE)
+        ratio = sound.seconds * speed / expected_s
         yield Spot(0.0, sound.seconds, abs(ratio - 1), f"{ratio:.3f} times as long")
 
 
