@@ -277,3 +277,14 @@ def test_the_target_of_a_conversion_has_the_frames_that_an_untrimmed_prompt_lack
     assert "length" not in kinds(find_glitches(Trace(prompt | made, {"sample_rate": RATE})))
     lost = made | {"hift/wav": wav[: 480 * (n - 9)]}
     assert "length" in kinds(find_glitches(Trace(prompt | lost, {"sample_rate": RATE})))
+
+
+def test_a_text_that_begins_with_an_instruction_has_no_pace():
+    made = {
+        "lm/speech_token": torch.zeros(80),
+        "hift/wav": speech(),
+        "in/text_token": torch.zeros(90, dtype=int),
+    }
+    for prompt_text, judged in ((torch.zeros(9, dtype=int), True), (torch.zeros(0, dtype=int), False)):
+        trace = Trace(made | {"in/prompt_text_token": prompt_text}, {"sample_rate": RATE})
+        assert ("pace" in kinds(find_glitches(trace))) == judged

@@ -135,6 +135,9 @@ def pace(sound: Sound) -> Iterator[Spot]:
     elif text_token is not None and len(text_token):
         expected_s = len(text_token) * USUAL_TOKENS / TOKEN_RATE
         note = f"{len(token)} tokens for {len(text_token)} of text"
+        prompt_text = sound.trace.get("in/prompt_text_token")
+        if prompt_text is not None and not len(prompt_text):
+            return  # a cross-lingual text begins with an instruction, which is not spoken
     else:
         return
     # Silence may lengthen a short text by much, but nothing makes it shorter.
