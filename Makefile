@@ -7,7 +7,7 @@ WORKERS ?= 2
 QUICK := not slow and not browser and not process and not gpu
 ROOT_FLAGS := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: demo test quick lint docs lab clean
+.PHONY: demo test quick fuzz lint docs lab clean
 
 demo: .venv/installed
 	$(BIN)/workbench speak $(SENTENCES) --name voice_clone --out output --trace summary --overwrite
@@ -24,6 +24,9 @@ test: .venv/installed
 
 quick: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" --hypothesis-profile=quick -n $(WORKERS) --dist loadgroup
+
+fuzz: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --fuzz-cases 20000
 
 lint: .venv/installed
 	$(BIN)/ruff check .

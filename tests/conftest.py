@@ -50,6 +50,10 @@ def tuples(value):
     return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-cases", type=int, default=2000, help="hostile inputs that tests/fuzz tries")
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     """Mark each test that opens a page as `browser`, and say which tests stay together.

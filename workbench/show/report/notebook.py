@@ -13,7 +13,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, first_line
 from workbench.files import atomic_write, shipped_folder
 
 FOLDER = shipped_folder("notebooks")
@@ -115,10 +115,13 @@ def page(path: Path, title: str) -> str:
 
 def _check(path: Path, parameters: Mapping[str, object]) -> None:
     """Raise a WorkbenchError when the notebook cannot be read or has no such parameter."""
+    if "{" in str(path) or "}" in str(path):
+        raise WorkbenchError(f"{path} has braces in its path, which papermill fills in; rename it")
     try:
         known = papermill.inspect_notebook(path)
-    except (ValueError, nbformat.ValidationError, OSError) as error:
-        raise WorkbenchError(f"{path} cannot be read as a notebook ({error})") from None
+    # Papermill and nbformat raise many types for a damaged file, such as AttributeError and RecursionError.
+    except Exception as error:
+        raise WorkbenchError(f"{path} cannot be read as a notebook ({first_line(error)})") from None
     for name in parameters:
         if name not in known:
             raise WorkbenchError(
