@@ -20,10 +20,10 @@ demo: .venv/installed
 
 # Two workers of one thread each: the models are small, and more threads would wait for each other.
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
 quick: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" --hypothesis-profile=quick -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(QUICK)" --hypothesis-profile=quick -n $(WORKERS)
 
 fuzz: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz --fuzz-cases 20000

@@ -56,17 +56,30 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """Mark each test that opens a page as `browser`, and say which tests stay together.
-
-    With several workers (`make test`) the tests of a file run in one of them, so that its fixtures are made
-    once, and all tests that read the executed book share a worker. These take longest, so they come first.
-    """
+    """Mark each test that opens a page as `browser`, and let those of the executed book, the longest, begin."""
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if "browser" in fixtures:
+        if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
-        item.add_marker(pytest.mark.xdist_group("book" if "book" in fixtures else str(item.path)))
     items.sort(key=lambda item: "book" not in getattr(item, "fixturenames", ()))  # stable
+
+
+BOOK_TESTS = ("tests/notebooks/test_notebooks.py", "tests/test_docs.py")
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """Run the tests of a file in one worker, so that its fixtures are made once; those of the book as well.
+
+    The groups of pytest-xdist 3.8 (`loadgroup`) do nothing under pytest 9.2.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class FilesTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            path = super()._split_scope(nodeid)
+            return "book" if path in BOOK_TESTS else path
+
+    return FilesTogether(config, log)
 
 
 CHROMIUM = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
