@@ -28,7 +28,7 @@ class WorkbenchWarning(UserWarning):
     """
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, 160 characters at most; torch adds pages and colours."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     return (plain.strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,13 +1,14 @@
 """The text tokenizer: its files, its special tokens and their ids."""
 
 import json
+import shutil
 import unicodedata
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.paths import ASSETS
+from tests.paths import ASSETS, ROOT
 from tests.speech.frontend.tiny_bpe import tiny_bpe
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.text import TextTokenizer, special_tokens
@@ -97,3 +98,24 @@ def test_encode_refuses_invalid_unicode(tokenizer):
 def test_added_tokens_are_named(tokenizer, bundled):
     assert set(special_tokens()) < set(tokenizer.added_tokens)
     assert "<|endoftext|>" in tokenizer.added_tokens and len(bundled.added_tokens) == 281
+
+
+def test_a_token_without_text_in_the_config_is_refused(tmp_path):
+    folder = shutil.copytree(ROOT / "data/voices/tiny/CosyVoice-BlankEN", tmp_path / "llm")
+    (folder / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"512": {"content": null}}}')
+    with pytest.raises(WorkbenchError, match="not id -> token"):
+        TextTokenizer.load(folder)
+
+
+def test_a_panic_of_the_library_is_refused_in_words(monkeypatch):
+    class PanicException(BaseException):
+        """What PyO3 raises for a panic of Rust code; it is no Exception."""
+
+    class Panicking:
+        @staticmethod
+        def from_file(*_):
+            raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("workbench.speech.frontend.text.tokenizer.BPE", Panicking)
+    with pytest.raises(WorkbenchError, match="index out of bounds"):
+        TextTokenizer.load(ROOT / "data/voices/tiny/CosyVoice-BlankEN")

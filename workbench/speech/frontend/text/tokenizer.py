@@ -2,13 +2,15 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, first_line
 
 END_OF_PROMPT = "<|endofprompt|>"  # between instruction and text
 _BASE_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -66,17 +68,13 @@ class TextTokenizer:
                 f"{folder} has no {missing} and no tokenizer.json; expected a Qwen2 tokenizer: "
                 "point at the checkpoint's CosyVoice-BlankEN folder"
             )
-        try:
+        with _refused(f"{complete} is not a readable tokenizer; copy it again"):
             return cls(Tokenizer.from_file(str(complete)))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise WorkbenchError(f"{complete} is not a readable tokenizer ({error}); copy it again") from None
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text; a special token in it becomes one id."""
-        try:
+        with _refused(f"{text!r:.80} cannot be encoded; expected Unicode text and a whole tokenizer"):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeError):
-            raise WorkbenchError(f"{text!r:.80} cannot be encoded; expected Unicode text") from None
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids, special tokens included."""
@@ -99,6 +97,19 @@ class TextTokenizer:
         return f"TextTokenizer({len(self)} ids)"
 
 
+@contextmanager
+def _refused(message: str) -> Iterator[None]:
+    """Raise a WorkbenchError for whatever the library raises, a panic of its Rust code included."""
+    try:
+        yield
+    except Exception as error:  # it raises bare Exception
+        raise WorkbenchError(f"{message} ({first_line(error)})") from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # such as KeyboardInterrupt
+            raise
+        raise WorkbenchError(f"{message} ({first_line(error)})") from None
+
+
 def _json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -112,10 +123,8 @@ def _json(path: Path) -> dict:
 def _qwen2(vocab: Path, merges: Path, config: Path) -> Tokenizer:
     """Build Qwen2's tokenizer from its vocabulary, merges and, if there is one, `tokenizer_config.json`."""
     _json(vocab)  # for an error that names the file
-    try:
+    with _refused(f"{merges} does not fit {vocab.name}; copy both again"):
         tokenizer = Tokenizer(BPE.from_file(str(vocab), str(merges)))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise WorkbenchError(f"{merges} does not fit {vocab.name} ({error}); copy both again") from None
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -127,7 +136,7 @@ def _qwen2(vocab: Path, merges: Path, config: Path) -> Tokenizer:
     # Tokens that the config adds must get the ids that it states.
     added = _json(config).get("added_tokens_decoder", {}) if config.is_file() else {}
     try:
-        named = sorted((int(i), token["content"]) for i, token in added.items())
+        named = sorted((int(i), "" + token["content"]) for i, token in added.items())
     except (AttributeError, KeyError, TypeError, ValueError):
         raise WorkbenchError(f"{config}: added_tokens_decoder is not id -> token; copy it again") from None
     for expected, token in named:
