@@ -11,14 +11,16 @@ KEY = "workbench_trace"  # the one entry of the file's metadata; it holds versio
 MIN_RATE, MAX_RATE = 100, 1_000_000  # Hz; a player of a file with another rate would take all memory
 ATTRS = {  # attributes that other code relies on, and their types
     **dict.fromkeys(("prompt_frames", "first_step"), int),
-    **dict.fromkeys(("text", "mode", "tag", "source"), str),
-    **dict.fromkeys(("options", "timings", "checkpoint", "prompt", "shapes", "half_units"), dict),
-    **dict.fromkeys(("notes", "lines", "unmapped", "seams", "silent_tokens"), list),
+    **dict.fromkeys(("text", "typed", "frontend", "mode", "tag", "source", "mapping", "device"), str),
+    **dict.fromkeys(
+        ("options", "timings", "checkpoint", "prompt", "shapes", "half_units", "rows", "versions"), dict
+    ),
+    **dict.fromkeys(("notes", "warnings", "lines", "unmapped", "seams", "silent_tokens"), list),
     "sample_rate": (int, float),
 }
 ITEMS = {  # attributes with several values, and the types of these
     "timings": (int, float),
-    **dict.fromkeys(("notes", "unmapped"), (str,)),
+    **dict.fromkeys(("notes", "warnings", "unmapped"), (str,)),
     **dict.fromkeys(("lines", "seams", "silent_tokens"), (int,)),
 }
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench.diagnose.compare import compare as compare_module
 from workbench.diagnose.compare.compare import compare
 from workbench.diagnose.compare.distance import join_places
 from workbench.diagnose.suspects.benchmark import RECOMMENDED, kept, rounded, stored, without_lm_inputs
@@ -116,3 +117,27 @@ def test_the_table_shows_wrong_rows_and_folds_the_others(pipe, trace):
 def test_places_of_one_field_are_joined():
     assert join_places(["flow/mu", "flow/x[1]", "flow/x[2]", "flow/x[3]"]) == "flow/mu, flow/x[1..3]"
     assert join_places(["lm/logp[4]", "lm/logp[1]"]) == "lm/logp[1, 4]"
+
+
+def test_what_grew_from_the_rounding_of_its_inputs_is_rounding(pipe, recorded, monkeypatch):
+    mel = recorded["flow/mel"]
+    moved = mel + 1e-7 * mel.abs().mean() * torch.randn(mel.shape, generator=torch.Generator().manual_seed(0))
+    theirs = pipe.replay(
+        wb.Trace(dict(recorded) | {"flow/mel": moved}, recorded.attrs), "hift", save=wb.EVERYTHING
+    )
+    original = compare_module._allowed_error
+
+    def none_for_the_source(reference, float64_run, field, index):
+        return 0.0 if field == "hift/source" else original(reference, float64_run, field, index)
+
+    monkeypatch.setattr(compare_module, "_allowed_error", none_for_the_source)
+
+    def verdict_of(found):
+        return found.rows.set_index("field")["verdict"]["hift/source"]
+
+    assert (
+        verdict_of(wb.compare(recorded, theirs)) == "DIVERGED"
+    )  # without a model nothing shows that it is right
+    assert verdict_of(wb.compare(recorded, theirs, pipe)) == "ROUNDING"
+    wrong = wb.Trace(dict(theirs) | {"hift/source": 1.01 * theirs["hift/source"]}, theirs.attrs)
+    assert verdict_of(wb.compare(recorded, wrong, pipe)) == "DIVERGED"

@@ -11,6 +11,7 @@
 Without a pipeline only the first question is answered, with a fixed tolerance.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -137,6 +138,7 @@ def compare(
         if (field, index) in added:
             row["added"], row["added_allowed"] = added[field, index]
         rows.append(row)
+    _excuse_grown_rounding({(row["field"], row["index"]): row for row in rows}, candidate)
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     table["index"] = table["index"].astype("Int64")
 
@@ -161,6 +163,24 @@ def _excuse_divergence(row: dict[str, Any], same_tokens: bool, same_start: bool)
         row.update(verdict="NOT COMPARABLE", note="the recorded steps begin elsewhere")
     elif field in PHASE_DEPENDENT:
         row["note"] = f"{row['note']}; {PHASE_NOTE}" if row["note"] else PHASE_NOTE
+
+
+def _excuse_grown_rounding(rows: Mapping[Place, dict[str, Any]], candidate: Trace) -> None:
+    """Call a difference ROUNDING where it grew from the rounding of the inputs.
+
+    The excitation, for example, adds up the phase of all f0 before, so that it amplifies their rounding. A
+    result is excused where all its inputs agree but for rounding, and it is right on its own inputs.
+    """
+    agreeing = ("MATCH", "ROUNDING")
+    for step in transitions(candidate):
+        of_inputs = [row["verdict"] for (field, _), row in rows.items() if field in step.inputs]
+        if {field for field, _ in rows}.issuperset(step.inputs) and set(of_inputs) <= set(agreeing):
+            for field in step.outputs:
+                row = rows.get((field, step.index), {})
+                if row.get("verdict") == "DIVERGED" and row.get("added", math.inf) <= row.get(
+                    "added_allowed", 0.0
+                ):
+                    row.update(verdict="ROUNDING", note="grown from rounding; right on its own inputs")
 
 
 def _causes(added: Errors, pipe: Pipeline | None) -> list[Cause] | None:
