@@ -8,6 +8,8 @@ from tests.paths import ROOT
 from workbench.errors import WorkbenchError
 from workbench.speech import stage_runner
 
+pytestmark = pytest.mark.slow
+
 PROMPT = ROOT / "data" / "prompts" / "kumo_1.flac"
 PIECES = ("Eight months ", "to Mars, and ", "fourteen more ", "to Saturn.")
 

@@ -21,6 +21,8 @@ from workbench.speech.pipeline import Pipeline
 from workbench.speech.recording import provenance
 from workbench.trace.record import NOTHING
 
+pytestmark = pytest.mark.slow
+
 FILES = {"lm": "llm", "flow": "flow", "hift": "hift"}
 
 

@@ -16,6 +16,8 @@ from workbench.speech.frontend.audio_files import read_wav
 from workbench.speech.frontend.prompt_checks import SOUND_KINDS, TRANSCRIPT_KINDS, read_transcript
 from workbench.speech.frontend.transcript_checks import letters, spoken_letters, transcript_problems
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = sorted(wb.data_path("prompts").glob("*.flac"))
 KUMO = wb.data_path("prompts/kumo_0.flac")
 RATE = 24_000
