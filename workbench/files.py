@@ -53,7 +53,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     'mel,wav\\n'
     """
     path = Path(path)
-    draft = path.with_name(f".{uuid.uuid4().hex}.partial.{path.name}")
+    draft = _draft_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale_drafts(path)
@@ -95,7 +95,7 @@ def check_writable(path: str | os.PathLike | None) -> None:
     if path is None:
         return
     path = Path(path)
-    draft = path.with_name(f".{uuid.uuid4().hex}.partial.{path.name}")
+    draft = _draft_path(path)
     try:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
@@ -104,6 +104,11 @@ def check_writable(path: str | os.PathLike | None) -> None:
         draft.unlink()
     except OSError as error:
         raise WorkbenchError(f"{path} cannot be written ({error}); is the folder writable?") from None
+
+
+def _draft_path(path: Path) -> Path:
+    """Return a new hidden name beside a file, with the same ending."""
+    return path.with_name(f".{uuid.uuid4().hex}.partial.{path.name}")
 
 
 def data_path(name: str | os.PathLike = "") -> Path:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.trace.schema import STATS, SUFFIX, dims_of
+from workbench.trace.schema import SUFFIX, VALUE_STATS, dims_of
 from workbench.trace.storage import storage_of
 from workbench.trace.trace import Trace
 
@@ -39,9 +39,9 @@ def half_unit(trace: Trace, field: str, index: int | None) -> Tensor:
     """
     printed = trace.attrs.get(HALF_UNITS, {}).get(field) if field not in trace else None
     if printed is None:
-        return torch.zeros(len(STATS) - 1, dtype=torch.float64)
+        return torch.zeros(len(VALUE_STATS), dtype=torch.float64)
     try:
         half_units = printed if index is None else printed[index]
-        return torch.tensor(half_units, dtype=torch.float64)[..., : len(STATS) - 1]
+        return torch.tensor(half_units, dtype=torch.float64)[..., : len(VALUE_STATS)]
     except (TypeError, ValueError, IndexError) as error:
         raise WorkbenchError(f"{HALF_UNITS} of {field} is not a number for every statistic") from error

@@ -10,6 +10,7 @@ from typing import NamedTuple
 VERSION = 2  # of this table; `Trace.load` reads no other. Version 1 had no region "whole"
 
 STATS = ("min", "max", "mean", "mean_abs", "rms", "nonfinite")  # the first five are of the finite values
+VALUE_STATS = STATS[:-1]  # without the count of NaN and Inf
 REGIONS = ("prompt", "target", "whole")  # all frames are "whole"; a text log prints no other region
 LOOPS = ("draw", "knot", "step")  # dimensions that grow by one entry at a time during a run
 SUFFIX = ".stats"

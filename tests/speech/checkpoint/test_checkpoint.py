@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.paths import ASSETS
 from tests.profiles import examples
-from tests.speech.checkpoint.tiny_voice import TINY
+from tests.speech.checkpoint.tiny_voice import FILES, TINY
 from workbench import cli
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import MODELS, Checkpoint
@@ -27,22 +27,10 @@ from workbench.speech.config import Config, Options
 from workbench.speech.frontend.frontend import Frontend
 from workbench.speech.models.noise import Noise
 
-FILES = {"lm": "llm", "flow": "flow", "hift": "hift"}
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return Checkpoint.random(TINY, seed=3)
-
 
 @pytest.fixture(scope="module")
 def saved(tiny, tmp_path_factory):
     return tiny.save(tmp_path_factory.mktemp("saved") / "tiny")
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return Path(shutil.copytree(saved, tmp_path / "tiny"))
 
 
 def as_pt(folder, stage, change=lambda weights: weights, **more):

@@ -2,15 +2,13 @@
 
 import argparse
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.speech.checkpoint.tiny_voice import TINY
+from tests.speech.checkpoint.tiny_voice import FILES
 from workbench import cli
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
@@ -23,22 +21,10 @@ from workbench.trace.record import NOTHING
 
 pytestmark = pytest.mark.slow
 
-FILES = {"lm": "llm", "flow": "flow", "hift": "hift"}
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return Checkpoint.random(TINY, seed=3)
-
 
 @pytest.fixture(scope="module")
 def saved(tiny, tmp_path_factory):
     return tiny.save(tmp_path_factory.mktemp("saved") / "tiny", noise_seconds=0)
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return Path(shutil.copytree(saved, tmp_path / "tiny"))
 
 
 def rewritten(folder, stage, change, suffix=".pt"):

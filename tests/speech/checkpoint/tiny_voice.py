@@ -32,3 +32,4 @@ TINY = Config(
     ),
     silent_tokens=(1, 2),
 )
+FILES = {"lm": "llm", "flow": "flow", "hift": "hift"}  # stem of each stage's file

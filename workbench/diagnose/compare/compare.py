@@ -22,7 +22,7 @@ from torch import Tensor
 
 from workbench.diagnose.compare import statistics
 from workbench.diagnose.compare.added_errors import Errors, Place, added_errors
-from workbench.diagnose.compare.comparison import Cause, Comparison
+from workbench.diagnose.compare.comparison import EQUAL, Cause, Comparison
 from workbench.diagnose.compare.distance import (
     ALLOWANCE,
     EPS,
@@ -171,10 +171,12 @@ def _excuse_grown_rounding(rows: Mapping[Place, dict[str, Any]], candidate: Trac
     The excitation, for example, adds up the phase of all f0 before, so that it amplifies their rounding. A
     result is excused where all its inputs agree but for rounding, and it is right on its own inputs.
     """
-    agreeing = ("MATCH", "ROUNDING")
+    rows_of_field: dict[str, list[dict[str, Any]]] = {}
+    for (field, _), row in rows.items():
+        rows_of_field.setdefault(field, []).append(row)
     for step in transitions(candidate):
-        of_inputs = [row["verdict"] for (field, _), row in rows.items() if field in step.inputs]
-        if {field for field, _ in rows}.issuperset(step.inputs) and set(of_inputs) <= set(agreeing):
+        of_inputs = [row["verdict"] for field in step.inputs for row in rows_of_field.get(field, [])]
+        if rows_of_field.keys() >= set(step.inputs) and all(verdict in EQUAL for verdict in of_inputs):
             for field in step.outputs:
                 row = rows.get((field, step.index), {})
                 if row.get("verdict") == "DIVERGED" and row.get("added", math.inf) <= row.get(

@@ -14,10 +14,9 @@ from workbench.diagnose.compare.distance import place_of
 from workbench.diagnose.compare.transitions import entry, loop_dimension
 from workbench.trace.print_errors import HALF_UNITS, half_unit
 from workbench.trace.record import summarise, summarise_regions
-from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, dims_of
+from workbench.trace.schema import FIELDS, REGIONS, STATS, SUFFIX, VALUE_STATS, dims_of
 from workbench.trace.trace import Trace
 
-VALUE_STATS = STATS[:-1]  # min, max, mean, mean_abs, rms; the last of STATS counts NaN and Inf
 SIZE_STATS = ("rms", "mean_abs")  # either one measures how large a tensor is
 MAX_SAME_SIZE = 1.1  # sizes within this factor, up or down, count as the same
 SAME_STATE = 1e-3  # share of the largest value by which a state's statistics may differ and be of one knot

@@ -102,7 +102,7 @@ class Search:
                 if first_steps is not None:
                     self.verdicts.append(first_steps)
                     wrong = [number for number in wrong if scorer.is_wrong(number, self.chosen)]
-                    verdict = self._verdict_without(wrong, "another fault is in these steps")
+                    verdict = self._verdict(wrong, reason="another fault is in these steps")
                 self.verdicts.append(verdict)
 
     # ---- one group
@@ -119,16 +119,14 @@ class Search:
         """
         scorer, chosen = self.scorer, self.chosen
         observations = [scorer.observations[number] for number in was_wrong]
-        fields = tuple(dict.fromkeys(observation.field for observation in observations))
-        places = tuple(observation.name for observation in observations)
 
         # Faults that were named for an earlier group may explain this one as well.
         wrong = [number for number in was_wrong if scorer.is_wrong(number, chosen)]
         if len(wrong) <= (1 - MIN_FITTING) * len(was_wrong):
             before = tuple(fault for fault in chosen if any(one.affects(fault) for one in observations))
-            return Verdict(fields, places, before)
+            return self._verdict(was_wrong, before)
         if earlier := self._unexplained_before(observations[0]):
-            return Verdict(fields, places, reason=f"it may follow from {earlier}, which nothing explains")
+            return self._verdict(was_wrong, reason=f"it may follow from {earlier}, which nothing explains")
 
         listed = self._candidates(self.catalogue, group, wrong)
         fitting: list[Faults] = [(fault,) for fault in listed if self._explains((fault,), wrong)]
@@ -137,7 +135,7 @@ class Search:
         if not fitting and average >= MIN_GAIN:
             fitting, reason = self._fitting_beyond_catalogue(listed, group, wrong)
         if not fitting:
-            return Verdict(fields, places, reason=reason)
+            return self._verdict(was_wrong, reason=reason)
         totals = {faults: scorer.total((*chosen, *faults)) for faults in fitting}
         best = min(fitting, key=totals.__getitem__)
         self.chosen = (*chosen, *best)
@@ -146,7 +144,7 @@ class Search:
             is_single = len(faults) == 1
             if is_single and faults != best and totals[faults] - totals[best] <= MAX_TIE:
                 ties += faults
-        return Verdict(fields, places, best, tuple(ties))
+        return self._verdict(was_wrong, best, tuple(ties))
 
     def _explain_first_steps(self, group: list[int], wrong: list[int]) -> Verdict | None:
         """Return a fault that gives all results of the first wrong step, where another one sets in later.
@@ -165,14 +163,16 @@ class Search:
             if self._explains((fault,), same_step, group):
                 self.chosen = (*self.chosen, fault)
                 explained = [number for number in wrong if not scorer.is_wrong(number, self.chosen)]
-                return self._verdict_without(explained, "", (fault,))
+                return self._verdict(explained, (fault,))
         return None
 
-    def _verdict_without(self, wrong: list[int], reason: str, faults: Faults = HEALTHY) -> Verdict:
-        """Return the verdict on some results."""
+    def _verdict(
+        self, wrong: list[int], faults: Faults = HEALTHY, ties: Faults = HEALTHY, reason: str = ""
+    ) -> Verdict:
+        """Return the verdict on some wrong results."""
         observations = [self.scorer.observations[number] for number in wrong]
         fields = tuple(dict.fromkeys(observation.field for observation in observations))
-        return Verdict(fields, tuple(one.name for one in observations), faults, reason=reason)
+        return Verdict(fields, tuple(one.name for one in observations), faults, ties, reason)
 
     def _fitting_beyond_catalogue(
         self, listed: list[Fault], group: list[int], wrong: list[int]

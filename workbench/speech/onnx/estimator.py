@@ -23,7 +23,6 @@ from workbench.speech.onnx.export import FRAMES, OUTPUT, export_onnx
 from workbench.speech.onnx.interface import BATCH, DTYPES, FLOATS, Interface, Slot, program_name
 
 ROWS = 2  # of a batch: with conditions and without
-SPEAKER = ("spk", "speaker", "spk_emb", "speaker_emb", "spk_embedding")  # what ports call it
 CHANGE = 10.0  # added to a frame to see which others it reaches
 
 

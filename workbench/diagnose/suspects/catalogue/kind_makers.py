@@ -160,6 +160,18 @@ def quantised_weights(pipe: Pipeline) -> Iterator[Fault]:
 # ---- numbers inside the models
 
 
+def _of_values(
+    kind: str, field: str, values: Sequence, with_value: Callable[..., Fault], right: float | None = None
+) -> Kind:
+    """Return the kind with one fault for each value.
+
+    Give the `right` value where `field` depends on the value linearly: other values are then fitted to what
+    was recorded.
+    """
+    linear = None if right is None else LinearParameter(field, right, values, with_value)
+    return Kind(kind, lambda pipe: map(with_value, values), linear)
+
+
 def of_numbers(
     kind: str,
     fields: tuple[str, ...],
@@ -168,37 +180,24 @@ def of_numbers(
     change: Callable[[float], Patch],
     right: float | None = None,
 ) -> Kind:
-    """Return the kind with one fault for each value of a number.
-
-    Give the `right` value where the first of the fields depends on the number linearly: other values are then
-    fitted to what was recorded.
-    """
+    """Return the kind with one fault for each value of a number; `right` is as for `_of_values`."""
 
     def with_value(value: float) -> Fault:
         text = f"{value:g}"
         return Fault(f"{kind}({text})", fields, cause.format(text), SOURCE, patches=(change(value),))
 
-    def faults(pipe: Pipeline) -> Iterator[Fault]:
-        return map(with_value, values)
-
-    linear = None if right is None else LinearParameter(fields[0], right, values, with_value)
-    return Kind(kind, faults, linear)
+    return _of_values(kind, fields[0], values, with_value, right)
 
 
-def of_inputs(kind: str, field: str, cause: str, values: Iterable[float], change: Callable) -> Kind:
+def of_inputs(kind: str, field: str, cause: str, values: Sequence[float], change: Callable) -> Kind:
     """Return the kind with one fault of the front end for each value."""
 
-    def faults(pipe: Pipeline) -> Iterator[Fault]:
-        for value in values:
-            yield Fault(
-                f"{kind}({value:g})",
-                (field,),
-                cause.format(f"{value:g}"),
-                SOURCE,
-                change_utterance=change(value),
-            )
+    def with_value(value: float) -> Fault:
+        text = f"{value:g}"
+        changed = change(value)
+        return Fault(f"{kind}({text})", (field,), cause.format(text), SOURCE, change_utterance=changed)
 
-    return Kind(kind, faults)
+    return _of_values(kind, field, values, with_value)
 
 
 def of_options(
@@ -209,13 +208,9 @@ def of_options(
     values: Sequence,
     right: float | None = None,
 ) -> Kind:
-    """Return the kind with one fault for each value of an option; `right` is as for `of_numbers`."""
+    """Return the kind with one fault for each value of an option; `right` is as for `_of_values`."""
 
     def with_value(value: float | str) -> Fault:
         return Fault(f"{kind}({value})", fields, cause.format(value), SOURCE, options={name: value})
 
-    def faults(pipe: Pipeline) -> Iterator[Fault]:
-        return map(with_value, values)
-
-    linear = None if right is None else LinearParameter(fields[0], right, values, with_value)
-    return Kind(kind, faults, linear)
+    return _of_values(kind, fields[0], values, with_value, right)

@@ -30,13 +30,11 @@ from workbench.trace.importers.logs.log_steps import (
     number_steps,
 )
 from workbench.trace.print_errors import HALF_UNITS
-from workbench.trace.schema import FIELDS, REGIONS, SAMPLE_RATE, STATS, SUFFIX, dims_of
+from workbench.trace.schema import FIELDS, REGIONS, SAMPLE_RATE, STATS, SUFFIX, VALUE_STATS, dims_of
 from workbench.trace.trace import Trace
 
 MAX_RUNS = 200  # of one source; bounds memory for a log of any length
 MAX_STEPS = 200  # largest step of an ODE that is read; bounds the size of a trace. Runs have about 10 steps
-# Statistics of a tensor with one positive value, such as a time: each of them is that value.
-STATS_OF_ONE_NUMBER = ("min", "max", "mean", "mean_abs", "rms")
 # Relative uncertainty of a printed standard deviation. `Tensor.std` divides by n - 1 where the rms needs n.
 # For 50 values or more, the two deviations differ by at most one percent.
 STD_ERROR = 0.01
@@ -252,7 +250,8 @@ class LoggedRun:
             time += width.value
             half_unit += width.half_unit
             step += 1  # step k ends at knot k + 1
-            times["flow/t", step] = dict.fromkeys(STATS_OF_ONE_NUMBER, Rounded(time, half_unit))
+            # All statistics of a single positive value are that value.
+            times["flow/t", step] = dict.fromkeys(VALUE_STATS, Rounded(time, half_unit))
         return times
 
     def _step_width(self, step: int) -> Rounded | None:
