@@ -9,6 +9,7 @@ of all stages up to the result is simulated: a mel is computed from the text.
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
@@ -226,9 +227,9 @@ class Scorer:
             return 0.0
         return _cosine(after - before, observation.found - before)
 
-    def evidence(self, fault: Fault) -> pd.DataFrame:
-        """Return the distances that speak for or against a fault, one row for each observation that the fault
-        affects.
+    def evidence(self, fault: Fault, numbers: Iterable[int]) -> pd.DataFrame:
+        """Return the distances that speak for or against a fault, one row for each of these observations that
+        the fault affects.
 
         Returns
         -------
@@ -237,7 +238,8 @@ class Scorer:
             `allowed`, the distance that rounding explains; `fits`, whether the fault explains the result.
         """
         rows = []
-        for number, observation in enumerate(self.observations):
+        for number in numbers:
+            observation = self.observations[number]
             if observation.affects(fault):
                 rows.append(
                     {

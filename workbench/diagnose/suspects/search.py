@@ -82,6 +82,8 @@ class Search:
         All faults that are named.
     shares : dict of Fault to float
         For every fault that was tried: the share of the error that it explains where it was tried.
+    tried_at : dict of Fault to set of int
+        For every fault that was tried: the numbers of the results that decided on it first.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Search:
         self.verdicts: list[Verdict] = []
         self.chosen: Faults = HEALTHY
         self.shares: dict[Fault, float] = {}
+        self.tried_at: dict[Fault, set[int]] = {}
         for group in scorer.groups():
             wrong = [number for number in group if scorer.is_wrong(number)]
             if wrong:
@@ -286,6 +289,7 @@ class Search:
         if len(faults) == 1:
             share = 1 - after / before if before else 0.0
             self.shares[faults[0]] = max(share, self.shares.get(faults[0], 0.0))
+            self.tried_at.setdefault(faults[0], set()).add(wrong[0])
         max_misfits = math.floor((1 - MIN_FITTING) * len(wrong))  # 0 in a small group
         if after > MAX_FIT_SCORE and not max_misfits:
             return False

@@ -114,7 +114,11 @@ def find_suspects(
     ranking = list(dict.fromkeys((*search.chosen, *ties, *others)))
     suspects = []
     for fault in ranking[:MAX_SUSPECTS]:
-        suspects.append(Suspect(fault, search.shares.get(fault, 0.0), scorer.evidence(fault)))
+        # Where a fault was ruled out by its first result, that result is the evidence.
+        is_named = fault in search.chosen or fault in ties
+        numbers = range(len(scorer.observations)) if is_named else sorted(search.tried_at[fault])
+        evidence = scorer.evidence(fault, numbers)
+        suspects.append(Suspect(fault, search.shares.get(fault, 0.0), evidence))
     return Diagnosis(
         search.verdicts,
         suspects,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from workbench.errors import WorkbenchError, first_line
 from workbench.speech.checkpoint.config_yaml import YAML
@@ -124,10 +125,25 @@ def _read(paths: list[Path]) -> dict[str, Any]:
     return content
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Leave out what computes the first values of new weights: on the device "meta" they have none.
+
+    torch would import its compiler for these two functions, which takes a second.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is nn.init.normal_:
+            return kwargs["tensor"] if kwargs else args[0]
+        if function is torch.norm_except_dim:  # of weight norm: one norm for each output channel
+            weight = args[0]
+            return weight.new_empty(len(weight), *[1] * (weight.dim() - 1))
+        return function(*args, **(kwargs or {}))
+
+
 def on_meta(stage: str, config: Config) -> Any:
     """Build the module of a stage without memory for its weights."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutValues():
             return MODELS[stage](getattr(config, stage))
     except (ValueError, RuntimeError, IndexError, ZeroDivisionError, OverflowError) as error:
         raise WorkbenchError(

@@ -81,7 +81,8 @@ class RotaryEmbed(nn.Module):
 
     def __init__(self, dim_head: int) -> None:
         super().__init__()
-        inv_freq = 10_000.0 ** -(torch.arange(0, dim_head, 2).float() / dim_head)
+        # On the CPU also where the module is built on the device "meta", which imports torch's compiler for it.
+        inv_freq = 10_000.0 ** -(torch.arange(0, dim_head, 2, device="cpu").float() / dim_head)
         self.register_buffer("inv_freq", inv_freq)
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:  # cos, sin: (T, dim_head / 2)
