@@ -7,6 +7,7 @@ import workbench as wb
 from workbench.diagnose.suspects.benchmark import (
     RECOMMENDED,
     RIGHT_VIEWS,
+    VIEWS,
     kept,
     mel_and_waveform,
     printed,
@@ -16,6 +17,7 @@ from workbench.diagnose.suspects.benchmark import (
 )
 from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, inject
 from workbench.diagnose.suspects.catalogue.kinds import KINDS, faults_of_kinds
+from workbench.diagnose.suspects.other_kernels import FOREIGN_SUMS
 from workbench.diagnose.suspects.simulate import FaultSimulator
 from workbench.diagnose.suspects.suspects import find_suspects
 
@@ -164,3 +166,27 @@ def test_statistics_that_equal_the_healthy_models_show_that_nothing_else_was_dra
     late = member(simulator.pipe, "stft-shifted(-1)")
     candidate = statistics_only(inject(simulator.pipe, simulator.reference, (late,)))
     assert "source-noise-other" not in ask(simulator, candidate, kinds=()).explained_by
+
+
+@pytest.mark.parametrize("view", ["whole trace", "statistics", "mel and waveform"])
+@pytest.mark.parametrize("name", ["vocoder-float16", "vocoder-bfloat16"])
+def test_half_precision_of_a_program_that_adds_in_another_order_accuses_no_other_fault(simulator, name, view):
+    made = inject(simulator.pipe, simulator.reference, (NAMED[name], FOREIGN_SUMS))
+    found = ask(simulator, VIEWS[view](made), kinds=())
+    assert not found.healthy and set(found.explained_by) <= {name}, found.line
+    if view != "statistics":  # a few numbers need not tell it
+        assert found.explained_by == (name,), found.line
+
+
+def test_a_right_run_that_adds_in_another_order_is_not_accused(simulator):
+    candidate = inject(simulator.pipe, simulator.reference, (FOREIGN_SUMS,))
+    assert not torch.equal(candidate["flow/mel"], simulator.reference["flow/mel"])
+    assert ask(simulator, candidate).healthy
+
+
+def test_statistics_as_far_off_as_half_precision_makes_them_say_so_without_accusing(simulator):
+    fault = NAMED["vocoder-bfloat16"]
+    made = inject(simulator.pipe, simulator.reference, (fault, FOREIGN_SUMS))
+    found = ask(simulator, statistics_only(made), catalogue=[fault], kinds=())
+    assert found.explained_by == ()
+    assert "as large as if the vocoder runs in bfloat16" in found.verdicts[0].reason

@@ -28,10 +28,10 @@ class Suspect:
         Share of the error that is gone when our model has this fault too: 1 is all of it, 0 none, below 0 it
         makes things worse. The error is counted in decades above rounding, where the fault was tried.
     evidence : DataFrame
-        One row for each result that the fault affects, or, for a fault that is not named, for the results that
-        ruled it out: `place`; `healthy` and `faulty`, the candidate's
-        relative distances to a healthy model and to one with this fault; `allowed`, the distance that
-        rounding and storage explain; `fits`, whether the fault explains this result.
+        One row for each result that the fault affects, or, for a fault that is not named, for the results
+        that ruled it out: `place`; `healthy` and `faulty`, the candidate's relative distances to a healthy
+        model and to one with this fault; `allowed`, the distance that rounding and storage explain; `fits`,
+        whether the fault explains this result.
     """
 
     fault: Fault

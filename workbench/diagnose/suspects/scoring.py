@@ -18,9 +18,11 @@ from torch import Tensor
 from workbench.diagnose.compare.transitions import loop_dimension
 from workbench.diagnose.suspects.catalogue.faults import HEALTHY, Fault, Faults
 from workbench.diagnose.suspects.observations import Observation
+from workbench.diagnose.suspects.other_kernels import OTHER_SUMS
 from workbench.diagnose.suspects.random_errors import (
     MIN_COSINE,
     MIN_COSINE_OF_STATISTICS,
+    SIZE_TOLERANCE,
     are_statistics_of_draw,
     is_draw,
     is_rounding,
@@ -36,6 +38,9 @@ MAX_FIT_SCORE = 0.3  # a factor of 2; a fault with a score up to this reproduces
 # or the same distribution. A fault that passes the test gets this score. It is above 0, so that faults whose
 # errors are predicted exactly come first.
 LIKENESS_SCORE = MIN_WRONG_SCORE
+# Two programs in half precision may be so many times as far apart as our model is from itself where it adds
+# in another order.
+ROUNDING_ALLOWANCE = 2.0
 # A draw is one run of our model with one set of random numbers.
 MIN_DRAWS = 2  # needed to know how far draws are from each other
 # `_nearness_without` returns decades. By chance alone a draw may be nearer by one decade than the others are.
@@ -179,6 +184,16 @@ class Scorer:
             looks_like_it = is_rounding(observation.found - without, with_fault - without, min_cosine)
         return min(score_without, LIKENESS_SCORE) if looks_like_it else score_without
 
+    def is_as_large(self, number: int, fault: Fault, others: Faults) -> bool:
+        """Whether the candidate's error is about as large as the one that a fault makes."""
+        observation = self.observations[number]
+        without, with_fault = self.predict(number, others), self.predict(number, (*others, fault))
+        if without is None or with_fault is None or without.shape != with_fault.shape:
+            return False
+        expected = observation.distance(with_fault, without)
+        found = observation.distance(observation.found, without)
+        return min(expected, found) > 0 and abs(math.log10(expected / found)) <= SIZE_TOLERANCE
+
     def distance(self, number: int, faults: Faults) -> float:
         """Return the distance of the candidate's result to the prediction with these faults.
 
@@ -193,6 +208,23 @@ class Scorer:
     def is_wrong(self, number: int, faults: Faults = HEALTHY) -> bool:
         """Whether the candidate differs from a model with these faults at this observation."""
         return self.score(number, faults) > MIN_WRONG_SCORE
+
+    def is_within_rounding(self, number: int, faults: Faults) -> bool:
+        """Whether a result differs from a model with these faults as another program's rounding does.
+
+        So it may where one of the faults rounds, such as a stage in half precision: the other program adds in
+        another order, and therefore rounds other values up and down.
+        """
+        observation = self.observations[number]
+        if not any(fault.rounds and observation.affects(fault) for fault in faults):
+            return False
+        ours = self.predict(number, faults)
+        spread = 0.0
+        for order in OTHER_SUMS:
+            other = self.predict(number, (*faults, order))
+            if ours is not None and other is not None and other.shape == ours.shape:
+                spread = max(spread, observation.distance(other, ours))
+        return self.distance(number, faults) <= ROUNDING_ALLOWANCE * spread
 
     # ---- what the search needs
 

@@ -124,7 +124,10 @@ class Search:
         observations = [scorer.observations[number] for number in was_wrong]
 
         # Faults that were named for an earlier group may explain this one as well.
-        wrong = [number for number in was_wrong if scorer.is_wrong(number, chosen)]
+        wrong = []
+        for number in was_wrong:
+            if scorer.is_wrong(number, chosen) and not scorer.is_within_rounding(number, chosen):
+                wrong.append(number)
         if len(wrong) <= (1 - MIN_FITTING) * len(was_wrong):
             before = tuple(fault for fault in chosen if any(one.affects(fault) for one in observations))
             return self._verdict(was_wrong, before)
@@ -137,10 +140,13 @@ class Search:
         average = sum(scorer.score(number, chosen) for number in wrong) / len(wrong)
         if not fitting and average >= MIN_GAIN:
             fitting, reason = self._fitting_beyond_catalogue(listed, group, wrong)
+            reason += self._as_large_as_rounding(listed, wrong[0])
         if not fitting:
             return self._verdict(was_wrong, reason=reason)
         totals = {faults: scorer.total((*chosen, *faults)) for faults in fitting}
-        best = min(fitting, key=totals.__getitem__)
+        # Errors that only look like those of a fault have one score. Of these the nearest prediction is best.
+        left = {faults: scorer.distance(wrong[0], (*chosen, *faults)) for faults in fitting}
+        best = min(fitting, key=lambda faults: (totals[faults], left[faults]))
         self.chosen = (*chosen, *best)
         ties = []
         for faults in fitting:
@@ -194,6 +200,25 @@ class Search:
         if not fitting and is_local:
             fitting = [pair for pair in self._pairs(listed, wrong) if self._explains(pair, wrong)]
         return fitting, reason
+
+    def _as_large_as_rounding(self, listed: list[Fault], first: int) -> str:
+        """Say that an error which only statistics show is as large as that of a stage in half precision.
+
+        Another program rounds other values up and down, so that the statistics cannot tell more than that.
+        """
+        if not self.scorer.observations[first].is_statistics:
+            return ""
+        alike = [
+            fault.cause
+            for fault in listed
+            if fault.rounds and self.scorer.is_as_large(first, fault, self.chosen)
+        ]
+        if not alike:
+            return ""
+        return (
+            f"; the error is as large as if {' or '.join(alike)}. Statistics cannot tell that from other "
+            "errors: run it in float32, or record values"
+        )
 
     def _unexplained_before(self, observation: Observation) -> str:
         """Return the first place of an earlier group without an explanation, from which this result follows.
