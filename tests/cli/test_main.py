@@ -85,3 +85,18 @@ def test_a_preset_is_an_option_that_others_may_change():
     assert (found["top_k"], found["repetition_penalty"]) == (7, 1.1) and "preset" not in found
     with pytest.raises(wb.WorkbenchError, match="preset is 'none'"):
         run_options(["preset=none"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare", "none.trace", "none_either.trace"],
+        ["compare", "none.wav", "none_either.wav"],
+        ["bisect", "none.trace", "none_either.trace"],
+        ["precision", "Hello.", "--voice", "none"],
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(words, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([*words, "-o", str(tmp_path / "file" / "out")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from workbench.cli.common import Device, Names, Voice, json_text, open_pipe, open_traces, table_text
-from workbench.files import atomic_write
+from workbench.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
     from workbench.diagnose.bisect.bisection import Bisection
@@ -39,6 +39,8 @@ def bisect(
     ] = None,
 ) -> int:
     """Find the block and the part of a model in which a run goes wrong."""
+    if out:
+        check_writable(Path(out) / "taps.toml")
     from workbench.diagnose.bisect.bisect import bisect as bisect_runs
     from workbench.trace.importers.dumps.mapping import read_foreign
     from workbench.trace.trace import Trace

@@ -52,6 +52,7 @@ def compare(
     out: Annotated[str | None, typer.Option("-o", "--out", help="Also write all rows as JSON.")] = None,
 ) -> int:
     """Put two runs side by side and name the first cause; or align two sounds and say what differs."""
+    check_writable(out)
     if any_sound([reference, candidate]):
         return compare_sound_files(reference, candidate, names, fail_on, brief, as_json, out, mapping)
     from workbench.diagnose.compare.compare import compare as compare_runs

@@ -17,6 +17,7 @@ from workbench.cli.common import (
     table_text,
 )
 from workbench.errors import WorkbenchError
+from workbench.files import check_writable
 
 app = typer.Typer()
 COLUMNS = [
@@ -81,6 +82,7 @@ def precision(
     out: Annotated[str | None, typer.Option("-o", "--out", help="Also write the table as CSV.")] = None,
 ) -> int:
     """Find the parts that may run in half precision."""
+    check_writable(out)
     check_device(device)
     recording = open_prompt(prompt)
     from workbench.diagnose.benchmarks.tables import write_csv
