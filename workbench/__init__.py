@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.errors import WorkbenchError, WorkbenchWarning
     from workbench.files import data_path
     from workbench.show import plots, widgets
+    from workbench.show.player.listening import ListeningTest, listening_test
     from workbench.show.player.player import Player, player
     from workbench.show.report.report import Report
     from workbench.show.report.run_reports import comparison_report, run_report
@@ -64,6 +65,7 @@ PUBLIC = {
     "FaultSimulator": "workbench.diagnose.suspects.simulate",
     "Finding": "workbench.diagnose.glitches.glitches",
     "Findings": "workbench.diagnose.glitches.glitches",
+    "ListeningTest": "workbench.show.player.listening",
     "Log": "workbench.trace.importers.logs.logs",
     "Options": "workbench.speech.config",
     "Pipeline": "workbench.speech.pipeline",
@@ -93,6 +95,7 @@ PUBLIC = {
     "find_suspects": "workbench.diagnose.suspects.suspects",
     "headroom": "workbench.diagnose.precision",
     "implausible": "workbench.diagnose.compare.plausibility",
+    "listening_test": "workbench.show.player.listening",
     "log_mel": "workbench.speech.frontend.audio",
     "metrics": "workbench.diagnose.experiments.metrics",
     "open": "workbench.diagnose.open",

@@ -1,4 +1,4 @@
-"""Helpers of the tests in a browser: traces, players, and waiting until a player is drawn."""
+"""Helpers of the tests in a browser: traces, players, what the page says, and what a user does."""
 
 import math
 
@@ -9,6 +9,7 @@ import torch
 import workbench as wb
 from workbench.trace.trace import Trace
 
+LEFT, RIGHT = 46, 10  # pixels beside the time axis
 LIGHT_AND_DARK = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
 
 
@@ -31,3 +32,63 @@ def two(**more):
 
 def ready(page, count=1):
     page.locator("canvas.base[aria-label]").nth(count - 1).wait_for()
+
+
+# ---- in the browser
+
+# Keeps the last 1.4 seconds of what reaches the loudspeaker, and counts the sources that start.
+RECORD_OUTPUT = """
+const connect = AudioNode.prototype.connect;
+AudioNode.prototype.connect = function (to, ...more) {
+  if (to instanceof AudioDestinationNode) {
+    window.recorder ??= new AnalyserNode(this.context, { fftSize: 32768 });
+    if (window.recorder.context === this.context) connect.call(this, window.recorder);
+  }
+  return connect.call(this, to, ...more);
+};
+window.starts = 0;
+const start = AudioBufferSourceNode.prototype.start;
+AudioBufferSourceNode.prototype.start = function (...when) { window.starts++; return start.apply(this, when); };
+"""
+OUTPUT_SAMPLES = (
+    "() => { const x = new Float32Array(32768); window.recorder.getFloatTimeDomainData(x); return [...x]; }"
+)
+
+
+def position(page):
+    return float(page.locator(".time b").first.inner_text())
+
+
+def at(page, seconds, length=4.0):
+    """Where a time lies on the screen."""
+    box = page.locator("canvas.overlay").first.bounding_box()
+    span = box["width"] - LEFT - RIGHT
+    return box["x"] + LEFT + seconds / length * span, box["y"] + 60
+
+
+def click(page, seconds):
+    page.mouse.click(*at(page, seconds))
+
+
+def drag(page, start, end):
+    page.mouse.move(*at(page, start))
+    page.mouse.down()
+    page.mouse.move(*at(page, end), steps=4)
+    page.mouse.up()
+
+
+def loop(page):
+    """Ends of the loop that is on, as the button says."""
+    button = page.locator("[data-action=loop]")
+    if button.get_attribute("aria-pressed") != "true":
+        return None
+    return [float(word) for word in button.inner_text().removeprefix("loop ").removesuffix(" s").split("–")]
+
+
+def play(page):
+    page.keyboard.press("Space")
+    page.get_by_role("button", name="Pause").first.wait_for()
+
+
+def is_playing(page):
+    return page.locator("[data-action=play]").first.get_attribute("aria-label") == "Pause"

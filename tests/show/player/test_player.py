@@ -55,10 +55,9 @@ def test_sound_equals_the_written_wav_file(tmp_path):
     trace = tone(level=0.031)
     write_wav(tmp_path / "a.wav", trace.wav, 24_000)
     expected, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
-    found, rate = soundfile.read(decode_address(payload_of(trace)["wav"]), dtype="int16")
+    found, rate = soundfile.read(decode_address(payload_of(trace)["sound"]), dtype="int16")
     assert rate == 24_000
     assert np.array_equal(found, expected)
-    assert decode_address(payload_of(trace)["wav"]).read()[36:40] == b"data"  # data.js skips 44 bytes
 
 
 def test_levels_of_a_sine():
@@ -72,7 +71,7 @@ def test_clipped_and_nan_samples_give_warnings():
     trace = tone(level=0.5)
     trace.wav[:3] = torch.tensor([math.nan, 7.0, -math.inf])
     data = player_data([trace], names=["mine"])
-    samples, _ = soundfile.read(decode_address(data["traces"][0]["wav"]), dtype="int16")
+    samples, _ = soundfile.read(decode_address(data["traces"][0]["sound"]), dtype="int16")
     assert samples[:3].tolist() == [0, 32767, -32768]
     assert data["traces"][0]["clipped"] == 2
     assert data["warnings"] == [
@@ -81,10 +80,12 @@ def test_clipped_and_nan_samples_give_warnings():
     ]
 
 
-def test_full_scale_is_not_clipped():
-    data = player_data([Trace({"hift/wav": torch.tensor([1.0, -1.0] * 500)}, {})])
-    assert data["traces"][0]["clipped"] == 0
-    assert data["warnings"] == []
+def test_samples_at_the_vocoders_limit_count_as_clipped():
+    wav = torch.zeros(1000)
+    wav[:4] = torch.tensor([0.99, -0.99, 1.0, 0.9899])
+    data = player_data([Trace({"hift/wav": wav}, {})])
+    assert data["traces"][0]["clipped"] == 3
+    assert data["warnings"] == []  # nothing is beyond full scale
 
 
 @pytest.mark.parametrize("wav", [torch.zeros(24_000), torch.full((5,), math.nan), torch.ones(1) * 1e-30])
@@ -101,7 +102,9 @@ def test_levels_are_matched_on_request_by_turning_down():
     matched = player_data([loud, low], match_levels=True)["traces"]
     assert matched[0]["gain_db"] == pytest.approx(-12.04, abs=0.02)
     assert matched[1]["gain_db"] == 0
-    assert matched[0]["wav"] == payload_of(loud)["wav"]  # the gain is the page's; the sound stays as it is
+    assert (
+        matched[0]["sound"] == payload_of(loud)["sound"]
+    )  # the gain is the page's; the sound stays as it is
 
 
 def test_long_sound_is_cut_with_a_warning():
@@ -110,7 +113,7 @@ def test_long_sound_is_cut_with_a_warning():
         [long], seconds=1.0, findings=findings(("click", 0.5, 0.6, 1.0), ("click", 2.0, 2.1, 1.0))
     )
     (made,) = data["traces"]
-    assert soundfile.info(decode_address(made["wav"])).frames == 24_000
+    assert soundfile.info(decode_address(made["sound"])).frames == 24_000
     assert len(made["f0"]) == Image.open(decode_address(made["mel"])).width == 50
     assert len(made["findings"]) == 1
     assert "the first 1 of 2.5 s" in data["warnings"][0]
@@ -157,6 +160,26 @@ def test_a_mel_without_range_is_still_drawn(value):
 def test_f0_is_finite():
     f0 = torch.tensor([0.0, 123.456, math.nan, math.inf])
     assert payload_of(tone(**{"hift/f0": f0}))["f0"] == [0, 123.5, 0, 0]
+
+
+def test_f0_that_the_vocoder_takes_as_unvoiced_is_zero():
+    f0 = torch.tensor([0.3, 1.0, 10.0, 10.1, 200.0])
+    assert payload_of(tone(**{"hift/f0": f0}))["f0"] == [0, 0, 0, 10.1, 200]
+
+
+def test_tokens_and_text_are_included():
+    made = payload_of(tone(**{"lm/speech_token": torch.tensor([5, 28, 7])}))
+    assert (made["tokens"], made["text"]) == ([5, 28, 7], "440 Hz")
+
+
+def test_equal_waveforms_have_one_name():
+    assert payload_of(tone())["id"] == payload_of(tone())["id"] != payload_of(tone(hz=441))["id"]
+
+
+def test_a_rate_that_browsers_cannot_decode_is_resampled_with_a_warning():
+    data = player_data([tone(rate=1000, hz=100)])
+    assert data["traces"][0]["rate"] == 3000
+    assert "browsers cannot play 1000 Hz" in data["warnings"][0]
 
 
 # ---- findings, names
@@ -206,8 +229,10 @@ def test_arguments_that_do_not_fit_raise(arguments, words):
 
 def test_files_traces_and_samples_play_side_by_side(tmp_path):
     write_wav(tmp_path / "theirs.wav", tone(rate=16_000).wav, 16_000)
-    made = wb.player(tone(), tmp_path / "theirs.wav", tone().wav.numpy(), sample_rate=24_000)
-    assert [trace["rate"] for trace in made.data["traces"]] == [24_000, 16_000, 24_000]
+    made = wb.player(
+        tone(), tmp_path / "theirs.wav", tone().wav.numpy(), (tone().wav, 48_000), sample_rate=24_000
+    )
+    assert [trace["rate"] for trace in made.data["traces"]] == [24_000, 16_000, 24_000, 48_000]
     assert made.data["traces"][1]["name"].endswith("theirs.wav")
     for source, words in ((tmp_path / "none.wav", "does not exist"), (tone().wav, "sample_rate")):
         with pytest.raises(wb.WorkbenchError, match=words):
@@ -234,7 +259,7 @@ def test_static_html_needs_no_other_file_and_escapes_names():
     assert "controls" in tags[-2][1]
     assert text.count("</script") == 1
     assert not re.search(r"https?://|@import|url\(", text)
-    assert text.count(payload_of(trace)["wav"]) == 1
+    assert text.count(payload_of(trace)["sound"]) == 1
 
 
 def test_module_is_valid_inside_a_script_element():
@@ -242,10 +267,12 @@ def test_module_is_valid_inside_a_script_element():
     assert not re.search(r"https?://|\bimport\b|eval\(", MODULE)
 
 
-def test_static_html_of_half_a_minute_stays_small():
+@pytest.mark.parametrize(("is_noise", "limit"), [(False, 2_000_000), (True, 2_200_000)])
+def test_static_html_of_half_a_minute_stays_small(is_noise, limit):
     trace = tone(seconds=30, **{"hift/f0": torch.full((1500,), 123.4), "flow/mel": torch.randn(80, 1500)})
-    trace.wav.copy_(torch.rand(720_000) - 0.5)
-    assert len(wb.player(trace).static()) <= 2_500_000
+    speech, _ = soundfile.read(wb.data_path("prompts/kumo_1.flac"), dtype="float32")  # 5 s
+    trace.wav.copy_(torch.rand(720_000) - 0.5 if is_noise else torch.tensor(speech).repeat(7)[:720_000])
+    assert len(wb.player(trace).static()) <= limit  # noise cannot be compressed without loss
 
 
 def test_cell_shows_the_static_html_and_opens_no_comm():

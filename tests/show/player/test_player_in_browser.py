@@ -13,92 +13,30 @@ from nbconvert import HTMLExporter
 from PIL import Image
 
 import workbench as wb
-from tests.show.common import LIGHT_AND_DARK, found, ready, tone, two
+from tests.show.common import (
+    LIGHT_AND_DARK,
+    OUTPUT_SAMPLES,
+    at,
+    click,
+    drag,
+    found,
+    is_playing,
+    loop,
+    play,
+    position,
+    ready,
+    tone,
+    two,
+)
 from workbench.show.player.page import MODULE
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
-LEFT, RIGHT = 46, 10  # pixels beside the time axis
-
-# Keeps the last 1.4 seconds of what reaches the loudspeaker, and counts the sources that start.
-RECORD_OUTPUT = """
-const connect = AudioNode.prototype.connect;
-AudioNode.prototype.connect = function (to, ...more) {
-  if (to instanceof AudioDestinationNode) {
-    window.recorder ??= new AnalyserNode(this.context, { fftSize: 32768 });
-    if (window.recorder.context === this.context) connect.call(this, window.recorder);
-  }
-  return connect.call(this, to, ...more);
-};
-window.starts = 0;
-const start = AudioBufferSourceNode.prototype.start;
-AudioBufferSourceNode.prototype.start = function (...when) { window.starts++; return start.apply(this, when); };
-"""
-OUTPUT_SAMPLES = (
-    "() => { const x = new Float32Array(32768); window.recorder.getFloatTimeDomainData(x); return [...x]; }"
-)
-
-
-@pytest.fixture
-def opened(page, tmp_path):
-    """Open a player's static twin in a page of its own, and wait until it is drawn."""
-
-    def go(*players):
-        body = "".join(player.static() for player in players)
-        head = '<meta charset="utf-8"><title>players</title><style>:root { color-scheme: light dark }</style>'
-        (tmp_path / "player.html").write_text(
-            f'<!doctype html><html lang="en">{head}<main>{body}</main></html>'
-        )
-        page.add_init_script(RECORD_OUTPUT)
-        page.goto((tmp_path / "player.html").as_uri())
-        ready(page, len(players))
-        return page
-
-    return go
-
-
-def position(page):
-    return float(page.locator(".time b").first.inner_text())
-
-
-def at(page, seconds, length=4.0):
-    """Where a time lies on the screen."""
-    box = page.locator("canvas.overlay").first.bounding_box()
-    span = box["width"] - LEFT - RIGHT
-    return box["x"] + LEFT + seconds / length * span, box["y"] + 60
-
-
-def click(page, seconds):
-    page.mouse.click(*at(page, seconds))
-
-
-def drag(page, start, end):
-    page.mouse.move(*at(page, start))
-    page.mouse.down()
-    page.mouse.move(*at(page, end), steps=4)
-    page.mouse.up()
-
-
-def loop(page):
-    """Ends of the loop that is on, as the button says."""
-    button = page.locator("[data-action=loop]")
-    if button.get_attribute("aria-pressed") != "true":
-        return None
-    return [float(word) for word in button.inner_text().removeprefix("loop ").removesuffix(" s").split("–")]
-
-
-def play(page):
-    page.keyboard.press("Space")
-    page.get_by_role("button", name="Pause").first.wait_for()
-
-
-def is_playing(page):
-    return page.locator("[data-action=play]").first.get_attribute("aria-label") == "Pause"
 
 
 def test_player_shows_the_duration_of_the_longest_trace(opened):
     page = opened(wb.player(tone(2.5), tone(1.0)))
     assert page.locator(".of").inner_text() == "/ 2.500 s"
-    assert page.get_by_role("slider").get_attribute("aria-valuemax") == "2.500"
+    assert page.get_by_role("slider", name="Position").get_attribute("aria-valuemax") == "2.500"
     assert "peak −6.0 dBFS" in page.locator(".levels").inner_text()
 
 

@@ -5,25 +5,34 @@ folder become one module without imports. A widget sends it to the page; a stati
 """
 
 import json
+import re
 from html import escape
 from pathlib import Path
 from uuid import uuid4
 
 from workbench.show.player.payload import letter_of
 
-FOLDER = Path(__file__).parent
-SCRIPTS = ("data.js", "colours.js", "sound.js", "picture.js", "controls.js", "input.js", "player.js")
+FOLDER = Path(__file__).parent / "web"
+SCRIPTS = (
+    *("data.js", "axis.js", "sound.js", "analysis.js", "compute.js", "rows.js", "picture.js", "controls.js"),
+    *("blind.js", "sync.js", "input.js", "player.js"),
+)
 
 
 def _read(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
+def _without_comments(script: str) -> str:
+    """Return a script without the comments that fill whole lines: they are a third of a page's player."""
+    return re.sub(r"^ *(/\*.*?\*/|//[^\n]*)\n", "", script, flags=re.DOTALL | re.MULTILINE)
+
+
 def _read_module() -> str:
     """Return the ES module: style and markup as two constants, then the scripts."""
-    style = f"const STYLE = {json.dumps(_read('player.css'))};"
+    style = f"const STYLE = {json.dumps(_without_comments(_read('player.css')))};"
     markup = f"const MARKUP = {json.dumps(_read('player.html'))};"
-    scripts = [_read(name) for name in SCRIPTS]
+    scripts = [_without_comments(_read(name)) for name in SCRIPTS]
     return "\n".join([style, markup, *scripts])
 
 
@@ -51,28 +60,29 @@ def static_player(data: dict) -> str:
     identifier = uuid4().hex
     without_media = []
     for trace in data["traces"]:
-        without_media.append({key: value for key, value in trace.items() if key not in ("wav", "mel")})
+        without_media.append({key: value for key, value in trace.items() if key not in ("sound", "mel")})
     literal = json.dumps(data | {"traces": without_media}, allow_nan=False)
     literal = literal.replace("<", "\\u003c")  # so that no name can close the script element
     warnings = "".join(f"<p>\u26a0 {escape(warning)}</p>" for warning in data["warnings"])
-    figures = "".join(_figure(letter_of(i), trace) for i, trace in enumerate(data["traces"]))
+    figures = "".join(_figure(letter_of(i), trace, data["limit"]) for i, trace in enumerate(data["traces"]))
     return (
         f'<div class="workbench-player" data-player="{identifier}">{warnings}{figures}</div>\n'
         f'<script type="module">\n{MODULE}\nwake("{identifier}", {literal});\n</script>'
     )
 
 
-def _figure(letter: str, trace: dict) -> str:
+def _figure(letter: str, trace: dict, limit: float) -> str:
     """Return what is shown of a trace where scripts do not run."""
     name = escape(trace["name"])
     findings = "; ".join(escape(finding["text"]) for finding in trace["findings"])
     peak = "silent" if trace["peak_db"] is None else f"peak {trace['peak_db']:.1f} dBFS"
-    levels = f"{trace['rate']} Hz, {peak}, {trace['clipped']} clipped"
+    levels = f"{trace['rate']} Hz, {peak}, {trace['clipped']} clipped at \u00b1{limit:g}"
     caption = f"{letter} \u00b7 {name} ({levels})" + (f": {findings}" if findings else "")
     return (
         '<figure style="margin:8px 0;max-width:1100px">'
         f"<figcaption>{caption}</figcaption>"
         f'<img alt="mel of {name}" src="{trace["mel"]}" style="width:100%;height:120px;display:block">'
-        f'<audio controls preload="none" aria-label="{name}" src="{trace["wav"]}" style="width:100%"></audio>'
+        f'<audio controls preload="none" aria-label="{name}" style="width:100%" '
+        f'src="{trace["sound"]}"></audio>'
         "</figure>"
     )

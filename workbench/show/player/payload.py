@@ -1,9 +1,9 @@
-"""Traces in the form that a page can hold: PCM16 sound, the mel as a PNG, f0 and findings as JSON."""
+"""Traces in the form that a page can hold: PCM16 sound as FLAC, the mel as a PNG, the rest as JSON."""
 
 import base64
+import hashlib
 import io
 import math
-import wave
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.diagnose.glitches.wave_stats import BLOCK_S, loudness
+from workbench.diagnose.sounds.alignment import SAMPLES_ALIGN
 from workbench.errors import WorkbenchError
 from workbench.speech.config import RELEASED
 from workbench.speech.frontend.audio import log_mel, mel_centres, resample, to_pcm16
@@ -21,6 +22,11 @@ from workbench.trace.schema import FRAME_RATE, TOKEN_RATE
 from workbench.trace.trace import Trace
 
 MEL = RELEASED.mel
+LIMIT = RELEASED.hift.audio_limit  # of full scale; the vocoder clips there
+VOICED_ABOVE = RELEASED.hift.nsf_voiced_threshold  # Hz; the vocoder takes lower values as unvoiced
+COLORS = "viridis"  # as of the figures
+RATES = (3000, 384_000)  # Hz that browsers can decode
+MAX_TEXT = 500  # letters of the text below the tokens
 QUIETEST_MEL = math.log(1e-5)  # ln; `log_mel` clamps there
 FINDING_COLUMNS = ("kind", "start", "end", "score")
 MAX_TRACES = 26  # they are called A to Z
@@ -50,7 +56,7 @@ def player_data(
     -------
     dict
         `traces` (a dict each, see data.js), `warnings` (sentences), `bins` of the mel, `ticks` of its axis
-        (bin, label), `mel_range` (ln), `frame_seconds` and `token_seconds`.
+        (bin, label), `mel_range` (ln), `frame_seconds`, `token_seconds` and the numbers that data.js names.
 
     Raises
     ------
@@ -80,6 +86,10 @@ def player_data(
         "mel_range": [low, high],
         "frame_seconds": 1 / FRAME_RATE,
         "token_seconds": 1 / TOKEN_RATE,
+        "limit": LIMIT,
+        "min_correlation": SAMPLES_ALIGN,
+        "silent_tokens": list(RELEASED.silent_tokens),
+        "colours": base64.b64encode(_palette()).decode(),
     }
     for i, trace in enumerate(traces):
         name = str(names[i])
@@ -87,7 +97,8 @@ def player_data(
         sound, sound_warnings = _sound(trace, seconds)
         rows, findings_warnings = _findings(findings[i], seconds)
         picture = {"mel": _png(mel, low, high), "mel_from": mel_source, "f0": _f0(trace, seconds)}
-        data["traces"].append({"name": name, "findings": rows} | sound | picture)
+        words = {"name": name, "text": str(trace.attrs.get("text") or "")[:MAX_TEXT], "findings": rows}
+        data["traces"].append(words | {"tokens": _tokens(trace, seconds)} | sound | picture)
         for warning in sound_warnings + findings_warnings:
             data["warnings"].append(f"{letter_of(i)} \u00b7 {name}: {warning}")
     if match_levels:
@@ -118,15 +129,23 @@ def _sound(trace: Trace, seconds: float) -> tuple[dict, list[str]]:
         warnings.append(f"the first {seconds:g} of {total:.1f} s are included; pass seconds=... for more")
         wav = wav[: int(seconds * rate)]
     n_nan = int(np.isnan(wav).sum())
-    n_clipped = int((np.abs(wav) > 1).sum())
+    n_clipped = int((np.abs(wav.astype(np.float32)) >= np.float32(LIMIT)).sum())  # as the vocoder's own type
+    n_beyond = int((np.abs(wav) > 1).sum())
     if n_nan:
         warnings.append(f"NaN was set to 0 ({n_nan} of {len(wav)} samples)")
-    if n_clipped:
+    if n_beyond:
         peak = np.nanmax(np.abs(wav))
         warnings.append(
-            f"samples beyond \u00b11 were clipped ({n_clipped} of {len(wav)} samples, up to {peak:.3g})"
+            f"samples beyond \u00b11 were clipped ({n_beyond} of {len(wav)} samples, up to {peak:.3g})"
         )
     wav = np.clip(np.nan_to_num(wav, posinf=2.0, neginf=-2.0), -1, 1)
+    if not RATES[0] <= rate <= RATES[1]:
+        played = min(max(rate, RATES[0]), RATES[1])
+        warnings.append(
+            f"browsers cannot play {rate} Hz; what is heard and drawn is resampled to {played} Hz"
+        )
+        wav = resample(torch.from_numpy(wav), rate, played).clamp(-1, 1).numpy()
+        rate = played
     sound = {
         "peak_db": _decibels(np.abs(wav).max()),
         "rms_db": _decibels(math.sqrt(np.square(wav).mean())),
@@ -134,9 +153,19 @@ def _sound(trace: Trace, seconds: float) -> tuple[dict, list[str]]:
         "gain_db": 0.0,
         "clipped": n_clipped,
         "rate": rate,
-        "wav": _data_address("audio/wav", _wav_file(wav, rate)),
+        "seconds": len(wav) / rate,
+        "id": trace_id(trace),
+        "sound": _data_address("audio/flac", _flac_file(wav, rate)),
     }
     return sound, warnings
+
+
+def trace_id(trace: Trace) -> str:
+    """Return what names a waveform on a page: players, figures and widgets of equal ones move together.
+
+    They send and follow the event `workbench-view` of the document, see web/sync.js.
+    """
+    return hashlib.sha256(_waveform(trace).contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _waveform(trace: Trace) -> Tensor:
@@ -147,14 +176,12 @@ def _waveform(trace: Trace) -> Tensor:
     return trace.wav
 
 
-def _wav_file(wav: np.ndarray, rate: int) -> bytes:
-    """Return a PCM16 file with the plain header of 44 bytes, which data.js skips."""
+def _flac_file(wav: np.ndarray, rate: int) -> bytes:
+    """Return samples (N,) as PCM16 in a lossless file of about two thirds of their size."""
+    import soundfile  # slow to import
+
     file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(rate)
-        out.writeframes(to_pcm16(wav).astype("<i2").tobytes())
+    soundfile.write(file, to_pcm16(wav).astype(np.int16), rate, format="FLAC", subtype="PCM_16")
     return file.getvalue()
 
 
@@ -204,20 +231,39 @@ def _value_range(mels: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def _png(mel: Tensor, low: float, high: float) -> str:
-    from matplotlib.image import imsave  # slow to import
+    """Return the mel as a picture of one byte a pixel; low bins are at the bottom."""
+    from PIL import Image
 
+    share = (mel.nan_to_num(nan=low, posinf=high, neginf=low).double() - low) / (high - low)
+    image = Image.fromarray((share.flip(0).clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    image.putpalette(_palette())
     file = io.BytesIO()
-    imsave(file, mel.numpy(), vmin=low, vmax=high, cmap="magma", origin="lower", format="png")
+    image.save(file, format="png", optimize=True)
     return _data_address("image/png", file.getvalue())
 
 
+def _palette() -> bytes:
+    """Return red, green and blue of 256 colours."""
+    from matplotlib import colormaps  # slow to import
+
+    return (colormaps[COLORS](np.arange(256), bytes=True)[:, :3]).tobytes()
+
+
 def _f0(trace: Trace, seconds: float) -> list[float]:
-    """Return f0 in Hz of every frame; 0 where it is unvoiced or not finite."""
+    """Return f0 in Hz of every frame; 0 where the vocoder takes it as unvoiced, or it is not finite."""
     if "hift/f0" not in trace:
         return []
     frames = math.ceil(seconds * FRAME_RATE)
     hz = trace["hift/f0"][:frames].double().nan_to_num(posinf=0, neginf=0)
+    hz[hz <= VOICED_ABOVE] = 0
     return [round(value, 1) for value in hz.tolist()]
+
+
+def _tokens(trace: Trace, seconds: float) -> list[int]:
+    """Return the ids of the speech tokens from which the sound was made; empty where none were recorded."""
+    if "lm/speech_token" not in trace:
+        return []
+    return trace["lm/speech_token"].flatten()[: math.ceil(seconds * TOKEN_RATE)].tolist()
 
 
 # ---- findings

@@ -26,6 +26,8 @@ class Player(anywidget.AnyWidget):
         Start and end in seconds while a region is repeated, else empty.
     choice : int
         Index of the trace that is heard; -1 during a blind comparison, while the trace is hidden.
+    listening : list of dict
+        Results of blind tests that ended, for `listening_test`; a player in a container fills it.
     data : dict
         What the page draws and plays, see `workbench.show.player.payload.player_data`.
 
@@ -44,6 +46,7 @@ class Player(anywidget.AnyWidget):
     position = traitlets.Float(0.0, min=0.0).tag(sync=True)
     loop = traitlets.List(traitlets.Float()).tag(sync=True)
     choice = traitlets.Int(0).tag(sync=True)
+    listening = traitlets.List(traitlets.Dict()).tag(sync=True)
 
     @traitlets.validate("loop")
     def _validate_loop(self, proposal: traitlets.Bunch) -> list[float]:
@@ -106,7 +109,7 @@ def player(
 
     Parameters
     ----------
-    *traces : Trace, path of a sound, trace or dump, Tensor (N,) or ndarray (N,)
+    *traces : Trace, path of a sound, trace or dump, Tensor (N,), ndarray (N,), or (samples, rate in Hz)
         1 to 26 sounds. Without a recorded `flow/mel` the mel of the waveform is shown.
     names : sequence of str, optional
         One per trace. Default: each trace's tag, text or source.
@@ -136,8 +139,9 @@ def player(
     >>> wb.player(trace, louder, names=["as it is", "louder"], findings=wb.find_glitches(trace))
     Player('as it is', 'louder')
     >>> prompt = wb.data_path("prompts/kumo_0.flac")
-    >>> wb.player(trace, prompt, 0.1 * trace.wav, names=["a run", "a file", "samples"], sample_rate=24_000)
+    >>> wb.player(trace, prompt, (0.1 * trace.wav, 24_000), names=["a run", "a file", "samples"])
     Player('a run', 'a file', 'samples')
     """
-    opened = [as_trace(each, sample_rate) for each in traces]
+    # A pair states its own rate, as files and traces do.
+    opened = [as_trace(each, None if isinstance(each, tuple) else sample_rate) for each in traces]
     return Player(data=player_data(opened, names, findings, match_levels, seconds))
