@@ -148,4 +148,4 @@ def test_a_log_is_read_and_compared(installed):
 def test_a_notebook_of_the_wheel_runs(installed):
     installed("workbench", "notebook", "start-here", "--parameter", "text=Hello.", "--out", "page.html")
     page = (installed.away / "page.html").read_text(encoding="utf-8")
-    assert "Hello." in page and "data:audio/wav" in page and "image/png" in page
+    assert "Hello." in page and "data:audio/flac" in page and "image/png" in page

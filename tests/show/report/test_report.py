@@ -132,7 +132,7 @@ def test_failed_save_leaves_no_partial_file(tmp_path):
 def test_trace_is_rendered_with_player_and_table():
     wav = 0.1 * torch.sin(torch.arange(12000) / 20)
     look = render(Trace({"hift/wav": wav}, {"text": HOSTILE}))
-    assert "data:audio/wav" in look.html and "<script>alert" not in look.html
+    assert "data:audio/flac" in look.html and "<script>alert" not in look.html
     assert look.evidence[0]["field"] == "hift/wav"
     silent = render(Trace({"flow/mel": torch.zeros(80, 5)}, {}))
     assert "<audio" not in silent.html and "flow/mel" in silent.html

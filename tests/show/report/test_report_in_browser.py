@@ -58,7 +58,7 @@ def test_keyboard_reaches_everything_in_a_report(report):
         "summary Keys",
     ):
         assert one in seen
-    for one in ("button Play", "button A · ten steps", "button click 1.00 s (7)", "button X, blind"):
+    for one in ("button Play", "button A · ten steps", "button click 1.00 s (7)", "button X, blind test"):
         assert one in seen
     assert len(seen) < 80
     report.locator("a", has_text="Numbers").press("Enter")

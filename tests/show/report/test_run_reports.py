@@ -39,7 +39,7 @@ def test_report_of_two_runs_names_cause_and_suspect(pipe, traces):
     numbers = evidence(page)
     assert numbers["suspects"][0]["suspect"] == wrong.name
     assert numbers["where-they-part"][0]["field"] == "in/text_token"
-    assert "data:audio/wav" in page and len(page) < 6e6
+    assert "data:audio/flac" in page and len(page) < 6e6
     assert "All " in page and "<details>" in page
     assert f'<td class="long">{wrong.cause}</td>' in page
 

@@ -99,7 +99,7 @@ def test_static_twin_has_pictures_tables_and_sound(pipe, trace):
     lab = VocoderLab(pipe, trace).render_now()
     assert torch.equal(lab.compute({}, lambda steps, *_: steps).trace.wav, trace.wav)
     page = lab.static()
-    assert "data:image/" in page and "data:audio/wav" in page and "<table" in page
+    assert "data:image/" in page and "data:audio/flac" in page and "<table" in page
     bundle = lab._repr_mimebundle_()[0]
     assert bundle["text/html"] == page and "application/vnd.jupyter.widget-view+json" in bundle
 
@@ -147,7 +147,7 @@ def test_comparison_browser_opens_at_the_first_bad_row(pipe, utt, trace):
     browser = ComparisonBrowser(compared, trace, other)
     assert "DIVERGED" in browser.row.label and compared.rows["field"][browser.row.value].startswith("flow/")
     page = browser.static()
-    assert page.count("<img") >= 2 and "data:audio/wav" in page
+    assert page.count("<img") >= 2 and "data:audio/flac" in page
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from workbench.diagnose.glitches.wave_stats import BLOCK_S, loudness
 from workbench.diagnose.sounds.alignment import SAMPLES_ALIGN
 from workbench.errors import WorkbenchError
 from workbench.speech.config import RELEASED
-from workbench.speech.frontend.audio import log_mel, mel_centres, resample, to_pcm16
+from workbench.speech.frontend.audio import flac_file, log_mel, mel_centres, resample
 from workbench.trace.schema import FRAME_RATE, TOKEN_RATE
 from workbench.trace.trace import Trace
 
@@ -155,7 +155,7 @@ def _sound(trace: Trace, seconds: float) -> tuple[dict, list[str]]:
         "rate": rate,
         "seconds": len(wav) / rate,
         "id": trace_id(trace),
-        "sound": _data_address("audio/flac", _flac_file(wav, rate)),
+        "sound": _data_address("audio/flac", flac_file(wav, rate)),
     }
     return sound, warnings
 
@@ -174,15 +174,6 @@ def _waveform(trace: Trace) -> Tensor:
             f"{trace!r} has no waveform; expected hift/wav with samples: run it to the end, or replay it"
         )
     return trace.wav
-
-
-def _flac_file(wav: np.ndarray, rate: int) -> bytes:
-    """Return samples (N,) as PCM16 in a lossless file of about two thirds of their size."""
-    import soundfile  # slow to import
-
-    file = io.BytesIO()
-    soundfile.write(file, to_pcm16(wav).astype(np.int16), rate, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
 
 
 def _decibels(level: float) -> float | None:

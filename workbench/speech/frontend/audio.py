@@ -5,6 +5,7 @@ time. Log-mels are differentiable and computed on the waveform's device and in i
 is raised to float32).
 """
 
+import io
 import math
 import os
 from functools import lru_cache
@@ -95,6 +96,13 @@ def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, sample_rate: in
             soundfile.write(str(draft), pcm, int(sample_rate), format="WAV", subtype="PCM_16")
         except (RuntimeError, ValueError, TypeError) as error:
             raise WorkbenchError(f"{path} could not be written ({error}); is the folder writable?") from None
+
+
+def flac_file(samples: np.ndarray, sample_rate: int) -> bytes:
+    """Return samples (N,) as PCM16 in a FLAC file: lossless, and about two thirds of a WAV of speech."""
+    file = io.BytesIO()
+    soundfile.write(file, to_pcm16(samples), sample_rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:

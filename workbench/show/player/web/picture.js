@@ -234,10 +234,10 @@ class Picture {
     if (kept?.width === width) return kept.peaks;
     const peaks = new Float32Array(width);
     const perPixel = (this.data.length * trace.rate) / width;
-    trace.samples.forEach((value, i) => {
+    for (let i = 0; i < trace.samples.length; i++) {
       const x = Math.min(Math.floor(i / perPixel), width - 1);
-      peaks[x] = Math.max(peaks[x], Math.abs(value) / FULL_SCALE);
-    });
+      peaks[x] = Math.max(peaks[x], Math.abs(trace.samples[i]) / FULL_SCALE);
+    }
     this.overviews.set(trace, { width, peaks });
     return peaks;
   }

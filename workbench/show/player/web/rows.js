@@ -91,7 +91,7 @@ function drawSamples({ g, axis, colours, top, height }, samples, rate, scale, li
 /** @param {Lane} lane @param {Trace} trace */
 function drawWave(lane, trace) {
   lane.g.fillStyle = lane.colours.wave;
-  const limit = Math.floor(lane.data.limit * (FULL_SCALE - 1)); // as PCM16
+  const limit = Math.round(lane.data.limit * FULL_SCALE); // as PCM16
   drawSamples(lane, trace.samples, trace.rate, lane.gain / FULL_SCALE, limit);
 }
 
