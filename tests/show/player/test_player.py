@@ -150,7 +150,12 @@ def test_all_mels_share_one_colour_range():
     assert player_data([a, b])["mel_range"] == [-9, 3]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 3.0])
+def test_a_mel_below_the_quietest_does_not_wash_out_the_others():
+    wild = tone(**{"flow/mel": torch.linspace(-40, 2, 800).reshape(80, 10)})
+    assert player_data([wild, tone()])["mel_range"][0] == pytest.approx(math.log(1e-5))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3.0, -40.0])
 def test_a_mel_without_range_is_still_drawn(value):
     data = player_data([tone(**{"flow/mel": torch.full((80, 4), value)})])
     assert data["mel_range"][0] < data["mel_range"][1]

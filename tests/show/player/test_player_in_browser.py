@@ -226,6 +226,9 @@ def test_player_is_accessible(opened, page):
     page.locator("summary").click()
     click(page, 1.0)
     page.keyboard.press("n")
+    for row in ("spectrogram", "difference"):
+        page.locator(f"[data-row={row}]").click()
+    page.keyboard.press("x")  # the controls of the blind test
     results = Axe().run(page).response
     assert [v["id"] for v in results["violations"] if v["impact"] in ("serious", "critical")] == []
     assert any(check["id"] == "color-contrast" for check in results["passes"])
@@ -266,7 +269,7 @@ def test_audio_and_image_remain_without_scripts(browser, tmp_path):
 
 MODEL = """async ([code, data]) => {
   const { default: widget } = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
-  const values = { data, position: 1.25, loop: [], choice: 1 }, acts = {};
+  const values = { data, position: 1.25, loop: [], choice: 1, listening: [] }, acts = {};
   window.model = {
     saved: 0,
     get: (name) => values[name],
@@ -306,6 +309,12 @@ def test_widget_state_follows_the_page_and_controls_it(page, tmp_path):
     play(page)
     page.wait_for_timeout(300)
     assert 1 <= page.evaluate("model.saved") - saved <= 6
+    page.get_by_label("Planned trials").select_option("5")
+    for _ in range(5):
+        page.locator("[data-answer='1']").click()
+    (result,) = page.evaluate("model.get('listening')")
+    assert [trial["answer"] for trial in result["trials"]] == ["B"] * 5
+    assert wb.listening_test(result).planned == 5
     assert page.evaluate("leave(), model.listening()") == 0
 
 

@@ -1,6 +1,7 @@
 """Results of the player's blind test: read from its file, counted again, and shown in reports."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from html import escape
@@ -158,7 +159,7 @@ def listening_test(source: str | os.PathLike | dict) -> ListeningTest:
     data, name = (source, "the result") if isinstance(source, dict) else (_read(Path(source)), str(source))
     try:
         return _parse(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise WorkbenchError(
             f"{name} is no result of a blind test ({type(error).__name__}: {str(error)[:200]}); "
             "expected the file that the player's button 'result' saves"
@@ -190,15 +191,16 @@ def _parse(data: Any) -> ListeningTest:
     trials = [(str(trial["x"]), str(trial["answer"])) for trial in data["trials"]]
     if not 2 <= len(candidates) == len(data["candidates"]) <= 26:
         raise ValueError(f"{len(data['candidates'])} candidates; expected 2 to 26 with letters of their own")
-    if len(trials) > MAX_TRIALS or not 1 <= data["planned"] <= MAX_TRIALS:
-        raise ValueError(f"{len(trials)} trials, {data['planned']} planned; expected {MAX_TRIALS} at most")
+    planned = int(data["planned"])
+    if len(trials) > MAX_TRIALS or not 1 <= planned <= MAX_TRIALS:
+        raise ValueError(f"{len(trials)} trials, {planned} planned; expected {MAX_TRIALS} at most")
     strangers = {letter for trial in trials for letter in trial} - set(candidates)
     if strangers:
         raise ValueError(f"trials name {', '.join(sorted(strangers))[:100]}, which are no candidates")
     return ListeningTest(
         candidates,
         identities,
-        int(data["planned"]),
+        planned,
         trials,
         str(data.get("ended", ""))[:40],
         _loudness_step(data["candidates"]),
@@ -206,5 +208,9 @@ def _parse(data: Any) -> ListeningTest:
 
 
 def _loudness_step(candidates: list[dict]) -> float | None:
-    levels = [each["lufs"] + each.get("gain_db", 0.0) for each in candidates if each.get("lufs") is not None]
-    return max(levels) - min(levels) if len(levels) == len(candidates) else None
+    if any(each.get("lufs") is None for each in candidates):
+        return None
+    levels = [float(each["lufs"]) + float(each.get("gain_db", 0)) for each in candidates]
+    if not all(math.isfinite(level) for level in levels):
+        raise ValueError("a loudness that is not finite")
+    return max(levels) - min(levels)

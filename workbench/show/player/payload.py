@@ -213,12 +213,15 @@ def _mel(trace: Trace, seconds: float) -> tuple[Tensor, str]:
 
 
 def _value_range(mels: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the least and the largest value of all mels: one range, so that brighter means louder."""
+    """Return the least and the largest value of all mels: one range, so that brighter means louder.
+
+    Values below the quietest of a log-mel, as of a run with one step, would make the others look alike.
+    """
     values = torch.cat([mel.flatten() for mel in mels])
     values = values[values.isfinite()]
-    if not len(values) or values.min() == values.max():
+    if not len(values) or values.min() == values.max() or values.max() <= QUIETEST_MEL:
         return QUIETEST_MEL, 0.0
-    return values.min().item(), values.max().item()
+    return max(values.min().item(), QUIETEST_MEL), values.max().item()
 
 
 def _png(mel: Tensor, low: float, high: float) -> str:
