@@ -251,7 +251,7 @@ def test_a_pair_of_three_traces_makes_an_abx_test(opened):
         page.keyboard.press("Shift+Digit3")
     page.locator("[data-action=endTest]").click()
     said = page.locator(".result").inner_text()
-    assert "of 3 right" in said and "ended after 3 of 10 planned trials" in said
+    assert "of 3 right" in said and "Ended after 3 of 10 planned trials" in said
 
 
 def test_unequal_loudness_is_told_before_it_gives_x_away(opened):

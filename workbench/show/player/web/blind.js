@@ -68,9 +68,9 @@ class BlindTest {
   get line() {
     const count = this.trials.length;
     const parts = [`${this.right} of ${count} right; guessing reaches that with p = ${formatP(this.p)}`];
-    if (count < this.planned) parts.push(`ended after ${count} of ${this.planned} planned trials, so p is too small`);
-    else if (this.p < AUDIBLE_P) parts.push("a difference was heard");
-    else parts.push("no difference was shown, which is no proof that there is none");
+    if (count < this.planned) parts.push(`Ended after ${count} of ${this.planned} planned trials, so p is too small`);
+    else if (this.p < AUDIBLE_P) parts.push("A difference was heard");
+    else parts.push("No difference was shown, which is no proof that there is none");
     return `${parts.join(". ")}.`;
   }
 
