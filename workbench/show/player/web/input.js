@@ -15,7 +15,7 @@ function actionsOf(player) {
     out: () => player.zoom(2),
     in: () => player.zoom(0.5),
     fit: () => player.zoom(Infinity),
-    region: () => player.zoomToRegion(),
+    region: () => zoomToRegion(player),
     height: () => player.changeHeight(),
     next: () => player.jump(player.finding + 1),
     previous: () => player.jump(player.finding < 0 ? -1 : player.finding - 1),
@@ -37,6 +37,29 @@ function actionsOf(player) {
   };
 }
 
+/** @param {Player} player */
+function loopFromHere(player) {
+  const start = player.sound.position;
+  player.setLoop(start, Math.max(player.region?.[1] ?? 0, start + FINDING_MARGIN_S), true);
+}
+
+/** @param {Player} player */
+function loopToHere(player) {
+  const end = player.sound.position;
+  player.setLoop(Math.min(player.region?.[0] ?? Infinity, end - FINDING_MARGIN_S), end, true);
+}
+
+/** Show the region, with a little beside it. @param {Player} player */
+function zoomToRegion(player) {
+  if (!player.region) {
+    player.controls.announce("no region yet: drag over the picture, or press [ and ]");
+    return;
+  }
+  const [start, end] = player.region;
+  player.picture.axis.show(start - (end - start) * 0.05, (end - start) * 1.1);
+  player.redraw();
+}
+
 /** Seconds that an arrow key moves: a token, or less where less is visible, down to a sample. */
 function stepOf(player, event) {
   if (event.shiftKey) return SHIFT_STEP_S;
@@ -55,8 +78,8 @@ function listenToKeys(player) {
     End: () => player.seek(player.data.length),
     PageUp: () => player.scroll(-PAGE),
     PageDown: () => player.scroll(PAGE),
-    "[": () => player.loopFromHere(),
-    "]": () => player.loopToHere(),
+    "[": () => loopFromHere(player),
+    "]": () => loopToHere(player),
     l: actions.loop,
     x: actions.blind,
     n: actions.next,

@@ -243,16 +243,6 @@ class Player {
     this.show();
   }
 
-  loopFromHere() {
-    const start = this.sound.position;
-    this.setLoop(start, Math.max(this.region?.[1] ?? 0, start + FINDING_MARGIN_S), true);
-  }
-
-  loopToHere() {
-    const end = this.sound.position;
-    this.setLoop(Math.min(this.region?.[0] ?? Infinity, end - FINDING_MARGIN_S), end, true);
-  }
-
   /** Loop around a finding. @param {number} index counts on from the other end beyond the first and last */
   jump(index) {
     const findings = this.heard.findings;
@@ -275,17 +265,6 @@ class Player {
     const axis = this.picture.axis;
     const isVisible = t >= axis.view[0] && t <= axis.view[1];
     axis.zoom(axis.duration * factor, isVisible ? t : (axis.view[0] + axis.view[1]) / 2);
-    this.redraw();
-  }
-
-  /** Show the region, with a little beside it. */
-  zoomToRegion() {
-    if (!this.region) {
-      this.controls.announce("no region yet: drag over the picture, or press [ and ]");
-      return;
-    }
-    const [start, end] = this.region;
-    this.picture.axis.show(start - (end - start) * 0.05, (end - start) * 1.1);
     this.redraw();
   }
 
