@@ -85,13 +85,17 @@ def observe(run: StoredRun, predictor: Predictor) -> Observed:
         recorded = step.recorded_outputs(candidate)
         if not recorded:
             continue
-        if step.outputs == ("lm/drawn_token",) and predictor.can_predict("lm/drawn_token"):
-            continue  # drawing from the candidate's own probabilities does not show how many it should draw
+        is_drawn = step.outputs == ("lm/drawn_token",)
+        if is_drawn and "lm/logp" in run.coarse:
+            continue  # lost digits of the probabilities decide some draws
         if obstacle := step.obstacle(candidate, predictor.target_only):
             for name in recorded:
                 obstacles.setdefault(name, obstacle)
             continue
-        local_places.update((name, step.index) for name in recorded)
+        # Tokens that are drawn again from the candidate's own probabilities do not show how many should have
+        # been drawn. A simulated run does, so that these have both.
+        if not (is_drawn and predictor.can_predict("lm/drawn_token")):
+            local_places.update((name, step.index) for name in recorded)
         try:
             results = recompute(step, run, predictor.pipe, predictor.simulator.options)
         except (WorkbenchError, RuntimeError) as error:  # a mel of NaN, or lengths that do not fit

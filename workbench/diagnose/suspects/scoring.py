@@ -213,16 +213,19 @@ class Scorer:
         """Whether a result differs from a model with these faults as another program's rounding does.
 
         So it may where one of the faults rounds, such as a stage in half precision: the other program adds in
-        another order, and therefore rounds other values up and down.
+        another order, and therefore rounds other values up and down. And so may the tokens of a simulated
+        run: where two are almost equally likely, rounding decides, and all later tokens follow from that.
         """
         observation = self.observations[number]
-        if not any(fault.rounds and observation.affects(fault) for fault in faults):
+        is_rounded = any(fault.rounds and observation.affects(fault) for fault in faults)
+        is_decided = observation.field == "lm/drawn_token" and not observation.is_local
+        if not is_rounded and not is_decided:
             return False
         ours = self.predict(number, faults)
         spread = 0.0
         for order in OTHER_SUMS:
             other = self.predict(number, (*faults, order))
-            if ours is not None and other is not None and other.shape == ours.shape:
+            if ours is not None and other is not None:
                 spread = max(spread, observation.distance(other, ours))
         return self.distance(number, faults) <= ROUNDING_ALLOWANCE * spread
 

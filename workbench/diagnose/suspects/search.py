@@ -98,7 +98,7 @@ class Search:
         self.shares: dict[Fault, float] = {}
         self.tried_at: dict[Fault, set[int]] = {}
         for group in scorer.groups():
-            wrong = [number for number in group if scorer.is_wrong(number)]
+            wrong = self._wrong(group, HEALTHY)
             if wrong:
                 verdict = self._explain(group, wrong)
                 first_steps = self._explain_first_steps(group, wrong) if verdict.reason else None
@@ -109,6 +109,11 @@ class Search:
                 self.verdicts.append(verdict)
 
     # ---- one group
+
+    def _wrong(self, numbers: list[int], faults: Faults) -> list[int]:
+        """Return those results that a model with these faults does not give."""
+        wrong = [number for number in numbers if self.scorer.is_wrong(number, faults)]
+        return [number for number in wrong if not self.scorer.is_within_rounding(number, faults)]
 
     def _explain(self, group: list[int], was_wrong: list[int]) -> Verdict:
         """Return what explains a group, and remember the faults that do.
@@ -124,10 +129,7 @@ class Search:
         observations = [scorer.observations[number] for number in was_wrong]
 
         # Faults that were named for an earlier group may explain this one as well.
-        wrong = []
-        for number in was_wrong:
-            if scorer.is_wrong(number, chosen) and not scorer.is_within_rounding(number, chosen):
-                wrong.append(number)
+        wrong = self._wrong(was_wrong, chosen)
         if len(wrong) <= (1 - MIN_FITTING) * len(was_wrong):
             before = tuple(fault for fault in chosen if any(one.affects(fault) for one in observations))
             return self._verdict(was_wrong, before)
@@ -351,7 +353,8 @@ class Search:
             if number in no_witness or (before > MAX_FIT_SCORE and not observation.is_local):
                 continue
             after = self.scorer.score(number, together)
-            if after > MAX_FIT_SCORE and after > before + MIN_GAIN:
+            is_worse = after > MAX_FIT_SCORE and after > before + MIN_GAIN
+            if is_worse and not self.scorer.is_within_rounding(number, together):
                 return True
         return False
 
