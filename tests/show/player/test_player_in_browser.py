@@ -3,6 +3,9 @@
 import io
 import math
 import re
+import shutil
+import subprocess
+import zlib
 from itertools import pairwise
 
 import nbformat
@@ -265,6 +268,20 @@ def test_audio_and_image_remain_without_scripts(browser, tmp_path):
     assert page.locator("audio[controls]").count() == 2
     assert page.locator("audio").first.is_visible() and page.locator("img").first.is_visible()
     context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_printing_from_the_shell_waits_until_the_player_is_drawn(browser, tmp_path):
+    (tmp_path / "a.html").write_text(f"<!doctype html>{wb.player(tone(20.0)).static()}")
+    command = [shutil.which("chromium") or shutil.which("google-chrome"), "--headless", "--no-sandbox"]
+    command += ["--disable-gpu", f"--print-to-pdf={tmp_path / 'a.pdf'}", (tmp_path / "a.html").as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    pdf = (tmp_path / "a.pdf").read_bytes()
+    rectangles = 0
+    for stream in re.findall(rb"/FlateDecode[^>]*>>\s*stream\r?\n(.*?)endstream", pdf, re.DOTALL):
+        rectangles += zlib.decompress(stream).count(b" re\n")
+    assert rectangles > 500  # the waveform's; what stands there without scripts has a few
 
 
 MODEL = """async ([code, data]) => {

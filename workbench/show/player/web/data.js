@@ -183,3 +183,22 @@ function saveTrace({ samples, rate, name }, letter, region) {
   const place = region ? `-${region[0].toFixed(3)}-${region[1].toFixed(3)}s` : "";
   saveFile(`${letter}-${stem}${place}.wav`, wavFile([samples.slice(start, end)], rate));
 }
+
+/**
+ * Hold the load event of the page until the returned function is called: a browser that prints a page from the shell
+ * (`--print-to-pdf`) waits for that event, and the sound is decoded after the script has run. A frame whose document
+ * is open counts as loading.
+ *
+ * @returns {() => void}
+ */
+function holdLoading() {
+  if (document.readyState === "complete") return () => {};
+  const frame = document.createElement("iframe");
+  frame.hidden = true;
+  document.body.append(frame);
+  frame.contentDocument.open();
+  return () => {
+    frame.contentDocument?.close();
+    frame.remove();
+  };
+}

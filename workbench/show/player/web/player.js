@@ -375,7 +375,8 @@ export function wake(id, data) {
     const sounds = [...host.querySelectorAll("audio")].map((element) => element.getAttribute("src"));
     const mels = [...host.querySelectorAll("img")].map((element) => element.getAttribute("src"));
     const traces = data.traces.map((trace, index) => ({ ...trace, sound: sounds[index], mel: mels[index] }));
-    new Player(host, { ...data, traces }, null).open();
+    const release = holdLoading();
+    new Player(host, { ...data, traces }, null).open().finally(release);
   }
 }
 
