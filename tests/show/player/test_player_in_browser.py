@@ -273,7 +273,7 @@ def test_audio_and_image_remain_without_scripts(browser, tmp_path):
 @pytest.mark.slow
 @pytest.mark.process
 def test_printing_from_the_shell_waits_until_the_player_is_drawn(browser, tmp_path):
-    (tmp_path / "a.html").write_text(f"<!doctype html>{wb.player(tone(20.0)).static()}")
+    (tmp_path / "a.html").write_text(f"<!doctype html>{wb.player(*[tone(40.0)] * 4).static()}")
     command = [shutil.which("chromium") or shutil.which("google-chrome"), "--headless", "--no-sandbox"]
     command += ["--disable-gpu", f"--print-to-pdf={tmp_path / 'a.pdf'}", (tmp_path / "a.html").as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
