@@ -103,7 +103,8 @@ class Experiment:
         self.reference = reference
         self.metrics = metrics
         self.seeds = seeds
-        self.runs = CachedRuns(pipe, save, folder)
+        # `run` has one bar for all runs, so the loops within a run show none.
+        self.runs = CachedRuns(pipe.watched(lambda steps, *_: steps), save, folder)
 
     def __repr__(self) -> str:
         counts = {"variant": len(self.options), "utterance": len(self.utts), "seed": len(self.seeds)}

@@ -73,11 +73,13 @@ class ComparisonBrowser(Panel):
     comparison : Comparison
     reference, candidate : Trace
         The traces that were compared.
+    names : (str, str)
+        What the two are called above their pictures and in the player.
 
     Raises
     ------
     WorkbenchError
-        When the comparison has no rows.
+        When the comparison has no rows, or the names are not two different ones.
 
     Examples
     --------
@@ -85,10 +87,19 @@ class ComparisonBrowser(Panel):
     ComparisonBrowser()
     """
 
-    def __init__(self, comparison: Comparison, reference: Trace, candidate: Trace) -> None:
+    def __init__(
+        self,
+        comparison: Comparison,
+        reference: Trace,
+        candidate: Trace,
+        names: tuple[str, str] = ("reference", "candidate"),
+    ) -> None:
+        self.names = names
         self.comparison = comparison
         self.reference = reference
         self.candidate = candidate
+        if len(set(names)) != 2:
+            raise WorkbenchError(f"names is {names!r}; expected two different names, one for each trace")
         rows = comparison.to_frame()
         if rows.empty:
             raise WorkbenchError("the comparison has no rows: the two runs have no field in common")
@@ -110,12 +121,17 @@ class ComparisonBrowser(Panel):
         row = self.comparison.to_frame().iloc[self.row.value]
         traces = (self.reference, self.candidate)
         things: list[Any] = [self.comparison.line, row.dropna().to_frame("value").T]
-        for trace in traces:
+        for name, trace in zip(self.names, traces, strict=True):
             if row["field"] in trace:
+                things.append(name)
                 things.append(plots.field(trace, row["field"], _index_of(row["index"])))
-        audible = [trace for trace in traces if "hift/wav" in trace and len(trace.wav)]
+        audible = {
+            name: trace
+            for name, trace in zip(self.names, traces, strict=True)
+            if "hift/wav" in trace and len(trace.wav)
+        }
         if audible:
-            sound = player(*audible)
+            sound = player(*audible.values(), names=list(audible))
             if not pd.isna(row["seconds"]):
                 sound.loop = [max(row["seconds"] - LOOP_MARGIN, 0.0), row["seconds"] + LOOP_MARGIN]
             things.append(sound)

@@ -184,16 +184,16 @@ class SamplingLab(ComputePanel):
         )
 
     def compute(self, values: dict[str, Any], bar: Bar) -> Trace:
-        """Draw the tokens with these options."""
+        """Draw the tokens with these options, and speak them."""
         max_silent_run = parse_optional_integer(values["max_silent_run"], "max_silent_run")
         options = self.own_options.but(**values | {"max_silent_run": max_silent_run})
         fields = ("lm/logp", "lm/entropy", "lm/drawn_token")
         pipe = self.pipe.watched(bar)
-        return pipe.synthesise(self.utt, options=options, save=fields, stop_after="lm")
+        return pipe.synthesise(self.utt, options=options, save=fields)
 
     def draw(self, result: Trace) -> None:
-        """Show the tokens over time, and the silences and repeats among them."""
-        self.show(plots.tokens(result), run_lengths(result))
+        """Show the tokens over time, the silences and repeats among them, and the sound."""
+        self.show(player(result), plots.tokens(result), run_lengths(result))
 
 
 def ode_explorer(pipe: Pipeline, utt: Utterance, seed: int = 0) -> OdeExplorer:

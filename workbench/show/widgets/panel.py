@@ -5,6 +5,7 @@ from html import escape
 from typing import Any, Self
 
 import ipywidgets
+from IPython.display import display
 
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import close_figures
@@ -16,8 +17,19 @@ VIEW = """<style>.workbench-view {{ line-height: 1.4 }} .workbench-view table {{
 <div class="jp-RenderedHTMLCommon workbench-view">{}</div>"""
 
 
+# The twin stands below the widget. It is hidden while the widget lives; where its model is gone, the message
+# in its place is hidden. This is CSS alone, so that a saved notebook needs no kernel and no script.
+TWIN = """<style>
+.jp-OutputArea-child:has(.jupyter-widgets) + .jp-OutputArea-child:has(.workbench-twin),
+.jp-OutputArea-child:not(:has(.jupyter-widgets)):has(+ .jp-OutputArea-child .workbench-twin)
+{{ display: none }}
+</style><div class="workbench-twin">{}</div>"""
+
+
 class Panel(ipywidgets.VBox):
     """Controls and a view. The view is HTML, so it remains when the kernel is gone.
+
+    A cell has two outputs: the widget, and its static twin, which a saved notebook shows without a kernel.
 
     A panel computes nothing itself: it calls a plain function and shows what that returns.
 
@@ -51,6 +63,12 @@ class Panel(ipywidgets.VBox):
         bundle, metadata = found if isinstance(found, tuple) else (found, {})
         return bundle | {"text/html": self.static()}, metadata
 
+    def _ipython_display_(self) -> None:
+        bundle, metadata = self._repr_mimebundle_()
+        static = bundle.pop("text/html")
+        display(bundle, metadata=metadata, raw=True)
+        display({"text/html": TWIN.format(static), "text/plain": repr(self)}, raw=True)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -69,16 +87,21 @@ class ComputePanel(Panel):
 
     def __init__(self, controls: dict[str, ipywidgets.Widget]) -> None:
         self.controls = controls
+        self._drawn_values: dict[str, Any] = {}  # of the controls, for the present view
         self.progress = ipywidgets.FloatProgress(0.0, min=0.0, max=1.0, layout={"width": "300px"})
         self.status = ipywidgets.HTML()
         self.background = BackgroundTask(self._finish, self._fail, self._advance)
-        cancel = ipywidgets.Button(description="cancel", icon="stop", layout={"width": "7em"})
-        cancel.on_click(lambda _: self._cancel())
+        # Both are used only while something runs.
+        self.progress.layout.visibility = "hidden"
+        self.cancel = ipywidgets.Button(
+            description="cancel", icon="stop", disabled=True, layout={"width": "7em"}
+        )
+        self.cancel.on_click(lambda _: self._cancel())
         super().__init__(list(controls.values()))
         head, view = self.children
-        self.children = [head, ipywidgets.HBox([self.progress, cancel, self.status]), view]
+        self.children = [head, ipywidgets.HBox([self.progress, self.cancel, self.status]), view]
         for control in controls.values():
-            control.observe(lambda _: self.restart(), "value")
+            control.observe(self._on_change, "value")
 
     def compute(self, values: dict[str, Any], bar: Bar) -> Any:
         """Return what `draw` shows; every loop has to go through `bar`, which counts and stops it."""
@@ -92,7 +115,8 @@ class ComputePanel(Panel):
         """Compute again, in the background, with the present values of the controls."""
         values = {name: control.value for name, control in self.controls.items()}
         self._set_status("waiting")
-        self.background.start(lambda bar: self.compute(values, bar), pause)
+        self._set_running(True)
+        self.background.start(lambda bar: (values, self.compute(values, bar)), pause)
 
     def render_now(self) -> Self:
         """Compute and draw, and return when that is done: for the first view, and for tests."""
@@ -100,12 +124,14 @@ class ComputePanel(Panel):
         self.background.wait()
         return self
 
-    def _finish(self, result: Any) -> None:
-        self.progress.value = 1.0
+    def _finish(self, found: tuple[dict[str, Any], Any]) -> None:
+        self._drawn_values, result = found
+        self._set_running(False)
         self._set_status("")
         self.draw(result)
 
     def _fail(self, error: Exception) -> None:
+        self._set_running(False)
         kind = "" if isinstance(error, WorkbenchError) else f"{type(error).__name__}: "
         self._set_status(f"{kind}{error}")
 
@@ -118,7 +144,21 @@ class ComputePanel(Panel):
         if has_ended:
             return
         self.background.cancel()
-        self._set_status("cancelled; move a control to go on")
+        for name, value in self._drawn_values.items():
+            control = self.controls[name]
+            control.unobserve(self._on_change, "value")
+            control.value = value
+            control.observe(self._on_change, "value")
+        self._set_running(False)
+        self._set_status("cancelled; the controls are again those of the view")
+
+    def _on_change(self, _: Any) -> None:
+        self.restart()
+
+    def _set_running(self, is_running: bool) -> None:
+        self.progress.value = 0.0
+        self.progress.layout.visibility = "visible" if is_running else "hidden"
+        self.cancel.disabled = not is_running
 
     def _set_status(self, text: str) -> None:
         self.status.value = escape(text)
