@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import save_file
 
@@ -35,12 +36,32 @@ def dumped(folder, kind, trace):
         np.savez(path, **{name: value.numpy() for name, value in arrays.items()})
     elif kind == "pt":
         torch.save({"flow": {"mel": arrays["flow.mel"]}, "hift": {"wav": arrays["hift.wav"]}}, path)
+    elif kind == "pth":
+        torch.save([{"flow.mel": arrays["flow.mel"]}, {"hift.wav": arrays["hift.wav"]}], path)
+    elif kind == "gguf":
+        gguf = pytest.importorskip("gguf")
+        writer = gguf.GGUFWriter(path, "reference")
+        writer.add_tensor("flow.mel", arrays["flow.mel"].numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    elif kind == "npy":
+        path = folder / "mel.npy"
+        np.save(path, arrays["flow.mel"].numpy())
+    elif kind == "f32":
+        path = folder / "mel_80x50.f32"
+        arrays["flow.mel"].numpy().tofile(path)
+    elif kind == "trace":
+        trace.save(path)
     elif kind == "log":
         path.write_text(f"mel min={arrays['flow.mel'].min():.4f} max={arrays['flow.mel'].max():.4f}\n")
     return path
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "npz", "pt", "folder", "log"])
+@pytest.mark.parametrize(
+    "kind", ["trace", "safetensors", "npz", "npy", "folder", "pt", "pth", "f32", "gguf", "log"]
+)
 def test_a_trace_is_compared_with_every_kind_of_thing(tmp_path, mine, kind, capsys):
     folder = tmp_path / "theirs"
     folder.mkdir()
@@ -48,7 +69,14 @@ def test_a_trace_is_compared_with_every_kind_of_thing(tmp_path, mine, kind, caps
     assert main(["compare", mine, str(path), "--brief"]) == 0
     out = capsys.readouterr().out
     assert "DIVERGED" not in out and out.startswith(("MATCH", "MISSING"))
-    assert kind == "log" or "was read by the names of the schema" in out
+    assert kind in ("trace", "log") or "was read by" in out
+
+
+def test_a_trace_is_compared_with_a_sound(tmp_path, mine, capsys):
+    path = tmp_path / "theirs.wav"
+    soundfile.write(path, wb.Trace.load(mine).wav.numpy(), 24_000)
+    assert main(["compare", mine, str(path), "--brief"]) == 0
+    assert "its waveform (hift/wav) alone is compared" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -146,9 +146,8 @@ class Search:
         if not fitting:
             return self._verdict(was_wrong, reason=reason)
         totals = {faults: scorer.total((*chosen, *faults)) for faults in fitting}
-        # Errors that only look like those of a fault have one score. Of these the nearest prediction is best.
-        left = {faults: scorer.distance(wrong[0], (*chosen, *faults)) for faults in fitting}
-        best = min(fitting, key=lambda faults: (totals[faults], left[faults]))
+        # Of faults with one score, such as those whose errors only look alike, the nearest is best.
+        best = min(fitting, key=lambda one: (totals[one], scorer.distance(wrong[0], (*chosen, *one))))
         self.chosen = (*chosen, *best)
         ties = []
         for faults in fitting:
@@ -210,11 +209,8 @@ class Search:
         """
         if not self.scorer.observations[first].is_statistics:
             return ""
-        alike = [
-            fault.cause
-            for fault in listed
-            if fault.rounds and self.scorer.is_as_large(first, fault, self.chosen)
-        ]
+        rounding = [fault for fault in listed if fault.rounds]
+        alike = [fault.cause for fault in rounding if self.scorer.is_as_large(first, fault, self.chosen)]
         if not alike:
             return ""
         return (

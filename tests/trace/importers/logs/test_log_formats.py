@@ -125,6 +125,9 @@ def test_rows_that_do_not_fit_are_counted(log):
         "speech_token = tensor([[236, 234, 8]], device='cuda:0', dtype=torch.int32)",
         "INFO speech tokens (n=3): [236, 234, 8].",
         '{"speech_token": [236,234,8], "seconds": 0.12}',
+        "generated tokens:\n236\n234\n8",
+        "speech_tokens = [\n  236, 234,\n  8,\n]",
+        "speech tokens: tensor([[ 236, 234,\n         8 ]])",
     ],
 )
 def test_token_ids_are_read(log, line):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from workbench.errors import WorkbenchError
+from workbench.trace.importers.dumps.binary_files import SHAPE_IN_NAME
 from workbench.trace.importers.dumps.mapping_file import BATCH, ONE, parse_mapping
 from workbench.trace.importers.dumps.tensor_files import TensorDump, open_tensors
 from workbench.trace.importers.logs.log_names import NAMES, LogNames
@@ -167,6 +168,8 @@ def _fields_of(group: Group, table: LogNames) -> tuple[list[str], bool]:
     if not group.template.isprintable() or "{" in group.template.replace("{step}", ""):
         return [], False  # no name that a mapping can hold
     stem = re.sub(r"\.(npy|f32|bin|raw|dat|csv|txt|pt)$", "", group.template.replace("{step}", " ").lower())
+    if not group.steps:  # a shape in the name of a raw file is no word of it
+        stem = SHAPE_IN_NAME.sub("", stem)
     words = WORD.findall(stem.replace("_", " ").replace("-", " ").replace(".", " "))
     field = ""
     is_exact = True

@@ -4,6 +4,7 @@ What a file is follows from its first bytes, else from its suffix. `binary_files
 `gguf_files` read the formats.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ PT_SUFFIXES = (".pt", ".pth", ".ckpt")
 NUMBER_SUFFIXES = (".csv", ".tsv", ".txt")
 MAX_FILES = 10_000  # of a folder
 LEGACY_PT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # of torch before 1.6
+# Places in nested files that say nothing of a tensor: an index, or a word for all that was saved.
+CONTAINERS = re.compile(r"^(?:(?:[0-9]{1,9}|outputs?|tensors?|data|traces?|dumps?|results?|fields?)[./])+")
 EXPECTED = (
     ".safetensors, .npz, .npy, .pt, .pth, .gguf, .json, .csv, raw .f32 or .bin, or a folder of such files"
 )
@@ -41,7 +44,8 @@ class TensorDump:
     tensors : mapping of str to StoredTensor
         By the name in the file. In a folder the name of the file stands before it, or is the name.
     aliases : mapping of str to str
-        Other name -> name: that of a file without its suffix and shape. Ambiguous ones are left out.
+        Other name -> name: that of a file without its suffix and shape, or that of a nested tensor without
+        "outputs." and the like. Ambiguous ones are left out.
     max_bytes : int
         That the tensors together may take in memory.
     problems : sequence of str
@@ -93,6 +97,8 @@ def open_tensors(path: Path) -> TensorDump:
                 spellings += [(alias, full) for alias in {file.stem, *tensor.aliases}]
             else:
                 full = f"{file.stem}.{name}" if path.is_dir() else name
+                if not path.is_dir():
+                    spellings.append((CONTAINERS.sub("", name), full))
             tensors[full] = tensor
     if not tensors:
         found_instead = f" ({problems[0]})" if problems else ""

@@ -1,6 +1,7 @@
 """Read what logs print of a tensor beside statistics: lists of token ids, and the sums of ggml callbacks."""
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from workbench.trace.importers.logs.log_names import UNKNOWN, LogNames, TensorName, any_spelling, with_spaces
@@ -10,7 +11,7 @@ from workbench.trace.schema import FIELDS
 # ---- token ids: "generated_tokens(19): 236 234 8", "speech_token = tensor([[236, 234]], device='cuda:0')"
 
 COUNT = r"(?:\s*[(\[]\s*(?:(?:n|len|count)\s*=\s*)?(?P<count>[0-9]{1,6})\s*[)\]])?"  # "(19)"
-OPENING = r"[\"']?(?P<sign>\s*+[=:]?\s*+)(?P<opening>(?!torch\.size)(?:[a-z_.]{1,20}\(|vec!?\s?)?[\[({]*)"
+OPENING = r"[\"']?(?P<sign>\s*+[=:]?\s*+)(?P<opening>(?!torch\.size)(?:[a-z_.]{1,20}\(|vec!?\s?)?[\[({]*)\s*+"
 IDS = r"(?P<ids>[0-9][0-9,;\s]*+)"
 # Behind a complete list: brackets and no further list, as in "]], device='cuda:0')"; else the line's end.
 END_OF_BRACKETS = re.compile(r"[\])}]+(?!\s*,?\s*[\[0-9])")
@@ -30,6 +31,43 @@ OTHER_NAME = re.compile(
     r"(?<![a-z0-9])(?:tokens?|token[ _]ids|ids|codes)(?=\s*(?:\([0-9]{1,6}\))?\s*[=:])\s*(?:\([0-9]{1,6}\))?"
     r"\s*[=:]\s*[\[({]*[0-9]{1,9}(?:[\s,;]{1,3}[0-9]{1,9}(?![0-9.a-z])){2}"
 )
+
+
+# A list that goes on in the next lines: "speech tokens: [", "generated tokens:", "token_ids = [1, 2,".
+UNFINISHED = re.compile(r"tokens?\b|ids\b", re.IGNORECASE)
+HEAD = re.compile(r"[:=]\s*(?:[a-z_.]{1,20}\()?[\[({]*\s*(?:[0-9]{1,9}[,;\s]+)*$", re.IGNORECASE)
+CONTINUED = re.compile(r"[\[(\s]*[0-9]{1,9}(?:[,;\s]+[0-9]{1,9})*[,;\s\])}]*$")
+CLOSING = re.compile(r"[\[\])}\s,;]*[\])}][\[\])}\s,;]*$")
+MAX_JOINED = 20_000  # characters of a list
+
+
+def with_whole_lists(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Yield numbered lines, with a list of ids over several lines as one, numbered as its first.
+
+    Parameters
+    ----------
+    lines : iterable of (int, str)
+    """
+    head = length = 0  # number of the line that began a list; characters of the list so far
+    parts: list[str] = []  # of a list that may go on
+    for number, text in lines:
+        if parts:
+            is_closing = CLOSING.match(text) is not None
+            if length < MAX_JOINED and (is_closing or CONTINUED.match(text)):
+                parts.append(text.strip())
+                length += len(text)
+                if parts[-1].endswith(("]", ")", "}")):
+                    yield head, " ".join(parts)
+                    parts = []
+                continue
+            yield head, " ".join(parts)
+            parts = []
+        if UNFINISHED.search(text) and HEAD.search(text.rstrip()):
+            head, length, parts = number, len(text), [text.rstrip()]
+        else:
+            yield number, text
+    if parts:
+        yield head, " ".join(parts)
 
 
 class TokenIds(NamedTuple):

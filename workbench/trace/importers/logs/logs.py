@@ -12,6 +12,7 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.logs.log_lines import FORMAT, IDS, NAME, NO_NAME, NUMBER, LineReader
+from workbench.trace.importers.logs.log_lists import with_whole_lists
 from workbench.trace.importers.logs.log_names import NAMES
 from workbench.trace.importers.logs.log_runs import MAX_STEPS, group_lines
 from workbench.trace.trace import Trace
@@ -152,7 +153,7 @@ def read_log(path: str | os.PathLike, names: str | os.PathLike = NAMES) -> Log:
     problems: dict[str, tuple[int, list[str]]] = {}
     examples: list[str] = []
     number = left_out = n_values = 0
-    for number, text in enumerate(_lines(path), 1):
+    for number, text in with_whole_lists(enumerate(_lines(path), 1)):
         line = reader.read(number, text)
         if line is None:
             continue
