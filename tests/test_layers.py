@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "errors",
     "files",
+    "tables",
     "trace",
     "trace.importers",
     "speech.config",

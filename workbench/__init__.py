@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.speech.onnx.export import export_onnx
     from workbench.speech.pipeline import Pipeline
     from workbench.speech.stream import StreamState, stream, streamed
+    from workbench.tables import Table, table
     from workbench.trace.importers.dumps.mapping import read_foreign
     from workbench.trace.importers.dumps.proposal import propose_mapping
     from workbench.trace.importers.logs.logs import Log, read_log
@@ -77,6 +78,7 @@ PUBLIC = {
     "Save": "workbench.trace.record",
     "SoundComparison": "workbench.diagnose.sounds.sound_comparison",
     "StreamState": "workbench.speech.stream",
+    "Table": "workbench.tables",
     "Trace": "workbench.trace.trace",
     "Utterance": "workbench.speech.frontend.frontend",
     "WorkbenchError": "workbench.errors",
@@ -107,6 +109,7 @@ PUBLIC = {
     "run_report": "workbench.show.report.run_reports",
     "stream": "workbench.speech.stream",
     "streamed": "workbench.speech.stream",
+    "table": "workbench.tables",
     "taps": "workbench.trace.record",
     "wave_stats": "workbench.diagnose.glitches.wave_stats",
     "widgets": "workbench.show.widgets",

@@ -20,6 +20,7 @@ from workbench.speech.config import Options
 from workbench.speech.frontend.audio import log_mel
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
+from workbench.tables import table_html
 from workbench.trace.record import EVERYTHING, taps
 from workbench.trace.trace import Trace
 
@@ -107,7 +108,7 @@ class PrecisionMap:
         return self.line
 
     def _repr_html_(self) -> str:
-        table = self.rows.to_html(float_format="{:.3g}".format, na_rep="", border=0, index=False)
+        table = table_html(self.rows)
         return f"<div><b>{escape(self.line)}</b>{table}</div>"
 
 

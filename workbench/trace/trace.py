@@ -15,6 +15,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError, first_line
 from workbench.files import atomic_write
+from workbench.tables import table_html
 from workbench.trace.attributes import KEY, read_attributes
 from workbench.trace.record import in_causal_order, summarise, summarise_regions
 from workbench.trace.schema import (
@@ -289,7 +290,7 @@ class Trace(Mapping[str, Tensor]):
         return f"Trace({self.attrs.get('text', '')!r:.60}, {self.seconds:.2f} s, {len(self)} fields)"
 
     def _repr_html_(self) -> str:
-        table = self.to_frame().to_html(float_format="{:.4g}".format, na_rep="", border=0)
+        table = table_html(self.to_frame())
         return f"<div><b>{escape(repr(self))}</b>{table}</div>"
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from workbench.diagnose.bisect.snippet import mapping_text, plain_snippet, torch_snippet
 from workbench.diagnose.bisect.stages import StageTaps
 from workbench.diagnose.bisect.step_check import Check
+from workbench.tables import table_html
 
 
 class InputDifference(NamedTuple):
@@ -199,7 +200,7 @@ class Bisection:
         return self.line
 
     def _repr_html_(self) -> str:
-        table = self.to_frame().to_html(float_format="{:.2g}".format, na_rep="", border=0, index=False)
+        table = table_html(self.to_frame())
         parts = [f"<b>{escape(self.line)}</b>"]
         folded = {
             f"{len(self.checks)} taps": table,

@@ -12,6 +12,8 @@ import torch
 from workbench.diagnose.compare.distance import join_places, place_of
 from workbench.diagnose.compare.transitions import transitions
 from workbench.errors import WorkbenchError
+from workbench.tables import VERDICTS as VERDICT_COLORS
+from workbench.tables import badge, folded, table_html
 from workbench.trace.trace import Trace
 
 # From good to bad. A comparison is as bad as its worst row.
@@ -26,6 +28,9 @@ from workbench.trace.trace import Trace
 VERDICTS = ("MATCH", "ROUNDING", "ALIKE", "MISSING", "NOT COMPARABLE", "DIVERGED", "SHAPE", "NONFINITE")
 EQUAL = ("MATCH", "ROUNDING")  # verdicts that prove the candidate right
 MAX_ROWS = 12  # of the table in a cell or a shell; the whole table is folded, or printed on request
+SHOWN_COLUMNS = (  # of the rows that a cell shows unfolded
+    *("field", "index", "verdict", "rel_l2", "allowed", "added", "snr_db", "worst", "seconds", "note"),
+)
 NO_ERROR = ("MATCH", "ROUNDING", "ALIKE", "MISSING")  # verdicts that show no error
 
 
@@ -215,13 +220,12 @@ class Comparison:
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{escape(text)}</li>" for text in self.remarks)
 
-        def table(rows: pd.DataFrame) -> str:
-            return rows.to_html(float_format="{:.3g}".format, na_rep="", border=0, index=False)
-
         wrong = self.wrong_rows
-        shown = table(wrong.head(MAX_ROWS)) if len(wrong) else ""
-        every = f"<details><summary>all {len(self.rows)} rows</summary>{table(self.rows)}</details>"
-        return f"<div><b>{escape(self.line)}</b><ul>{items}</ul>{shown}{every}</div>"
+        columns = [name for name in SHOWN_COLUMNS if wrong[name].notna().any()]
+        shown = table_html(wrong[columns].reset_index(drop=True), max_rows=MAX_ROWS) if len(wrong) else ""
+        every = folded(f"all {len(self.rows)} rows", table_html(self.rows, max_rows=len(self.rows)))
+        verdict = badge(self.verdict, VERDICT_COLORS[self.verdict])
+        return f"<div>{verdict} <b>{escape(self.line)}</b><ul>{items}</ul>{shown}{every}</div>"
 
 
 def _describe(row: pd.Series) -> str:

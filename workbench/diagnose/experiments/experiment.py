@@ -23,6 +23,7 @@ from workbench.diagnose.experiments.row_cache import (
 from workbench.errors import WorkbenchError
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
+from workbench.tables import table_html
 from workbench.trace.record import NOTHING, Save
 from workbench.trace.trace import Trace
 
@@ -115,7 +116,7 @@ class Experiment:
     def _repr_html_(self) -> str:
         """The size of the experiment, and the changed options of each variant."""
         changes = {name: pd.Series(dict(options), dtype=object) for name, options in self.variants.items()}
-        table = pd.DataFrame(changes).T.to_html(border=0, na_rep="")
+        table = table_html(pd.DataFrame(changes).T)
         return f"<div><b>{escape(repr(self))}</b>{table}</div>"
 
     def trace(self, variant: str, utterance: str, seed: int | None = None) -> Trace:

@@ -25,6 +25,7 @@ from workbench.diagnose.glitches.causes import explain
 from workbench.diagnose.glitches.detectors import DETECTORS
 from workbench.diagnose.open import open
 from workbench.errors import WorkbenchError
+from workbench.tables import folded, table_html
 from workbench.trace.schema import FRAME_RATE, ODE_FIELDS, TOKEN_RATE
 from workbench.trace.trace import Trace
 
@@ -42,6 +43,8 @@ SAID_BY = {
     "noise floor": ("hiss",),
 }
 DEFECT, PROPERTY = "defect", "property"
+SHOWN_COLUMNS = ["kind", "start", "end", "score", "threshold", "cause"]  # that a cell shows unfolded
+UNITS = {"start": "s", "end": "s"}
 
 
 class Finding(NamedTuple):
@@ -214,8 +217,8 @@ class Findings:
         html = f"<b>{escape(self.line)}</b>"
         for title, table in (("", self.table), ("<p>Properties</p>", self.properties)):
             if len(table):
-                rows = table.to_html(float_format="{:.4g}".format, na_rep="", border=0, index=False)
-                html += title + rows
+                html += title + table_html(table[SHOWN_COLUMNS], UNITS)
+                html += folded("every number of them", table_html(table, UNITS))
         return f"<div>{html}</div>"
 
 

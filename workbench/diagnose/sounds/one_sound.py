@@ -10,6 +10,7 @@ import pandas as pd
 from workbench.diagnose.glitches.glitches import Findings, find_glitches
 from workbench.diagnose.sounds.measures import properties
 from workbench.diagnose.sounds.sound_input import SoundSource, check_length, open_sound
+from workbench.tables import table_html
 from workbench.trace.trace import Trace
 
 NO_FAULT = (
@@ -78,7 +79,7 @@ class OneSound:
 
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{escape(text)}</li>" for text in self.remarks)
-        table = self.to_frame().to_html(border=0, index=False)
+        table = table_html(self.to_frame())
         return f"<div><b>{escape(self.line)}</b><ul>{items}</ul>{table}</div>"
 
 

@@ -15,6 +15,7 @@ from workbench.diagnose.sounds.causes import NEXT_STEP, POSSIBLE, UNKNOWABLE
 from workbench.diagnose.sounds.measures import properties
 from workbench.diagnose.sounds.sound_input import SoundInput
 from workbench.errors import WorkbenchError
+from workbench.tables import folded, table_html
 
 # From good to bad; all speak of the sounds after delay, drift, polarity, gain and rate have been undone.
 # MATCH           equal in every sample
@@ -191,7 +192,7 @@ class SoundComparison:
 
     def _repr_html_(self) -> str:
         items = "".join(f"<li>{escape(text)}</li>" for text in self.remarks)
-        parts = [f"<div><b>{escape(self.line)}</b><ul>{items}</ul>", _table(self.to_frame())]
+        parts = [f"<div><b>{escape(self.line)}</b><ul>{items}</ul>", table_html(self.to_frame())]
         tables = {
             "By frequency": self.bands,
             "By time": self.times,
@@ -199,12 +200,8 @@ class SoundComparison:
         }
         for title, table in tables.items():
             if len(table):
-                parts.append(f"<details><summary>{title}</summary>{_table(table)}</details>")
+                parts.append(folded(title, table_html(table)))
         return "".join(parts) + "</div>"
-
-
-def _table(frame: pd.DataFrame) -> str:
-    return frame.to_html(float_format="{:.4g}".format, na_rep="", border=0, index=False)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

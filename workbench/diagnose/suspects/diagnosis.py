@@ -10,6 +10,7 @@ import pandas as pd
 from workbench.diagnose.compare.distance import join_places
 from workbench.diagnose.suspects.catalogue.faults import Fault
 from workbench.diagnose.suspects.search import Verdict
+from workbench.tables import table_html
 
 MAX_SUSPECTS = 10  # in the answer
 MAX_ROWS = 10  # of the table in a notebook
@@ -140,12 +141,14 @@ class Diagnosis:
         return f"the nearest, {nearest.fault.name}, explains {nearest.amount}"
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row for each suspect: suspect, stage, explained, cause, source."""
+        """Return one row for each suspect: suspect, stage, explained, amount, cause, source."""
         rows = []
         for suspect in self.suspects:
             fault = suspect.fault
-            rows.append((fault.name, fault.stage, suspect.explained, fault.cause, fault.source))
-        return pd.DataFrame(rows, columns=["suspect", "stage", "explained", "cause", "source"])
+            rows.append(
+                (fault.name, fault.stage, suspect.explained, suspect.amount, fault.cause, fault.source)
+            )
+        return pd.DataFrame(rows, columns=["suspect", "stage", "explained", "amount", "cause", "source"])
 
     def places_frame(self) -> pd.DataFrame:
         """Return one row for each group of wrong results: places, explained by, as well by, reason."""
@@ -187,5 +190,5 @@ class Diagnosis:
             tables.append(self.to_frame().head(MAX_ROWS))
         if self.explained_by:
             tables.append(self.suspects[0].evidence)
-        html = "".join(t.to_html(float_format="{:.2g}".format, border=0, index=False) for t in tables)
+        html = "".join(table_html(each.reset_index(drop=True)) for each in tables)
         return f"<div><b>{escape(self.line)}</b><ul>{items}</ul>{html}</div>"

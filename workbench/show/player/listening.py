@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import WorkbenchError
+from workbench.tables import folded, table_html
 
 KIND, VERSION = "workbench listening test", 1  # as blind.js writes them
 MAX_BYTES = 1_000_000  # of a file; a test of 1,000 trials has some 40 kB
@@ -120,8 +121,7 @@ class ListeningTest:
         title = f"Blind test, X among {len(self.candidates)}"
         return (
             f"<p><b>{title}:</b> {escape(self.line)}</p><p>{escape(names)}. {escape(self.ended)}</p>"
-            f"<ul>{items}</ul><details><summary>{len(self.trials)} trials</summary>"
-            f"{self.to_frame().to_html(border=0)}</details>"
+            f"<ul>{items}</ul>{folded(f'{len(self.trials)} trials', table_html(self.to_frame()))}"
         )
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ import base64
 import functools
 import io
 import math
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,15 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.diagnose.compare.comparison import NO_ERROR, Comparison
-from workbench.diagnose.glitches.glitches import Finding, Findings
+from workbench.diagnose.compare.comparison import NO_ERROR, SHOWN_COLUMNS, Comparison
+from workbench.diagnose.glitches.glitches import UNITS, Finding, Findings
 from workbench.show.player.page import static_player
 from workbench.show.player.payload import player_data
+from workbench.tables import MAX_ROWS, VERDICTS, badge, number_text, table_html
 from workbench.trace.trace import Trace
 
-MAX_ROWS = 200  # of a table on the page; the evidence keeps all
 MAX_BAD_ROWS = 12  # of a comparison, before the fold that holds all rows
 ANCHOR = "@ANCHOR@"  # in HTML: replaced by the anchor of its section
-LONG_CELL = 40  # characters from which a cell of a table is wrapped
 PNG_DPI = 120
 FINDING_COLUMNS = (
     "kind",
@@ -41,6 +40,7 @@ FINDING_COLUMNS = (
     "token",
     "cause",
 )
+FINDING_HEADINGS = [f"{name} [{UNITS[name]}]" if name in UNITS else name for name in FINDING_COLUMNS]
 COPY_BUTTON = Markup(
     '<button class="copy" type="button" data-copy="{}" aria-label="Copy {} as text">copy</button>'
 )
@@ -90,7 +90,7 @@ def _(text: str) -> Rendered:
 def _(table: pd.DataFrame) -> Rendered:
     is_cut = len(table) > MAX_ROWS
     remark = f"the first {MAX_ROWS} of {len(table)} rows; the evidence has all" if is_cut else ""
-    html = _scrollable(table_html(table.head(MAX_ROWS)), remark)
+    html = _scrollable(_table(table.head(MAX_ROWS)), remark)
     return Rendered(html, table.to_string(na_rep=""), _records(table))
 
 
@@ -101,22 +101,23 @@ def _(trace: Trace) -> Rendered:
     is_audible = "hift/wav" in trace and len(trace.wav) > 0
     player = Markup(static_player(player_data([trace]))) if is_audible else Markup()
     line = Markup("<p><b>{}</b></p>").format(repr(trace))
-    return Rendered(player + line + _scrollable(table_html(table)), _text_of(trace, table), _records(table))
+    return Rendered(player + line + _scrollable(_table(table)), _text_of(trace, table), _records(table))
 
 
 @render.register
 def _(comparison: Comparison) -> Rendered:
     """Show the verdict, the first bad rows, and all rows in a fold."""
     remarks = Markup("").join(Markup("<li>{}</li>").format(text) for text in comparison.remarks)
-    html = Markup("<p><b>{}</b></p><ul>{}</ul>").format(comparison.line, remarks)
+    verdict = Markup(badge(comparison.verdict, VERDICTS[comparison.verdict]))
+    html = Markup("<p>{} <b>{}</b></p><ul>{}</ul>").format(verdict, comparison.line, remarks)
     rows = comparison.to_frame()
     bad = rows[~rows["verdict"].isin(NO_ERROR)]
     if len(bad):
-        first = bad.dropna(axis=1, how="all").head(MAX_BAD_ROWS).reset_index(drop=True)
+        first = bad[list(SHOWN_COLUMNS)].dropna(axis=1, how="all").head(MAX_BAD_ROWS).reset_index(drop=True)
         remark = f"the first {MAX_BAD_ROWS} of {len(bad)} rows" if len(bad) > MAX_BAD_ROWS else ""
-        html += _scrollable(table_html(first), remark)
+        html += _scrollable(_table(first), remark)
     fold = Markup("<details><summary>All {} rows in causal order</summary>{}</details>")
-    html += fold.format(len(rows), _scrollable(table_html(rows)))
+    html += fold.format(len(rows), _scrollable(_table(rows)))
     return Rendered(html, "\n".join([comparison.line, *comparison.remarks]), _records(rows))
 
 
@@ -124,12 +125,12 @@ def _(comparison: Comparison) -> Rendered:
 def _(findings: Findings) -> Rendered:
     html = Markup("<p>{}</p>").format(repr(findings))
     if len(findings):
-        headings = [Markup("<th scope='col'>{}</th>").format(name) for name in (*FINDING_COLUMNS, "text")]
+        headings = [Markup("<th scope='col'>{}</th>").format(name) for name in (*FINDING_HEADINGS, "text")]
         rows = [_finding_row(number, finding) for number, finding in enumerate(findings, 1)]
         table = Markup("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>")
         html += _scrollable(table.format(Markup("").join(headings), Markup("").join(rows)))
     if len(findings.properties):
-        html += Markup("<p>Properties</p>") + _scrollable(table_html(findings.properties))
+        html += Markup("<p>Properties</p>") + _scrollable(_table(findings.properties))
     table = findings.to_frame()
     return Rendered(html, _text_of(findings, table), _records(table) + _records(findings.properties))
 
@@ -144,13 +145,16 @@ def _finding_row(number: int, finding: Finding) -> Markup:
         f"{finding.token}): score {finding.score:.4g}, threshold {finding.threshold:.4g}. {finding.cause}"
     )
     cells.append(COPY_BUTTON.format(sentence, f"finding {number}"))
-    row = Markup("").join(Markup("<td>{}</td>").format(cell) for cell in cells)
+    row = Markup("")
+    for cell in cells:
+        is_text = cell is cells[FINDING_COLUMNS.index("cause")]
+        row += Markup('<td class="{}">{}</td>').format("long" if is_text else "", cell)
     return Markup('<tr id="{}">{}</tr>').format(anchor, row)
 
 
 def _number_text(value: str | float) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else ""
+        return number_text(value)
     return str(value)
 
 
@@ -191,19 +195,14 @@ def smallest_image(figure: Figure) -> str:
     return f"data:{kind};base64,{base64.b64encode(images[kind]).decode()}"
 
 
-def table_html(table: pd.DataFrame) -> Markup:
-    """Return a table with its text escaped and its numbers rounded to four digits."""
-    has_index = not isinstance(table.index, pd.RangeIndex)
-    text = table.to_html(float_format="{:.4g}".format, na_rep="", border=0, index=has_index, escape=True)
-    return Markup(text)
+def _table(table: pd.DataFrame, units: Mapping[str, str] | None = None) -> Markup:
+    """Return a table whose text is escaped already."""
+    return Markup(table_html(table, units, max_rows=len(table)))
 
 
 def _scrollable(table: Markup, remark: str = "") -> Markup:
     """Put a table into an element that scrolls by itself, also by keyboard, and a remark below it."""
-    text = str(table).replace("<th></th>", "<td></td>")  # the corner that pandas leaves is no heading
-    text = re.sub(rf"<td>([^<]{{{LONG_CELL},}})</td>", r'<td class="long">\1</td>', text)
-    html = Markup('<div class="wide" tabindex="0" role="group" aria-label="table">{}</div>')
-    html = html.format(Markup(text))
+    html = Markup('<div class="wide" tabindex="0" role="group" aria-label="table">{}</div>').format(table)
     return html + Markup("<p>{}</p>").format(remark) if remark else html
 
 
