@@ -100,3 +100,13 @@ def test_importing_the_package_does_not_import_matplotlib():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'plot'"):
         wb.plot  # noqa: B018
+
+
+def test_the_player_draws_in_the_colours_of_the_figures():
+    from workbench.show.player import payload
+    from workbench.show.player.page import FOLDER
+    from workbench.show.plots import palette
+
+    assert payload.COLORS == palette.COLORS
+    light = (FOLDER / "player.css").read_text().partition("}")[0]
+    assert f"--wave: {palette.BLUE.lower()};" in light

@@ -19,20 +19,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.show.plots.palette import BLUE, GREEN, ORANGE
 from workbench.show.plots.provenance import provenance
 from workbench.speech.config import RELEASED
-from workbench.trace.schema import FIELDS, SUFFIX
+from workbench.trace.schema import FIELDS, REGIONS, SUFFIX
 from workbench.trace.trace import Trace
 
-# Okabe and Ito, "Color Universal Design", 2008.
-ORANGE = "#E69F00"
-SKY = "#56B4E9"
-GREEN = "#009E73"
-YELLOW = "#F0E442"
-BLUE = "#0072B2"
-VERMILLION = "#D55E00"
-PURPLE = "#CC79A7"
-GREY = "#767676"  # contrast of 4.5 against white
 PROVENANCE_POINTS = 7  # font size of the provenance
 PROVENANCE_CHARACTERS = 150  # in a line of it, below a figure of 8 inches
 MAX_TITLE = 90  # characters
@@ -133,6 +125,24 @@ def require(trace: Trace, *names: str) -> None:
             )
 
 
+def reference_style(ax: Axes) -> dict[str, object]:
+    """Return the style of a reference: thin dashes in the colour of text, over the candidate's broad line.
+
+    Both are seen where they agree.
+    """
+    color = text_color(ax)
+    return {
+        "color": color,
+        "linestyle": "--",
+        "linewidth": 1.1,
+        "markersize": 3.5,
+        "markerfacecolor": "none",
+        "markeredgecolor": color,
+        "markeredgewidth": 0.8,
+        "zorder": 3,
+    }
+
+
 def with_reference(trace: Trace, reference: Trace | None) -> list[tuple[Trace, bool]]:
     """Return the traces in the order in which they are drawn, each with whether it is the reference."""
     if reference is None:
@@ -143,6 +153,25 @@ def with_reference(trace: Trace, reference: Trace | None) -> list[tuple[Trace, b
 def first_step(trace: Trace) -> int:
     """Return the number of the first step that was recorded."""
     return trace.attrs.get("first_step", 0)
+
+
+def check_region(region: str) -> None:
+    """Raise a WorkbenchError for a region that no trace has."""
+    if region not in REGIONS:
+        raise WorkbenchError(f"region is {region!r}; expected one of {', '.join(REGIONS)}")
+
+
+def frames_of(trace: Trace, values: Tensor, region: str) -> tuple[Tensor, int]:
+    """Return the frames (..., T) of a region, and the first one's number; the target begins at 0.
+
+    A run without frames of the region is drawn whole.
+    """
+    split = trace.prompt_frames
+    if region == "prompt" and split > 0:
+        return values[..., :split], -split
+    if region == "target" and split < values.shape[-1]:
+        return values[..., split:], 0
+    return values, -split
 
 
 def as_float64(x: Tensor) -> NDArray[np.float64]:

@@ -5,19 +5,22 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
-    BLUE,
-    GREY,
     as_float64,
+    check_region,
     colorbar,
+    frames_of,
     require,
     set_title,
     single_axes,
 )
+from workbench.show.plots.palette import BLUE, COLORS, GREY
 from workbench.trace.schema import FIELDS, LOOPS, RATES, SUFFIX
 from workbench.trace.trace import Trace
 
 
-def field(trace: Trace, name: str, index: int | None = None, *, ax: Axes | None = None) -> Axes:
+def field(
+    trace: Trace, name: str, index: int | None = None, *, region: str = "target", ax: Axes | None = None
+) -> Axes:
     """Draw a field: a line if it has one dimension, an image if it has two.
 
     Parameters
@@ -28,6 +31,8 @@ def field(trace: Trace, name: str, index: int | None = None, *, ax: Axes | None 
         entries are single numbers.
     index : int, optional
         The entry; the first unless given.
+    region : {"target", "prompt", "whole"}
+        The frames that are drawn, of a field that has those of the prompt as well.
     ax : Axes, optional
 
     Returns
@@ -37,13 +42,14 @@ def field(trace: Trace, name: str, index: int | None = None, *, ax: Axes | None 
     Raises
     ------
     WorkbenchError
-        When the field or the entry was not recorded.
+        When the field or the entry was not recorded, or there is no such region.
 
     Examples
     --------
     >>> ax = wb.plots.field(trace, "flow/velocity_cond", 3)
     """
     require(trace, name)
+    check_region(region)
     if name.endswith(SUFFIX):
         raise WorkbenchError(f"{name} is a table; trace.stats({name.removesuffix(SUFFIX)!r}) shows it")
     values = trace[name]
@@ -58,8 +64,11 @@ def field(trace: Trace, name: str, index: int | None = None, *, ax: Axes | None 
         dims = dims[1:]
         title = f"{name}[{index}]"
     ax = single_axes(ax, (8, 3.0), trace)
+    start = 0  # entries before the target
+    if dims[-1] == "frame" and trace.prompt_frames:
+        values, start = frames_of(trace, values, region)
+        title = f"{title}, {region}"  # an error may lie in the frames that are not drawn
     rate = trace.sample_rate if dims[-1] == "sample" else RATES.get(dims[-1])  # entries per second, or None
-    start = -trace.prompt_frames if dims[-1] == "frame" else 0  # entries before the target
     if len(dims) == 1:
         _draw_line(ax, values, start, rate or 1)
         ax.set_ylabel(FIELDS[name].unit or dims[-1])
@@ -86,7 +95,7 @@ def _draw_image(ax: Axes, values: Tensor, start: int, rate: float, label: str) -
         origin="lower",
         aspect="auto",
         extent=(start / rate, (start + width) / rate, 0, height),
-        cmap="viridis",
+        cmap=COLORS,
         interpolation="nearest",
     )
     colorbar(image, ax, label)

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
     REGION_STYLES,
-    VERMILLION,
     as_float64,
     first_step,
     grid,
     legend,
     note,
+    reference_style,
     require,
     set_title,
     with_reference,
 )
+from workbench.show.plots.palette import VERMILLION
 from workbench.trace.schema import BRANCH_VELOCITIES, ODE_FIELDS, REGIONS, STATS, SUFFIX
 from workbench.trace.trace import Trace
 
@@ -45,7 +46,7 @@ def trajectory(
     trace : Trace
         Holds tensors, statistics, or what a text log printed. A panel whose field is missing says so.
     reference : Trace, optional
-        Drawn dashed and hollow.
+        Drawn over it, dashed and hollow.
     stat : {"rms", "mean_abs", "mean", "min", "max"}
     region : {"prompt", "target", "whole"}, optional
         Default: prompt and target, or all frames where one side has no more, as text logs have.
@@ -104,7 +105,7 @@ def guidance_gap(
     trace : Trace
         With both velocities as tensors: statistics do not determine their distance.
     reference : Trace, optional
-        Drawn dashed and hollow.
+        Drawn over it, dashed and hollow.
     axes : sequence of 3 Axes, optional
 
     Returns
@@ -161,7 +162,7 @@ def _draw_gap(axes: Sequence[Axes], trace: Trace, region: str, is_reference: boo
     ratio = cond_norm / uncond_norm
     x = first_step(trace) + np.arange(len(cond))
     for ax, curve in zip(axes, (distance, cosine, ratio), strict=True):
-        ax.plot(x, as_float64(curve), **_line_style(region, is_reference))
+        ax.plot(x, as_float64(curve), **_line_style(ax, region, is_reference))
 
 
 class _Curve(NamedTuple):
@@ -220,7 +221,7 @@ def _positions(trace: Trace, count: int, against: str) -> NDArray[np.float64]:
 
 def _draw_curve(ax: Axes, curve: _Curve, stat: str) -> None:
     """Draw a line, and a marker at the lower edge for entries with values that are not finite."""
-    ax.plot(curve.x, curve.stats[:, STATS.index(stat)], **_line_style(curve.region, curve.is_reference))
+    ax.plot(curve.x, curve.stats[:, STATS.index(stat)], **_line_style(ax, curve.region, curve.is_reference))
     nonfinite = curve.stats[:, STATS.index("nonfinite")] > 0
     if not nonfinite.any():
         return
@@ -238,10 +239,8 @@ def _draw_curve(ax: Axes, curve: _Curve, stat: str) -> None:
     )
 
 
-def _line_style(region: str, is_reference: bool) -> dict[str, object]:
+def _line_style(ax: Axes, region: str, is_reference: bool) -> dict[str, object]:
     color, marker = REGION_STYLES[region]
-    style = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.5, "label": region}
     if is_reference:
-        style |= {"linestyle": "--", "markerfacecolor": "none", "linewidth": 1.2}
-        style["label"] = f"{region}, reference"
-    return style
+        return {"marker": marker, "label": f"{region}, reference"} | reference_style(ax)
+    return {"color": color, "marker": marker, "markersize": 5, "linewidth": 2.6, "label": region}

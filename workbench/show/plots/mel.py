@@ -10,25 +10,24 @@ from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
-    GREY,
-    VERMILLION,
     as_float64,
+    check_region,
     colorbar,
     first_step,
+    frames_of,
     grid,
     require,
     seconds_axis,
     set_title,
     single_axes,
 )
+from workbench.show.plots.palette import COLORS, DIVERGING_COLORS, GREY, VERMILLION
 from workbench.speech.config import RELEASED
 from workbench.trace.schema import FIELDS
 from workbench.trace.trace import Trace
 
 MAX_KNOTS = 12  # panels of mel_steps unless knots are given
 COLUMNS = 4  # panels in a row of mel_steps
-COLORS = "viridis"
-DIVERGING_COLORS = "PuOr_r"  # white at 0, for differences
 UNIT = FIELDS["flow/mel"].unit
 
 
@@ -114,7 +113,11 @@ def mel_difference(reference: Trace, candidate: Trace, *, ax: Axes | None = None
 
 
 def mel_steps(
-    trace: Trace, *, knots: Sequence[int] | None = None, axes: Sequence[Axes] | None = None
+    trace: Trace,
+    *,
+    knots: Sequence[int] | None = None,
+    region: str = "target",
+    axes: Sequence[Axes] | None = None,
 ) -> NDArray[np.object_]:
     """Draw the state of the ODE at its knots, from noise to mel, in one colour scale.
 
@@ -124,6 +127,8 @@ def mel_steps(
         With `flow/x`. The target begins at 0 s, the prompt before it.
     knots : sequence of int, optional
         Entries of `flow/x`. Default: all, or 12 of them from the first to the last.
+    region : {"target", "prompt", "whole"}
+        The frames that are drawn. The prompt has negative seconds.
     axes : sequence of Axes, optional
         One per knot.
 
@@ -134,7 +139,7 @@ def mel_steps(
     Raises
     ------
     WorkbenchError
-        When there is no `flow/x`, or no such knot.
+        When there is no `flow/x`, no such knot, or no such region.
 
     Examples
     --------
@@ -142,7 +147,8 @@ def mel_steps(
     """
     require(trace, "flow/x")
     x = trace["flow/x"]  # (K, M, T)
-    prompt_frames = trace.prompt_frames
+    check_region(region)
+    x, first_frame = frames_of(trace, x, region)
     if knots is None:
         count = min(len(x), MAX_KNOTS)
         knots = np.unique(np.linspace(0, len(x) - 1, count).round().astype(int)).tolist()
@@ -150,7 +156,7 @@ def mel_steps(
         raise WorkbenchError(f"knots are {list(knots)}; expected some of 0 to {len(x) - 1}")
     values = [as_float64(x[k]) for k in knots]
     low, high = _value_limits(np.stack(values))
-    columns = min(COLUMNS, len(knots))
+    columns = _columns(len(knots))
     if axes is None:
         rows = math.ceil(len(knots) / columns)
         panels = grid(None, (rows, columns), (10, 1 + 1.7 * rows), trace)
@@ -159,22 +165,29 @@ def mel_steps(
     else:
         panels = grid(axes, (1, len(knots)), (0, 0))
     for number, (ax, k) in enumerate(zip(panels, knots, strict=False)):  # a last row may have spare panels
-        image = _draw_image(ax, values[number], -prompt_frames / RELEASED.mel.frame_rate, low, high, COLORS)
-        if 0 < prompt_frames < x.shape[2]:
+        image = _draw_image(ax, values[number], first_frame / RELEASED.mel.frame_rate, low, high, COLORS)
+        if -x.shape[2] < first_frame < 0:
             ax.axvline(0, color="white", linewidth=2.4)  # the white edge shows on dark values
             ax.axvline(0, color="black", linewidth=1.2, linestyle="--")
         time = f", t = {float(trace['flow/t'][k]):.3f}" if "flow/t" in trace else ""
         set_title(ax, f"knot {first_step(trace) + k}{time}")
         is_leftmost = number % columns == 0
-        is_lowest = number + columns >= len(knots)
+        is_lowest = number >= columns * ((len(knots) - 1) // columns)  # the last row
         ax.tick_params(labelleft=is_leftmost)
         if is_leftmost:
             ax.set_ylabel("mel bin")
         if is_lowest:
-            ax.set_xlabel("seconds (prompt < 0)" if prompt_frames else "seconds")
-            ax.tick_params(labelbottom=True)
+            ax.set_xlabel("seconds (prompt < 0)" if first_frame else "seconds")
+        ax.tick_params(labelbottom=is_lowest)
     colorbar(image, panels, f"log-mel ({UNIT})")
     return panels[: len(knots)]
+
+
+def _columns(count: int) -> int:
+    """Return how many panels stand in a row: of 4 and 3 the number that leaves the fewest places empty."""
+    if count <= COLUMNS:
+        return count
+    return min((COLUMNS, COLUMNS - 1), key=lambda columns: -count % columns)
 
 
 def _draw_image(ax: Axes, values: NDArray, start: float, low: float, high: float, colors: str) -> AxesImage:

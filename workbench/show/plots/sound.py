@@ -11,23 +11,18 @@ from numpy.typing import NDArray
 from workbench.diagnose.compare.plausibility import MAX_F0
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    YELLOW,
     Style,
     as_float64,
     colorbar,
     legend,
+    reference_style,
     require,
     seconds_axis,
     set_title,
     single_axes,
     with_reference,
 )
+from workbench.show.plots.palette import BLUE, COLORS, GREEN, ORANGE, PURPLE, SKY, VERMILLION, YELLOW
 from workbench.speech.config import RELEASED
 from workbench.trace.trace import Trace
 
@@ -36,6 +31,7 @@ MIN_LEVEL = -100.0  # dB of full scale, the darkest colour of a spectrogram
 VOICED_ABOVE = RELEASED.hift.nsf_voiced_threshold  # Hz
 AUDIO_LIMIT = RELEASED.hift.audio_limit  # where the vocoder clamps
 KIND_STYLES = [(ORANGE, "//"), (SKY, "\\\\"), (PURPLE, "xx"), (GREEN, ".."), (YELLOW, "||"), (BLUE, "--")]
+LANE = 0.07  # height of the lane of a kind of findings, as a share of the figure's; at most 12 kinds fit
 CLAMPED = Style(ORANGE, "v")
 NONFINITE = Style(VERMILLION, "X")
 
@@ -51,7 +47,7 @@ def waveform(trace: Trace, *, findings: object | None = None, ax: Axes | None = 
     trace : Trace
         With `hift/wav`. Samples at the vocoder's clamp and samples that are NaN or Inf are marked.
     findings : DataFrame, or an object that has one as `table` or from `to_frame()`, optional
-        Columns `kind`, `start` and `end` (seconds); each kind is shaded in its own colour and hatching.
+        Columns `kind`, `start` and `end` (seconds); each kind has a lane below the waveform.
     ax : Axes, optional
 
     Returns
@@ -72,7 +68,7 @@ def waveform(trace: Trace, *, findings: object | None = None, ax: Axes | None = 
     rate = trace.sample_rate
     table = None if findings is None else _findings_table(findings)
     finite = np.where(np.isfinite(wav), wav, np.nan)
-    ax = single_axes(ax, (8, 2.8), trace)
+    ax = single_axes(ax, (8, 3.2), trace)
     time, curve = _envelope(finite, rate)
     ax.plot(time, curve, color=BLUE, linewidth=0.7)
     if table is not None:
@@ -86,7 +82,10 @@ def waveform(trace: Trace, *, findings: object | None = None, ax: Axes | None = 
     gaps = columns * len(wav) / MAX_COLUMNS / rate  # seconds
     _mark(ax, gaps, np.zeros(len(gaps)), "NaN or Inf", int(is_nonfinite.sum()), NONFINITE)
     peak = np.nanmax(np.abs(finite), initial=1.0)
-    ax.set(ylabel="full scale = 1", xlim=(0, len(wav) / rate), ylim=(-1.05 * peak, 1.05 * peak))
+    lanes = 0.0 if table is None else LANE * table["kind"].nunique()  # share of the height
+    lowest = -1.05 * peak - 2.1 * peak * lanes / (1 - lanes)
+    ax.set(ylabel="full scale = 1", xlim=(0, len(wav) / rate), ylim=(lowest, 1.05 * peak))
+    ax.set_yticks([-1, -0.5, 0, 0.5, 1] if peak <= 1 else [-peak, 0, peak])
     set_title(ax, trace.attrs.get("text", ""))
     seconds_axis(ax, trace)
     legend(ax)
@@ -123,14 +122,15 @@ def _findings_table(findings: object) -> pd.DataFrame:
 
 
 def _shade_findings(ax: Axes, table: pd.DataFrame) -> None:
+    """Draw each kind in a lane of its own below the waveform, so that none hides another."""
     for number, (kind, rows) in enumerate(table.groupby("kind", sort=True)):
         color, hatch = KIND_STYLES[number % len(KIND_STYLES)]
         spans = [(start, end - start) for start, end in zip(rows["start"], rows["end"], strict=True)]
         ax.broken_barh(
             spans,
-            (0, 1),
+            (LANE * number + 0.01, LANE - 0.02),
             transform=ax.get_xaxis_transform(),  # y from 0 to 1 of the panel
-            facecolor=(color, 0.35),
+            facecolor=(color, 0.6),
             edgecolor=color,
             hatch=hatch,
             label=f"{kind} ({len(rows)})",
@@ -184,7 +184,7 @@ def spectrogram(trace: Trace, *, n_fft: int = 1024, ax: Axes | None = None) -> A
         origin="lower",
         aspect="auto",
         interpolation="nearest",
-        cmap="viridis",
+        cmap=COLORS,
     )
     image.set_cmap(image.get_cmap().with_extremes(bad=VERMILLION))
     ax.set(ylabel="kHz", xlim=(0, len(wav) / rate))
@@ -205,7 +205,7 @@ def f0(trace: Trace, *, reference: Trace | None = None, ax: Axes | None = None) 
     trace : Trace
         With `hift/f0`. Frames at or below 10 Hz are unvoiced and leave a gap.
     reference : Trace, optional
-        Drawn dashed.
+        Drawn over it, dashed.
     ax : Axes, optional
 
     Returns
@@ -239,16 +239,16 @@ def f0(trace: Trace, *, reference: Trace | None = None, ax: Axes | None = None) 
 def _draw_f0(ax: Axes, values: NDArray, is_reference: bool) -> float:
     """Draw one side (T,) and return the highest voiced value in Hz."""
     owner = " of the reference" if is_reference else ""
-    style = {"linestyle": "-", "color": BLUE, "marker": "o"}
+    style = {"color": BLUE, "marker": "o", "markersize": 4, "linewidth": 2.6}
     if is_reference:
-        style = {"linestyle": "--", "color": ORANGE, "marker": "s"}
+        style = {"marker": "s"} | reference_style(ax)
     time = (np.arange(len(values)) + 0.5) / RELEASED.mel.frame_rate
     nonfinite = ~np.isfinite(values)
     with np.errstate(invalid="ignore"):  # comparisons with NaN
         too_high = (values > MAX_F0) & ~nonfinite
         voiced = (values > VOICED_ABOVE) & (values <= MAX_F0)
     curve = np.where(voiced, values, np.nan)
-    ax.plot(time, curve, markersize=3, linewidth=1.3, label=f"f0{owner}", **style)
+    ax.plot(time, curve, label=f"f0{owner}", **style)
     marks = [(nonfinite, 0.04, "X", "NaN or Inf", "")]
     if too_high.any():
         peak = f",\nup to {values[too_high].max():,.0f} Hz"

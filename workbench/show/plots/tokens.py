@@ -8,9 +8,6 @@ from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
-    BLUE,
-    GREY,
-    VERMILLION,
     Style,
     as_float64,
     grid,
@@ -21,6 +18,7 @@ from workbench.show.plots.axes import (
     set_title,
     token_rate,
 )
+from workbench.show.plots.palette import BLUE, GREY, VERMILLION
 from workbench.speech.config import RELEASED
 from workbench.trace.schema import STATS, SUFFIX
 from workbench.trace.trace import Trace

@@ -1,5 +1,7 @@
 """Figures of what a diagnosis found: headroom before overflow, a comparison, suspects."""
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,13 +12,6 @@ from workbench.diagnose.compare.distance import place_name
 from workbench.diagnose.suspects.diagnosis import EXPLAINED_WORDS, MAX_SUSPECTS, Diagnosis
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
     Style,
     colorbar,
     legend,
@@ -25,12 +20,14 @@ from workbench.show.plots.axes import (
     single_axes,
     text_color,
 )
+from workbench.show.plots.palette import BLUE, COLORS, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 
 MIN_DOUBLINGS = 1.0  # a module with less headroom is marked
-ONCE = "once"  # heading of the column for modules outside the ODE, which run once
+ONCE = "once"  # of modules outside the ODE
 MAX_MODULES = 30  # rows of the headroom figure
 DRAWS_WIDTH = 5.0  # width of all draws of one field together; a place in the ODE has a width of 1
-LABELLED_WIDTH = 1.7  # width of a place that has a label below
+LABELLED_WIDTH = 2.2  # width of a place that has a label below
+TITLE_WIDTH = 120  # characters in a line above a comparison
 MAX_TICKS = 8  # labels of the error axis
 MIN_ERROR = 1e-9  # lower end of the error axis where no error is known
 VERDICT_STYLES = {
@@ -78,7 +75,7 @@ def headroom(table: pd.DataFrame, *, modules: int = MAX_MODULES, ax: Axes | None
         raise WorkbenchError(
             f"{found}, modules {modules}; expected what wb.headroom returns, and modules > 0"
         )
-    cells = _headroom_cells(table, modules)
+    cells, runs_once = _headroom_cells(table, modules)
     values = cells.to_numpy(dtype=float)  # (modules, steps)
     finite = values[np.isfinite(values)]
     low = min(0.0, float(finite.min())) if finite.size else 0.0
@@ -86,25 +83,32 @@ def headroom(table: pd.DataFrame, *, modules: int = MAX_MODULES, ax: Axes | None
     # Inf (a module that gave only zeros) is drawn like the most headroom, -Inf (NaN in the table) not at all.
     drawn = np.where(np.isposinf(values), high, values)
     drawn = np.where(np.isneginf(drawn), np.nan, drawn)
-    ax = single_axes(ax, (8, 1.6 + 0.2 * len(cells)))
-    image = ax.imshow(drawn, aspect="auto", interpolation="nearest", vmin=low, vmax=high, cmap="cividis")
+    ax = single_axes(ax, (9, 1.6 + 0.22 * len(cells)))
+    image = ax.imshow(drawn, aspect="auto", interpolation="nearest", vmin=low, vmax=high, cmap=COLORS)
     image.set_cmap(image.get_cmap().with_extremes(bad=(0, 0, 0, 0)))
     rows, columns = np.nonzero(values < MIN_DOUBLINGS)
     if len(rows):
         label = f"less than {MIN_DOUBLINGS:g} doubling: {len(rows)}"
         ax.scatter(columns, rows, label=label, marker="X", color=VERMILLION, edgecolors="white", s=60)
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.06), borderaxespad=0)
-    ax.set_yticks(range(len(cells)), [f"{stage}: {module}" for stage, module in cells.index], fontsize=7)
+    names = [f"{stage}: {module}" for stage, module in cells.index]
+    labels = [f"{name} ({ONCE})" if once else name for name, once in zip(names, runs_once, strict=True)]
+    ax.set_yticks(range(len(cells)), labels, fontsize=8)
     ax.set_xticks(range(len(cells.columns)), [str(column) for column in cells.columns])
-    ax.set_xlabel("step of the ODE")
+    ax.set_xlabel(
+        "step of the ODE; a module that runs once has one value" if any(runs_once) else "step of the ODE"
+    )
     total = len(table[["stage", "module"]].drop_duplicates())
     set_title(ax, f"the {len(cells)} of {total} modules with the least room")
     colorbar(image, ax, "doublings before overflow")
     return ax
 
 
-def _headroom_cells(table: pd.DataFrame, modules: int) -> pd.DataFrame:
-    """Return the least doublings by module and step; NaN, which has no headroom, counts as -Inf."""
+def _headroom_cells(table: pd.DataFrame, modules: int) -> tuple[pd.DataFrame, list[bool]]:
+    """Return the least doublings by module and step, and which modules run once: their value fills the row.
+
+    NaN, which has no headroom, counts as -Inf.
+    """
     part = table.assign(
         doublings=table["doublings"].fillna(-np.inf),
         column=[ONCE if pd.isna(step) else int(step) for step in table["step"]],
@@ -113,10 +117,14 @@ def _headroom_cells(table: pd.DataFrame, modules: int) -> pd.DataFrame:
     tightest = set(part.groupby(keys)["doublings"].min().nsmallest(modules).index)
     in_run_order = part[keys].drop_duplicates().itertuples(index=False, name=None)
     cells = part.pivot_table(index=keys, columns="column", values="doublings", aggfunc="min")
-    columns = sorted(column for column in cells.columns if column != ONCE)
-    if ONCE in cells.columns:
-        columns.append(ONCE)
-    return cells.loc[[key for key in in_run_order if key in tightest], columns]
+    cells = cells.loc[[key for key in in_run_order if key in tightest]]
+    steps = sorted(column for column in cells.columns if column != ONCE)
+    runs_once = [False] * len(cells)
+    if ONCE in cells.columns and not cells[ONCE].isna().all():
+        runs_once = cells[ONCE].notna().tolist()
+        for step in steps:
+            cells[step] = cells[step].fillna(cells[ONCE])
+    return cells[steps or [ONCE]], runs_once
 
 
 # ---- comparison
@@ -154,7 +162,7 @@ def comparison(found: Comparison, *, ax: Axes | None = None) -> Axes:
     labels = _labels(rows)
     is_labelled = _differs_from_previous(labels)
     x = _positions(rows, is_labelled)
-    ax = single_axes(ax, (10, 4))
+    ax = single_axes(ax, (12, 5))
     ax.set_yscale("log")
     ax.plot(
         x, np.maximum(allowed, bottom), color=GREY, linestyle="--", linewidth=1, label="rounding explains"
@@ -162,11 +170,14 @@ def comparison(found: Comparison, *, ax: Axes | None = None) -> Axes:
     for verdict in VERDICTS:
         _draw_verdict(ax, verdict, (rows["verdict"] == verdict).to_numpy(), x, np.maximum(error, bottom))
     ticks = np.flatnonzero(is_labelled)
-    ax.set_xticks(x[ticks], [labels[k] for k in ticks], rotation=90, fontsize=7)
+    ax.set_xticks(
+        x[ticks], [labels[k] for k in ticks], rotation=60, ha="right", rotation_mode="anchor", fontsize=8
+    )
     ax.set_xlim(x[0] - 1, x[-1] + 1)
     _mark_first_bad(ax, found, rows, x)
     _label_errors(ax, bottom, top)
-    set_title(ax, found.line, max_length=120)
+    title = textwrap.shorten(found.line, 2 * TITLE_WIDTH, placeholder="…")
+    ax.set_title(textwrap.fill(title, TITLE_WIDTH), fontsize="medium", loc="left", parse_math=False)
     legend(ax)
     return ax
 
@@ -264,7 +275,8 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     diagnosis : Diagnosis
-        Suspects that explain the run together are darker and hatched.
+        Suspects that explain the run together are darker and hatched. One that makes the error
+        larger has no bar and says so.
     ax : Axes, optional
 
     Returns
@@ -276,11 +288,11 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
     >>> ax = wb.plots.suspects(wb.find_suspects(trace, trace, pipe))
     """
     best = diagnosis.suspects[:MAX_SUSPECTS]
-    shares = [suspect.explained for suspect in best]
+    shares = [max(0.0, suspect.explained) for suspect in best]
     ax = single_axes(ax, (8, 1.4 + 0.3 * max(len(best), 3)))
     answer = ", ".join(diagnosis.explained_by) or "none of these"
-    set_title(ax, "nothing to explain" if diagnosis.healthy else answer)
-    ax.set(xlabel="share of the error that is explained", xlim=(min([0.0, *shares]), 1.05))
+    set_title(ax, "nothing to explain" if diagnosis.healthy else f"explained by: {answer}")
+    ax.set(xlabel="share of the error that is explained", xlim=(0, 1.05))
     if not best:
         note(ax, diagnosis.line)
         return ax
@@ -290,6 +302,10 @@ def suspects(diagnosis: Diagnosis, *, ax: Axes | None = None) -> Axes:
         if bars:
             widths = [shares[k] for k in bars]
             ax.barh(bars, widths, color=color, hatch=hatch, edgecolor="white", label=label)
+    for k, suspect in enumerate(best):
+        if suspect.explained < EXPLAINED_WORDS[-1][0]:
+            words = "makes it worse" if suspect.explained < 0 else "explains none of it"
+            ax.annotate(words, (shares[k], k), (4, 0), textcoords="offset points", va="center", fontsize=8)
     all_of_it = EXPLAINED_WORDS[0][0]
     ax.axvline(all_of_it, color=VERMILLION, linestyle="--", label=f"all of it: {all_of_it:g}")
     ax.set_yticks(range(len(best)), [suspect.fault.name for suspect in best], fontsize=8)
