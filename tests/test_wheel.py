@@ -87,9 +87,9 @@ def test_the_wheel_is_small(wheel):
 def test_the_wheel_holds_the_package_and_its_data(names):
     for name in (
         "py.typed",
-        "show/player/player.js",
-        "show/player/player.css",
-        "show/player/player.html",
+        "show/player/web/player.js",
+        "show/player/web/player.css",
+        "show/player/web/player.html",
         "trace/importers/logs/logs.toml",
         "data/voices/tiny/llm.safetensors",
         "data/prompts/kumo_0.flac",

@@ -128,7 +128,7 @@ def _read(paths: list[Path]) -> dict[str, Any]:
 class _WithoutValues(TorchFunctionMode):
     """Leave out what computes the first values of new weights: on the device "meta" they have none.
 
-    torch would import its compiler for these two functions, which takes a second.
+    torch would import its compiler for such arithmetic, which takes a second.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -137,6 +137,8 @@ class _WithoutValues(TorchFunctionMode):
         if function is torch.norm_except_dim:  # of weight norm: one norm for each output channel
             weight = args[0]
             return weight.new_empty(len(weight), *[1] * (weight.dim() - 1))
+        if function is torch.arange:  # a table that is computed from indices, on the CPU until weights come
+            return function(*args, **(kwargs or {}) | {"device": "cpu"})
         return function(*args, **(kwargs or {}))
 
 

@@ -81,8 +81,7 @@ class RotaryEmbed(nn.Module):
 
     def __init__(self, dim_head: int) -> None:
         super().__init__()
-        # On the CPU, even where the module is built on the device "meta": torch imports its compiler there.
-        inv_freq = 10_000.0 ** -(torch.arange(0, dim_head, 2, device="cpu").float() / dim_head)
+        inv_freq = 10_000.0 ** -(torch.arange(0, dim_head, 2).float() / dim_head)
         self.register_buffer("inv_freq", inv_freq)
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:  # cos, sin: (T, dim_head / 2)
