@@ -157,7 +157,8 @@ def number_text(value: float) -> str:
 
 def badge(text: str, color: str) -> str:
     """Return a word on a coloured ground."""
-    style = f"background-color:{color};color:#fff;padding:1px 6px;border-radius:3px;white-space:nowrap"
+    style = f"background-color:{color};color:#fff;padding:1px 6px;border-radius:3px;white-space:nowrap;"
+    style += "print-color-adjust:exact"  # white letters need their ground on paper
     return f'<span style="{style}">{escape(text)}</span>'
 
 

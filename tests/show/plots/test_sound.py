@@ -88,7 +88,7 @@ def test_f0_leaves_gaps_and_marks_impossible_values(trace):
     assert line(ax, "above 1000 Hz:").get_xdata() == pytest.approx(10.5 / 50)
     assert line(ax, "NaN or Inf:").get_xdata() == pytest.approx([12.5 / 50, 13.5 / 50])
     assert ax.get_ylim()[1] < 1200
-    other = line(ax, "f0 of the reference").get_ydata()
+    other = line(ax, "f0, reference").get_ydata()
     expected = trace["hift/f0"].numpy()
     assert (
         np.array_equal(other[expected > 10], expected[expected > 10])

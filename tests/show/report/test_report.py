@@ -49,7 +49,10 @@ def test_sections_have_anchors_and_copy_buttons():
     elements = Elements(page)
     assert [a["href"] for a in elements.of("a")] == ["#said", "#said-2"]
     assert [s["id"] for s in elements.of("section")] == ["said", "said-2"]
-    assert [b["data-copy"] for b in elements.of("button")] == ["Said\nFirst.\n\nSecond.", "Said\nThird."]
+    assert [b["data-copy"] for b in elements.of("button") if "data-copy" in b] == [
+        "Said\nFirst.\n\nSecond.",
+        "Said\nThird.",
+    ]
     assert "<p>First.</p><p>Second.</p>" in page
 
 
@@ -136,3 +139,21 @@ def test_trace_is_rendered_with_player_and_table():
     assert look.evidence[0]["field"] == "hift/wav"
     silent = render(Trace({"flow/mel": torch.zeros(80, 5)}, {}))
     assert "<audio" not in silent.html and "flow/mel" in silent.html
+
+
+def test_the_verdict_stands_first_with_the_colour_of_its_state():
+    page = Report("r", "It differs.\nMore.", state="bad").add("text", "Section").html()
+    assert '<div class="lead bad">' in page and "look here" in page
+    assert page.index("It differs.") < page.index('<nav aria-label="Contents">') < page.index("<main>")
+    assert 'class="state"' not in Report("r", "It differs.").html()
+    with pytest.raises(WorkbenchError, match="state is 'wrong'; expected one of"):
+        Report("r", state="wrong")
+
+
+def test_a_figure_has_a_version_for_dark_pages_and_is_not_changed_by_it():
+    ax = Figure().subplots()
+    ax.plot([1, 2], color="black")
+    before = [artist.get_color() for artist in (*ax.get_lines(), ax.xaxis.label)]
+    page = Report("r").add(ax).html()
+    assert "screen and (prefers-color-scheme: dark)" in page and 'class="enlarge"' in page
+    assert [artist.get_color() for artist in (*ax.get_lines(), ax.xaxis.label)] == before

@@ -68,3 +68,30 @@ def test_keyboard_reaches_everything_in_a_report(report):
     assert report.locator(".wide").first.evaluate("table => table.scrollLeft") > 0
     report.locator("[data-copy]").first.press("Enter")
     assert report.locator("[data-copy]").first.inner_text() == "copied"
+
+
+def test_a_figure_is_enlarged_by_a_click_and_shrinks_again(report):
+    small = report.locator("button.enlarge img").bounding_box()["width"]
+    report.set_viewport_size({"width": 390, "height": 800})
+    report.locator("button.enlarge").click()
+    enlarged = report.locator("dialog img")
+    assert enlarged.bounding_box()["width"] > max(small, 1000)
+    enlarged.click()
+    assert report.locator("dialog[open]").count() == 0
+
+
+def test_paper_has_no_folds_and_the_screen_gets_them_back(report):
+    report.evaluate(
+        "document.body.insertAdjacentHTML('beforeend', '<details><summary>s</summary>x</details>')"
+    )
+    report.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert report.locator("body > details[open]").count() == 1
+    report.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert report.locator("body > details[open]").count() == 0
+
+
+def test_on_a_phone_the_verdict_comes_before_the_contents(report):
+    report.set_viewport_size({"width": 390, "height": 800})
+    top = [report.locator(one).first.bounding_box()["y"] for one in (".lead", "nav", "section")]
+    assert top == sorted(top)
+    assert report.evaluate("document.documentElement.scrollWidth") <= 390

@@ -34,7 +34,9 @@ def test_report_of_two_runs_names_cause_and_suspect(pipe, traces):
     wrong = FAULTS[0]
     assert wrong.name in report.lead and "first cause" in report.lead
     titles = [section.title for section in report.sections]
-    assert titles[:3] == ["Sound", "Where they part", "Suspects"] and "Mel difference" in titles
+    assert titles[:3] == ["Sound", "Findings: ours", "Findings: theirs"]
+    assert titles[3:5] == ["Where they part", "Suspects"] and "Mel difference" in titles
+    assert titles[-1] == "Where they come from" and report.state == "bad"
     page = report.html()
     numbers = evidence(page)
     assert numbers["suspects"][0]["suspect"] == wrong.name
@@ -47,6 +49,7 @@ def test_report_of_two_runs_names_cause_and_suspect(pipe, traces):
 def test_report_of_equal_runs_has_no_suspects(pipe, traces):
     report = wb.comparison_report(traces[0], traces[0], pipe)
     assert report.lead.startswith("MATCH") and "Suspects" not in [s.title for s in report.sections]
+    assert report.state == "good"
 
 
 def test_run_report_lists_omitted_figures(traces):
@@ -54,7 +57,8 @@ def test_run_report_lists_omitted_figures(traces):
     report = wb.run_report(trace, "theirs")
     titles = [section.title for section in report.sections]
     assert {"Sound", "Findings", "Waveform", "Mel"} < set(titles) and "F0" not in titles
-    assert titles[-1] == "Not shown, and why" and "hift/f0" in report.sections[-1].rendered.text
+    assert titles[-2:] == ["Not shown, and why", "Where it comes from"]
+    assert "hift/f0" in report.sections[-2].rendered.text
 
 
 def test_report_of_a_fast_run_states_its_distance_from_eager(pipe, traces):

@@ -17,14 +17,15 @@ def test_report_of_two_sounds_begins_with_the_verdict_and_the_player():
     wav = speech("nezumi_0", seconds=1.5)
     report = sound_report(wav, noisy(wav, 15), ("mine", "theirs"), 24_000)
     assert report.lead.startswith("DIVERGED") and "cannot tell which fault it was" in report.lead
-    assert titles(report)[:3] == ["Sound", "What differs", "Difference of the aligned mels"]
+    assert titles(report)[:3] == ["Sound", "Findings: mine", "Findings: theirs"] and report.state == "bad"
+    assert titles(report)[3:5] == ["What differs", "Difference of the aligned mels"]
     page = report.html()
     assert "theirs beside mine" in page and "noise floor" in page
 
 
 def test_report_of_sounds_that_cannot_be_compared_has_no_differences():
     report = sound_report(speech("nezumi_0"), np.zeros(24_000), sample_rate=24_000)
-    assert report.lead.startswith("NOT COMPARABLE: the candidate is silent")
+    assert report.lead.startswith("NOT COMPARABLE: the candidate is silent") and report.state == "open"
     assert "By time" not in titles(report) and "Each sound alone" in titles(report)
 
 

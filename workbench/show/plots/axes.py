@@ -28,6 +28,8 @@ from workbench.trace.trace import Trace
 PROVENANCE_POINTS = 7  # font size of the provenance
 PROVENANCE_CHARACTERS = 150  # in a line of it, below a figure of 8 inches
 MAX_TITLE = 90  # characters
+Names = tuple[str, str]  # what a figure calls reference and candidate
+SIDES: Names = ("reference", "candidate")
 
 
 class Style(NamedTuple):
@@ -40,13 +42,17 @@ class Style(NamedTuple):
 REGION_STYLES = {"prompt": Style(ORANGE, "s"), "target": Style(BLUE, "o"), "whole": Style(GREEN, "D")}
 
 
-def single_axes(ax: Axes | None, size: tuple[float, float], *traces: Trace) -> Axes:
+def single_axes(ax: Axes | None, size: tuple[float, float], *traces: Trace, names: Names = SIDES) -> Axes:
     """Return the given axes, or those of a new figure with the provenance of `traces` below it."""
-    return ax if ax is not None else grid(None, (1, 1), size, *traces)[0]
+    return ax if ax is not None else grid(None, (1, 1), size, *traces, names=names)[0]
 
 
 def grid(
-    axes: Sequence[Axes] | None, shape: tuple[int, int], size: tuple[float, float], *traces: Trace
+    axes: Sequence[Axes] | None,
+    shape: tuple[int, int],
+    size: tuple[float, float],
+    *traces: Trace,
+    names: Names = SIDES,
 ) -> NDArray[np.object_]:
     """Return the given axes, or those of a new figure, row by row; panels of a new figure share their x axis.
 
@@ -60,6 +66,8 @@ def grid(
         Inches.
     *traces : Trace
         One trace, or reference and candidate, for the provenance below a new figure.
+    names : (str, str)
+        What the figure calls reference and candidate.
 
     Returns
     -------
@@ -83,15 +91,15 @@ def grid(
     figure = make_figure(figsize=size, layout="constrained", facecolor="white")
     with plt.style.context("default"):
         made = figure.subplots(*shape, sharex=True, squeeze=False)
-        _add_provenance(figure, size[0], traces)
+        _add_provenance(figure, size[0], traces, names)
     return made.ravel()
 
 
-def _add_provenance(figure: Figure, width: float, traces: Sequence[Trace]) -> None:
+def _add_provenance(figure: Figure, width: float, traces: Sequence[Trace], names: Names) -> None:
     """Write where the traces come from below a figure of this width (inches)."""
     lines = [provenance(trace) for trace in traces]
     if len(traces) == 2:
-        lines = [f"reference: {lines[0]}", f"candidate: {lines[1]}"]
+        lines = [f"{name}: {line}" for name, line in zip(names, lines, strict=True)]
     if not lines:
         return
     characters = round(PROVENANCE_CHARACTERS * width / 8)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
     REGION_STYLES,
+    SIDES,
+    Names,
     as_float64,
     first_step,
     grid,
@@ -37,6 +39,7 @@ def trajectory(
     stat: str = "rms",
     region: str | None = None,
     against: str = "step",
+    names: Names = SIDES,
     axes: Sequence[Axes] | None = None,
 ) -> NDArray[np.object_]:
     """Draw one statistic of the ODE's state and of its three velocities, step by step.
@@ -52,6 +55,8 @@ def trajectory(
         Default: prompt and target, or all frames where one side has no more, as text logs have.
     against : {"step", "t"}
         The x axis: number of the step (of the knot for `flow/x`), or ODE time.
+    names : (str, str)
+        What the figure calls reference and candidate.
     axes : sequence of 4 Axes, optional
 
     Returns
@@ -78,12 +83,12 @@ def trajectory(
             f"the trace has no {stat} of {', '.join(ODE_FIELDS)}; record it with save=wb.SUMMARY or "
             f"save=wb.EVERYTHING, or choose another of {', '.join(DRAWN_STATS)}"
         )
-    axes = grid(axes, (2, 2), (10, 5.5), *(side for side, _ in sides))
+    axes = grid(axes, (2, 2), (10, 5.5), *(side for side, _ in sides), names=names)
     for ax, name, title in zip(axes, ODE_FIELDS, TITLES, strict=True):
         set_title(ax, title)
         ax.set_ylabel(f"{stat} of {name}", fontsize="small")
         for curve in curves[name]:
-            _draw_curve(ax, curve, stat)
+            _draw_curve(ax, curve, stat, names[0])
         if not curves[name]:
             note(ax, f"{stat} of {name}\nwas not recorded")
     for ax in axes[2:]:
@@ -96,7 +101,11 @@ def trajectory(
 
 
 def guidance_gap(
-    trace: Trace, *, reference: Trace | None = None, axes: Sequence[Axes] | None = None
+    trace: Trace,
+    *,
+    reference: Trace | None = None,
+    names: Names = SIDES,
+    axes: Sequence[Axes] | None = None,
 ) -> NDArray[np.object_]:
     """Draw the distance between the velocities with and without conditions, step by step.
 
@@ -106,6 +115,8 @@ def guidance_gap(
         With both velocities as tensors: statistics do not determine their distance.
     reference : Trace, optional
         Drawn over it, dashed and hollow.
+    names : (str, str)
+        What the figure calls reference and candidate.
     axes : sequence of 3 Axes, optional
 
     Returns
@@ -131,10 +142,10 @@ def guidance_gap(
             raise WorkbenchError(
                 f"the velocities have shapes {tuple(cond)} and {tuple(uncond)}; expected those of one run"
             )
-    axes = grid(axes, (1, 3), (10, 3), *(side for side, _ in sides))
+    axes = grid(axes, (1, 3), (10, 3), *(side for side, _ in sides), names=names)
     for side, is_reference in sides:
         for region in ("prompt", "target"):
-            _draw_gap(axes, side, region, is_reference)
+            _draw_gap(axes, side, region, is_reference, names[0])
     for ax, title in zip(axes, ("|cond - uncond| / |cond|", "cosine", "|cond| / |uncond|"), strict=True):
         set_title(ax, title)
         ax.set_xlabel("step")
@@ -148,7 +159,9 @@ def _check_choice(name: str, value: str | None, allowed: Sequence[str | None]) -
         raise WorkbenchError(f"{name} is {value!r}; expected one of {', '.join(map(str, allowed))}")
 
 
-def _draw_gap(axes: Sequence[Axes], trace: Trace, region: str, is_reference: bool) -> None:
+def _draw_gap(
+    axes: Sequence[Axes], trace: Trace, region: str, is_reference: bool, name_of_reference: str
+) -> None:
     """Draw the three curves of `guidance_gap` for one trace and region."""
     cond_name, uncond_name = BRANCH_VELOCITIES
     cond = trace.select(cond_name, region).double().flatten(1)  # (steps, M * T)
@@ -162,7 +175,7 @@ def _draw_gap(axes: Sequence[Axes], trace: Trace, region: str, is_reference: boo
     ratio = cond_norm / uncond_norm
     x = first_step(trace) + np.arange(len(cond))
     for ax, curve in zip(axes, (distance, cosine, ratio), strict=True):
-        ax.plot(x, as_float64(curve), **_line_style(ax, region, is_reference))
+        ax.plot(x, as_float64(curve), **_line_style(ax, region, is_reference, name_of_reference))
 
 
 class _Curve(NamedTuple):
@@ -219,9 +232,13 @@ def _positions(trace: Trace, count: int, against: str) -> NDArray[np.float64]:
     return np.pad(t, (0, max(0, count - len(t))), constant_values=np.nan)[:count]
 
 
-def _draw_curve(ax: Axes, curve: _Curve, stat: str) -> None:
+def _draw_curve(ax: Axes, curve: _Curve, stat: str, name_of_reference: str) -> None:
     """Draw a line, and a marker at the lower edge for entries with values that are not finite."""
-    ax.plot(curve.x, curve.stats[:, STATS.index(stat)], **_line_style(ax, curve.region, curve.is_reference))
+    ax.plot(
+        curve.x,
+        curve.stats[:, STATS.index(stat)],
+        **_line_style(ax, curve.region, curve.is_reference, name_of_reference),
+    )
     nonfinite = curve.stats[:, STATS.index("nonfinite")] > 0
     if not nonfinite.any():
         return
@@ -239,8 +256,8 @@ def _draw_curve(ax: Axes, curve: _Curve, stat: str) -> None:
     )
 
 
-def _line_style(ax: Axes, region: str, is_reference: bool) -> dict[str, object]:
+def _line_style(ax: Axes, region: str, is_reference: bool, name_of_reference: str) -> dict[str, object]:
     color, marker = REGION_STYLES[region]
     if is_reference:
-        return {"marker": marker, "label": f"{region}, reference"} | reference_style(ax)
+        return {"marker": marker, "label": f"{region}, {name_of_reference}"} | reference_style(ax)
     return {"color": color, "marker": marker, "markersize": 5, "linewidth": 2.6, "label": region}

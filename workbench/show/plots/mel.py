@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
+    SIDES,
+    Names,
     as_float64,
     check_region,
     colorbar,
@@ -65,13 +67,17 @@ def mel(trace: Trace, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def mel_difference(reference: Trace, candidate: Trace, *, ax: Axes | None = None) -> Axes:
+def mel_difference(
+    reference: Trace, candidate: Trace, *, names: Names = SIDES, ax: Axes | None = None
+) -> Axes:
     """Draw the candidate's log-mel minus the reference's, over the frames that both have.
 
     Parameters
     ----------
     reference, candidate : Trace
         With `flow/mel`.
+    names : (str, str)
+        What the figure calls reference and candidate.
     ax : Axes, optional
 
     Returns
@@ -102,11 +108,11 @@ def mel_difference(reference: Trace, candidate: Trace, *, ax: Axes | None = None
     finite = difference[np.isfinite(difference)]
     largest = float(np.abs(finite).max(initial=0.0)) or 1.0  # of equal mels any range will do
     rms = float(np.sqrt(np.mean(finite**2))) if finite.size else np.nan
-    ax = single_axes(ax, (8, 3.6), reference, candidate)
+    ax = single_axes(ax, (8, 3.6), reference, candidate, names=names)
     image = _draw_image(ax, difference, 0, -largest, largest, DIVERGING_COLORS)
     ax.set_ylabel("mel bin")
     lengths = f"; frames: {ours.shape[1]} and {theirs.shape[1]}" if ours.shape != theirs.shape else ""
-    set_title(ax, f"candidate - reference: rms {rms:.3g}{lengths}")
+    set_title(ax, f"{names[1]} - {names[0]}: rms {rms:.3g} {UNIT}{lengths}")
     seconds_axis(ax, candidate)
     colorbar(image, ax, f"difference ({UNIT})")
     return ax

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from workbench.diagnose.compare.plausibility import MAX_F0
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import (
+    SIDES,
+    Names,
     Style,
     as_float64,
     colorbar,
@@ -197,7 +199,7 @@ def spectrogram(trace: Trace, *, n_fft: int = 1024, ax: Axes | None = None) -> A
 # ---- fundamental frequency
 
 
-def f0(trace: Trace, *, reference: Trace | None = None, ax: Axes | None = None) -> Axes:
+def f0(trace: Trace, *, reference: Trace | None = None, names: Names = SIDES, ax: Axes | None = None) -> Axes:
     """Draw the fundamental frequency of voiced frames, and mark values that no voice reaches.
 
     Parameters
@@ -206,6 +208,8 @@ def f0(trace: Trace, *, reference: Trace | None = None, ax: Axes | None = None) 
         With `hift/f0`. Frames at or below 10 Hz are unvoiced and leave a gap.
     reference : Trace, optional
         Drawn over it, dashed.
+    names : (str, str)
+        What the figure calls reference and candidate.
     ax : Axes, optional
 
     Returns
@@ -224,10 +228,10 @@ def f0(trace: Trace, *, reference: Trace | None = None, ax: Axes | None = None) 
     sides = with_reference(trace, reference)
     for side, _ in sides:
         require(side, "hift/f0")
-    ax = single_axes(ax, (8, 2.8), *(side for side, _ in sides))
+    ax = single_axes(ax, (8, 2.8), *(side for side, _ in sides), names=names)
     highest = 0.0  # Hz, of the voiced frames
     for side, is_reference in sides:
-        highest = max(highest, _draw_f0(ax, as_float64(side["hift/f0"]), is_reference))
+        highest = max(highest, _draw_f0(ax, as_float64(side["hift/f0"]), is_reference, names[0]))
     duration = max(len(side["hift/f0"]) for side, _ in sides) / RELEASED.mel.frame_rate
     ax.set(ylabel="f0 (Hz)", ylim=(0, 1.15 * highest or MAX_F0), xlim=(0, duration))
     set_title(ax, trace.attrs.get("text", ""))
@@ -236,9 +240,9 @@ def f0(trace: Trace, *, reference: Trace | None = None, ax: Axes | None = None) 
     return ax
 
 
-def _draw_f0(ax: Axes, values: NDArray, is_reference: bool) -> float:
+def _draw_f0(ax: Axes, values: NDArray, is_reference: bool, name_of_reference: str) -> float:
     """Draw one side (T,) and return the highest voiced value in Hz."""
-    owner = " of the reference" if is_reference else ""
+    owner = f", {name_of_reference}" if is_reference else ""
     style = {"color": BLUE, "marker": "o", "markersize": 4, "linewidth": 2.6}
     if is_reference:
         style = {"marker": "s"} | reference_style(ax)

@@ -4,9 +4,7 @@ It is a function with one implementation per type (`functools.singledispatch`). 
 is always escaped: `Markup.format` escapes its arguments.
 """
 
-import base64
 import functools
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,23 +20,23 @@ from workbench.diagnose.compare.comparison import NO_ERROR, SHOWN_COLUMNS, Compa
 from workbench.diagnose.glitches.glitches import UNITS, Finding, Findings
 from workbench.show.player.page import static_player
 from workbench.show.player.payload import player_data
+from workbench.show.report.figures import describe, page_image, smallest_image
 from workbench.tables import MAX_ROWS, VERDICTS, badge, number_text, table_html
 from workbench.trace.trace import Trace
 
 MAX_BAD_ROWS = 12  # of a comparison, before the fold that holds all rows
 ANCHOR = "@ANCHOR@"  # in HTML: replaced by the anchor of its section
-PNG_DPI = 120
 FINDING_COLUMNS = (
     "kind",
     "start",
     "end",
+    "cause",
     "score",
     "threshold",
     "percentile",
     "sample",
     "frame",
     "token",
-    "cause",
 )
 FINDING_HEADINGS = [f"{name} [{UNITS[name]}]" if name in UNITS else name for name in FINDING_COLUMNS]
 COPY_BUTTON = Markup(
@@ -113,12 +111,17 @@ def _(comparison: Comparison) -> Rendered:
     rows = comparison.to_frame()
     bad = rows[~rows["verdict"].isin(NO_ERROR)]
     if len(bad):
-        first = bad[list(SHOWN_COLUMNS)].dropna(axis=1, how="all").head(MAX_BAD_ROWS).reset_index(drop=True)
+        first = bad[_filled(bad)].head(MAX_BAD_ROWS).reset_index(drop=True)
         remark = f"the first {MAX_BAD_ROWS} of {len(bad)} rows" if len(bad) > MAX_BAD_ROWS else ""
         html += _scrollable(_table(first), remark)
     fold = Markup("<details><summary>All {} rows in causal order</summary>{}</details>")
     html += fold.format(len(rows), _scrollable(_table(rows)))
     return Rendered(html, "\n".join([comparison.line, *comparison.remarks]), _records(rows))
+
+
+def _filled(rows: pd.DataFrame) -> list[str]:
+    """Return the columns to show in which at least one row has something."""
+    return [name for name in SHOWN_COLUMNS if (rows[name].notna() & (rows[name] != "")).any()]
 
 
 @render.register
@@ -160,13 +163,16 @@ def _number_text(value: str | float) -> str:
 
 @render.register
 def _(figure: Figure) -> Rendered:
-    titles = [ax.get_title("left") or ax.get_title() or ax.get_ylabel() for ax in figure.axes]
-    description = "; ".join(title for title in titles if title) or "figure"
     html = Markup(
         '<figure style="margin:0">'
         '<img class="figure" style="max-width:100%;height:auto" alt="{}" src="{}"></figure>'
     )
-    return Rendered(html.format(description, smallest_image(figure)), description)
+    return Rendered(html.format(describe(figure), smallest_image(figure)), describe(figure))
+
+
+def page_figure(figure: Figure) -> Rendered:
+    """Return a figure as a report has it: for a white page and a dark one, and enlarged by a click."""
+    return Rendered(page_image(figure), describe(figure))
 
 
 @render.register
@@ -182,17 +188,6 @@ def _(array: np.ndarray) -> Rendered:
     if array.ndim <= 2:
         return render(pd.DataFrame(array))
     return Rendered(Markup("<pre>{}</pre>").format(repr(array)), repr(array))
-
-
-def smallest_image(figure: Figure) -> str:
-    """Return a figure as a data address, SVG or PNG, whichever is smaller."""
-    svg = io.BytesIO()
-    png = io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None}, facecolor="white")
-    figure.savefig(png, format="png", dpi=PNG_DPI, facecolor="white")
-    images = {"image/svg+xml": svg.getvalue(), "image/png": png.getvalue()}
-    kind = min(images, key=lambda kind: len(images[kind]))
-    return f"data:{kind};base64,{base64.b64encode(images[kind]).decode()}"
 
 
 def _table(table: pd.DataFrame, units: Mapping[str, str] | None = None) -> Markup:

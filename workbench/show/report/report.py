@@ -12,10 +12,13 @@ from typing import Any, Self
 import jinja2
 from markupsafe import Markup
 
+from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
-from workbench.show.report.render import ANCHOR, Rendered, render
+from workbench.show.report.figures import figure_of
+from workbench.show.report.render import ANCHOR, Rendered, page_figure, render
 
 TEMPLATE = Path(__file__).with_name("report.html")
+STATES = {"": "", "good": "\u2713 nothing wrong found", "bad": "\u2717 look here", "open": "? not decided"}
 SIZE = "@SIZE@"  # replaced once the rest of the page is known
 
 
@@ -36,7 +39,10 @@ class Report:
     ----------
     title : str
     lead : str
-        What a reader should know first, such as a verdict.
+        What a reader should know first, such as a verdict; its first line is set in bold.
+    state : {"", "good", "bad", "open"}
+        Whether nothing wrong was found, something was, or it cannot be decided: a colour and a word beside
+        the lead.
 
     Examples
     --------
@@ -45,9 +51,12 @@ class Report:
     Report('The glitch', 2 sections)
     """
 
-    def __init__(self, title: str, lead: str = "") -> None:
+    def __init__(self, title: str, lead: str = "", state: str = "") -> None:
+        if state not in STATES:
+            raise WorkbenchError(f"state is {state!r}; expected one of {', '.join(map(repr, STATES))}")
         self.title = title
         self.lead = lead
+        self.state = state
         self.sections: list[Section] = []
 
     def add(self, thing: Any, title: str | None = None, note: str = "") -> Self:
@@ -75,7 +84,8 @@ class Report:
         """
         title = title or type(thing).__name__
         anchor = _unused_anchor(title, [section.anchor for section in self.sections])
-        rendered = render(thing)
+        figure = figure_of(thing)
+        rendered = render(thing) if figure is None else page_figure(figure)
         rendered = replace(rendered, html=Markup(rendered.html.replace(ANCHOR, anchor)))
         self.sections.append(Section(anchor, title, note, rendered))
         return self
@@ -94,7 +104,9 @@ class Report:
                 evidence[section.anchor] = section.rendered.evidence
         page = _template().render(
             title=self.title,
-            lead=self.lead,
+            lead=self.lead.partition("\n"),
+            state=self.state,
+            state_words=STATES[self.state],
             sections=self.sections,
             size=SIZE,
             evidence=_json_for_script(evidence),

@@ -17,6 +17,7 @@ from workbench.diagnose.suspects.diagnosis import Diagnosis
 from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 from workbench.show import plots
+from workbench.show.player.listening import ListeningTest
 from workbench.show.player.player import player
 from workbench.show.plots.axes import close_figures
 from workbench.show.report.report import Report
@@ -24,6 +25,7 @@ from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
 
 Draw = Callable[[], Any]
+UNDECIDED = ("ALIKE", "MISSING", "NOT COMPARABLE")  # verdicts that prove neither
 
 
 def run_report(trace: Trace | str | os.PathLike, name: str = "run", pipe: Pipeline | None = None) -> Report:
@@ -32,8 +34,8 @@ def run_report(trace: Trace | str | os.PathLike, name: str = "run", pipe: Pipeli
     Parameters
     ----------
     trace : Trace or path
-        Of any origin; a path as in `wb.open`. Figures that need fields which it did not record are listed at
-        the end with the reason.
+        Of any origin; a path as in `wb.open`. Figures that need fields which it did not record are listed
+        near the end with the reason.
     name : str
         The run's name in the title.
     pipe : Pipeline, optional
@@ -48,16 +50,16 @@ def run_report(trace: Trace | str | os.PathLike, name: str = "run", pipe: Pipeli
     --------
     >>> report = wb.run_report(trace, "seed 7")
     >>> [section.title for section in report.sections][:3]
-    ['Sound', 'Findings', 'Where it comes from']
+    ['Sound', 'Findings', 'Waveform']
     """
     trace = open(trace)
     findings = _find_glitches(trace)
-    lead = [_summary(trace, findings), *_compute_note(trace, pipe), *_warnings(trace), *implausible(trace)]
-    report = Report(f"Run: {name}", "\n".join(lead))
+    odd = implausible(trace)
+    lead = [_summary(trace, findings), *_compute_note(trace, pipe), *_warnings(trace), *odd]
+    report = Report(f"Run: {name}", "\n".join(lead), state=_state_of_run(findings, odd))
     if findings is not None:
         report.add(player(trace, names=[name], findings=findings), "Sound")
         report.add(findings, "Findings", "Places that clean speech rarely has, in order of time.")
-    report.add(provenance_table({name: trace}), "Where it comes from")
     figures = {
         "Waveform": lambda: plots.waveform(trace, findings=findings),
         "Mel": lambda: plots.mel(trace),
@@ -68,7 +70,8 @@ def run_report(trace: Trace | str | os.PathLike, name: str = "run", pipe: Pipeli
     }
     omitted = _add_figures(report, figures)
     report.add(trace.to_frame(), "Every field")
-    return _add_omitted(report, omitted)
+    _add_omitted(report, omitted)
+    return report.add(provenance_table({name: trace}), "Where it comes from")
 
 
 def comparison_report(
@@ -77,6 +80,7 @@ def comparison_report(
     pipe: Pipeline | None = None,
     names: tuple[str, str] = ("reference", "candidate"),
     catalogue: Sequence[Fault] = CATALOGUE,
+    listening: ListeningTest | None = None,
 ) -> Report:
     """Return a report of two runs: where they part, why, which known fault explains it, and the sound.
 
@@ -91,6 +95,8 @@ def comparison_report(
         What the report calls the two.
     catalogue : sequence of Fault
         The faults to consider.
+    listening : ListeningTest, optional
+        A blind test of the two, as `wb.listening_test` reads it.
 
     Returns
     -------
@@ -104,12 +110,14 @@ def comparison_report(
     reference, candidate = open(reference), open(candidate)
     compared = compare(reference, candidate, pipe)
     diagnosis = _diagnose(reference, candidate, pipe, compared, catalogue)
-    lead = [str(compared), *compared.input_differences]
-    for name, trace in zip(names, (reference, candidate), strict=True):
-        lead += [f"{name}: {sentence}" for sentence in _warnings(trace)]
+    lead = [str(compared)]
     if diagnosis is not None:
         lead.append(str(diagnosis))
-    report = Report(f"{names[1]} beside {names[0]}", "\n".join(lead))
+    lead += compared.input_differences
+    for name, trace in zip(names, (reference, candidate), strict=True):
+        lead += [f"{name}: {sentence}" for sentence in _warnings(trace)]
+    state = _state_of_comparison(compared)
+    report = Report(f"{names[1]} beside {names[0]}", "\n".join(lead), state=state)
     audible = []  # (name, trace, findings) of the runs that have sound
     for name, trace in zip(names, (reference, candidate), strict=True):
         findings = _find_glitches(trace)
@@ -118,23 +126,26 @@ def comparison_report(
     if audible:
         audible_names, traces, all_findings = zip(*audible, strict=True)
         report.add(player(*traces, names=audible_names, findings=all_findings), "Sound")
-    report.add(compared, "Where they part", "Results in causal order, from the first that is wrong.")
+    if listening is not None:
+        report.add(listening, "Blind test")
+    for name, _, findings in audible:
+        report.add(findings, f"Findings: {name}")
+    order = f"{names[1]} measured against {names[0]}, in causal order, from the first result that is wrong."
+    report.add(compared, "Where they part", order)
     if diagnosis is not None:
         report.add(diagnosis, "Suspects", diagnosis.next_experiment)
     figures = {
         "Error along the run": lambda: plots.comparison(compared),
         "Suspects drawn": lambda: plots.suspects(diagnosis) if diagnosis else None,
-        "Mel difference": lambda: plots.mel_difference(reference, candidate),
-        "ODE": lambda: plots.trajectory(candidate, reference=reference),
-        "Guidance": lambda: plots.guidance_gap(candidate, reference=reference),
-        "F0": lambda: plots.f0(candidate, reference=reference),
+        "Mel difference": lambda: plots.mel_difference(reference, candidate, names=names),
+        "ODE": lambda: plots.trajectory(candidate, reference=reference, names=names),
+        "Guidance": lambda: plots.guidance_gap(candidate, reference=reference, names=names),
+        "F0": lambda: plots.f0(candidate, reference=reference, names=names),
     }
     omitted = _add_figures(report, figures)
-    for name, _, findings in audible:
-        report.add(findings, f"Findings: {name}")
+    _add_omitted(report, omitted)
     origins = provenance_table(dict(zip(names, (reference, candidate), strict=True)))
-    report.add(origins, "Where they come from")
-    return _add_omitted(report, omitted)
+    return report.add(origins, "Where they come from")
 
 
 def provenance_table(traces: Mapping[str, Trace]) -> pd.DataFrame:
@@ -158,6 +169,20 @@ def _flat_attributes(trace: Trace) -> dict[str, str]:
 def _find_glitches(trace: Trace) -> Findings | None:
     """Return the findings of a run; None for a run without sound."""
     return find_glitches(trace) if "hift/wav" in trace and len(trace.wav) else None
+
+
+def _state_of_run(findings: Findings | None, odd: Sequence[str]) -> str:
+    """Return the state; "open" for a run without sound in which nothing odd was seen."""
+    if odd or findings:
+        return "bad"
+    return "open" if findings is None else "good"
+
+
+def _state_of_comparison(compared: Comparison) -> str:
+    """Return the state; "open" where too little was compared to say that the runs agree or differ."""
+    if compared.ok:
+        return "good"
+    return "open" if compared.objection or compared.verdict in UNDECIDED else "bad"
 
 
 def _summary(trace: Trace, findings: Findings | None) -> str:

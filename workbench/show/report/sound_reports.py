@@ -25,7 +25,8 @@ def one_sound_report(source: SoundSource, sample_rate: int | None = None) -> Rep
         Hz, of bare samples.
     """
     found = examine_sound(source, sample_rate)
-    report = Report(f"Sound: {found.name}", "\n".join([found.line, *found.remarks]))
+    state = "bad" if len(found.glitches) else "good"
+    report = Report(f"Sound: {found.name}", "\n".join([found.line, *found.remarks]), state=state)
     report.add(player(found.trace, findings=found.glitches), "Sound")
     report.add(found.glitches, "Findings")
     return report.add(found.to_frame(), "Properties")
@@ -49,20 +50,22 @@ def sound_report(
     """
     found = compare_sounds(reference, candidate, sample_rate)
     lead = [found.line, *found.remarks[-2:]]  # the last two say what a sound cannot tell, and what to do next
-    report = Report(f"{names[1]} beside {names[0]}", "\n".join(lead))
+    undecided = found.verdict == "NOT COMPARABLE"
+    state = "good" if found.ok else "open" if undecided else "bad"
+    report = Report(f"{names[1]} beside {names[0]}", "\n".join(lead), state=state)
     sounds = player(*found.traces, names=names, findings=found.glitches)
     report.add(sounds, "Sound", "As they are, not aligned.")
+    for name, findings in zip(names, found.glitches, strict=True):
+        report.add(findings, f"Findings: {name}")
     report.add(found.to_frame(), "What differs", "Places are possibilities; a sound alone names no fault.")
     if found.alignment is not None:
         aligned = (found.alignment.reference, found.alignment.candidate)
         mels = [_mel_trace(wav, found.rate, name) for wav, name in zip(aligned, names, strict=True)]
-        figure = plots.mel_difference(*mels)
+        figure = plots.mel_difference(*mels, names=names)
         report.add(figure, "Difference of the aligned mels")
         close_figures(figure)
         report.add(found.bands, "By frequency", "Levels in dB of full scale after the alignment.")
-        report.add(found.times, "By time", "Candidate beside reference, in segments of 100 ms.")
-    for name, findings in zip(names, found.glitches, strict=True):
-        report.add(findings, f"Findings: {name}")
+        report.add(found.times, "By time", f"{names[1]} beside {names[0]}, in segments of 100 ms.")
     properties = found.properties.set_axis(names, axis=1).rename_axis("property").reset_index()
     return report.add(properties, "Each sound alone")
 
