@@ -46,6 +46,8 @@ def test_an_index_with_names_is_shown_and_a_counter_is_not():
     assert "<td></td>" not in table_html(frame)
     assert table_html(frame.set_axis(["one", "two"])).count("one") == 1
     both = frame.set_axis(pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["kind", "seed"]))
+    assert "level_0" not in table_html(frame.set_axis(pd.MultiIndex.from_tuples([("a", 1), ("b", 2)])))
+    assert ">n</th>" in table_html(frame.set_index("n", drop=False))
     assert ">kind</th>" in table_html(both) and ">seed</th>" in table_html(both)
 
 

@@ -116,10 +116,14 @@ def table_html(frame: pd.DataFrame, units: Mapping[str, str] | None = None, max_
     max_rows : int
         A remark says how many more there are.
     """
-    has_index = not isinstance(frame.index, pd.RangeIndex)
+    repeated = set(frame.index.names) & set(frame.columns)  # such an index is a column already
+    has_index = not isinstance(frame.index, pd.RangeIndex) and not repeated
     shown = frame.head(max_rows)
-    shown = shown.reset_index() if has_index and not set(frame.index.names) & set(frame.columns) else shown
-    names = ["" if has_index and name == "index" else name for name in shown.columns]
+    shown = shown.reset_index() if has_index else shown
+    names = list(shown.columns)
+    for k, name in enumerate(frame.index.names if has_index else ()):
+        if name is None:
+            names[k] = ""  # pandas says "index" and "level_0"
     numeric = [_is_numeric(shown.iloc[:, k]) for k in range(len(names))]
     all_units = UNITS | dict(units or {})
     headings = [_heading(name, right, all_units) for name, right in zip(names, numeric, strict=True)]
@@ -128,8 +132,8 @@ def table_html(frame: pd.DataFrame, units: Mapping[str, str] | None = None, max_
         cells = [_cell(value, right) for value, right in zip(values, numeric, strict=True)]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     html = (
-        f'<table class="wb-table"><thead><tr>{"".join(headings)}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
+        f'<div class="wb-table" style="overflow-x:auto"><table><thead><tr>{"".join(headings)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
     if len(frame) > max_rows:
         html += f"<p>the first {max_rows} of {len(frame)} rows</p>"
@@ -182,7 +186,7 @@ def _cell(value: Any, right: bool) -> str:
         return f'<td style="text-align:left">{badge(text, VERDICTS[text])}</td>'
     if len(text) > LONG_CELL:
         return f'<td class="long" style="text-align:left;{WRAPPED}">{escape(text)}</td>'
-    return f'<td style="text-align:{align}">{escape(text)}</td>'
+    return f'<td style="text-align:{align};white-space:nowrap">{escape(text)}</td>'
 
 
 def _text(value: Any) -> str:
