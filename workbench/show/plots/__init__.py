@@ -11,6 +11,7 @@ closes a figure.
 - `f0`: fundamental frequency
 - `tokens`: speech tokens, entropy of each draw, distance from stopping
 - `field`: any field of a trace, or one entry of it
+- `field_pair`: the same of two traces in one scale, and their difference
 - `trajectory`: a statistic of the ODE's state and velocities, step by step
 - `guidance_gap`: distance between the velocities with and without conditions
 - `comparison`: error of every place of a comparison, in causal order
@@ -21,7 +22,7 @@ closes a figure.
 Read `mel.py` first; `axes.py` holds what all figures have in common.
 """
 
-from workbench.show.plots.field import field
+from workbench.show.plots.field import field, field_pair
 from workbench.show.plots.flow import guidance_gap, trajectory
 from workbench.show.plots.mel import mel, mel_difference, mel_steps
 from workbench.show.plots.provenance import provenance
@@ -33,6 +34,7 @@ __all__ = [
     "comparison",
     "f0",
     "field",
+    "field_pair",
     "guidance_gap",
     "headroom",
     "mel",

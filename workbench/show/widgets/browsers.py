@@ -18,6 +18,8 @@ from workbench.show.widgets.panel import Panel
 from workbench.trace.schema import LOOPS
 from workbench.trace.trace import Trace
 
+ALL_ROWS = "all rows"
+WRONG_MARK = "\u25cf"  # a filled circle before rows that are wrong
 LOOP_MARGIN = 0.3  # seconds that are played on either side of a place
 UNREMARKABLE = ("MATCH", "ROUNDING", "MISSING")  # verdicts at which a comparison browser does not open
 
@@ -103,28 +105,37 @@ class ComparisonBrowser(Panel):
         rows = comparison.to_frame()
         if rows.empty:
             raise WorkbenchError("the comparison has no rows: the two runs have no field in common")
-        options = []
-        first_bad = None
-        for number, row in enumerate(rows.itertuples()):
-            options.append((f"{place_name(row.field, _index_of(row.index))}  {row.verdict}", number))
-            if first_bad is None and row.verdict not in UNREMARKABLE:
-                first_bad = number
-        self.row = ipywidgets.Select(
-            options=options, value=first_bad or 0, rows=8, layout={"width": "28em"}, description="row"
-        )
-        super().__init__([self.row])
+        self.shown = dropdown("show", (ALL_ROWS, *dict.fromkeys(rows["verdict"])), ALL_ROWS)
+        self.row = ipywidgets.Select(rows=8, layout={"width": "28em"}, description="row")
+        self._list_rows()
+        super().__init__([self.shown, self.row])
+        self.shown.observe(lambda _: self._list_rows(), "value")
         self.row.observe(lambda _: self.update(), "value")
         self.update()
 
+    def _list_rows(self) -> None:
+        """List the rows that have the chosen verdict, and choose the first that is wrong."""
+        options = []
+        first_bad = None
+        for number, row in enumerate(self.comparison.to_frame().itertuples()):
+            if self.shown.value not in (ALL_ROWS, row.verdict):
+                continue
+            mark = " " if row.verdict in UNREMARKABLE else WRONG_MARK
+            options.append((f"{mark} {place_name(row.field, _index_of(row.index))}  {row.verdict}", number))
+            if first_bad is None and row.verdict not in UNREMARKABLE:
+                first_bad = number
+        self.row.options = options
+        self.row.value = options[0][1] if first_bad is None else first_bad
+
     def update(self) -> None:
-        """Show the chosen row, its field on both sides, and a player that loops around it."""
+        """Show the chosen row, its field on both sides in one scale, and a player that loops around it."""
+        if self.row.value is None:
+            return  # the list is being changed
         row = self.comparison.to_frame().iloc[self.row.value]
         traces = (self.reference, self.candidate)
         things: list[Any] = [self.comparison.line, row.dropna().to_frame("value").T]
-        for name, trace in zip(self.names, traces, strict=True):
-            if row["field"] in trace:
-                things.append(name)
-                things.append(plots.field(trace, row["field"], _index_of(row["index"])))
+        in_prompt = not pd.isna(row["seconds"]) and row["seconds"] < 0
+        things += self._pictures(row["field"], _index_of(row["index"]), "whole" if in_prompt else "target")
         audible = {
             name: trace
             for name, trace in zip(self.names, traces, strict=True)
@@ -136,6 +147,23 @@ class ComparisonBrowser(Panel):
                 sound.loop = [max(row["seconds"] - LOOP_MARGIN, 0.0), row["seconds"] + LOOP_MARGIN]
             things.append(sound)
         self.show(*things)
+
+    def _pictures(self, field: str, index: int | None, region: str) -> list[Any]:
+        """Return the field on both sides and the difference; on one side alone where the other lacks it."""
+        sides = dict(zip(self.names, (self.reference, self.candidate), strict=True))
+        if all(field in trace for trace in sides.values()):
+            try:
+                return [plots.field_pair(*sides.values(), field, index, region=region, names=self.names)]
+            except WorkbenchError as error:  # shapes that cannot be compared, or an entry that one side lacks
+                note = [str(error)]
+        else:
+            note = []
+        pictures: list[Any] = []
+        for name, trace in sides.items():
+            has_entry = field in trace and (index is None or index < len(trace[field]))
+            if has_entry:
+                pictures += [name, plots.field(trace, field, index, region=region)]
+        return [*note, *pictures]
 
 
 def _index_of(value: Any) -> int | None:
