@@ -134,8 +134,8 @@ class ComparisonBrowser(Panel):
         row = self.comparison.to_frame().iloc[self.row.value]
         traces = (self.reference, self.candidate)
         things: list[Any] = [self.comparison.line, row.dropna().to_frame("value").T]
-        in_prompt = not pd.isna(row["seconds"]) and row["seconds"] < 0
-        things += self._pictures(row["field"], _index_of(row["index"]), "whole" if in_prompt else "target")
+        region = "whole" if "(prompt)" in str(row["worst"]) else "target"
+        things += self._pictures(row["field"], _index_of(row["index"]), region)
         audible = {
             name: trace
             for name, trace in zip(self.names, traces, strict=True)
