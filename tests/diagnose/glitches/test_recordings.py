@@ -108,9 +108,9 @@ def test_a_cause_that_the_trace_refutes_is_not_named():
         found = find_glitches(Trace({"hift/wav": wav}, {"options": options}))
         return next(finding.cause for finding in found if finding.kind == "offset")
 
-    assert "half precision" in cause({})
+    assert cause({}).startswith("not known") and "half precision" in cause({})
     assert "half precision" not in cause(single)
-    assert "half precision, which the trace confirms" in cause(single | {"head_dtype": "float16"})
+    assert cause(single | {"head_dtype": "float16"}).startswith("perhaps the vocoder in half precision")
 
 
 def test_one_run_of_bad_frames_is_one_finding():

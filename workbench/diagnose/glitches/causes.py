@@ -1,12 +1,18 @@
-"""Usual causes of what the detectors find, and whether a trace supports or refutes each of them.
+"""Usual causes of what the detectors find, and what a trace says for and against each of them.
 
-A condition is a function of a trace. It returns True where the trace says that the cause was there, False
-where the trace says that it was not, and None where the trace says nothing.
+A waveform does not show which stage made it wrong. So a cause is named only where the run is known to have
+had it, such as half precision or few steps of the ODE. Otherwise the cause is not known. What often sounds so
+is listed then, less what the trace refutes. Where the mel was wrong already, the vocoder is not suspected.
+
+A condition is a function of a trace. It returns True where the run had what the cause names, False where it
+had not, and None where the trace says nothing.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+from workbench.diagnose.compare.plausibility import implausible
+from workbench.trace.schema import SUFFIX
 from workbench.trace.trace import Trace
 
 HALF = ("float16", "bfloat16")
@@ -51,36 +57,79 @@ def half_f0(trace: Trace) -> bool | None:
 
 def few_steps(trace: Trace) -> bool | None:
     """Whether the ODE had too few steps."""
-    steps = _option(trace, "n_timesteps")
-    return steps < FEW_STEPS if isinstance(steps, int) else None
+    steps = _count_steps(trace)
+    return None if steps is None else steps < FEW_STEPS
 
 
 def in_chunks(trace: Trace) -> bool | None:
-    """Whether the waveform was made in several chunks; `attrs["seams"]` says where they meet."""
+    """Refute what happens between chunks where the waveform is in one piece, which `attrs["seams"]` says.
+
+    That a run had chunks does not say that one of them went wrong, so this is never True.
+    """
     if "seams" in trace.attrs:
-        return len(trace.attrs["seams"]) > 0
+        return None if len(trace.attrs["seams"]) else False
     return False if "options" in trace.attrs else None  # our own run without seams is in one piece
 
 
-def explain(causes: tuple[Cause, ...], trace: Trace) -> str:
-    """Return the causes that a trace supports; without any, those that it does not refute.
+def wrong_mel(trace: Trace) -> str:
+    """Return why the mel is known to be wrong before the vocoder has it; empty if it is not known to be.
 
+    >>> wrong_mel(Trace({}, {"options": {"n_timesteps": 1}}))
+    'the ODE had too few steps (1)'
+    >>> wrong_mel(Trace({}, {"options": {"n_timesteps": 10}}))
+    ''
+    """
+    if few_steps(trace):
+        return f"the ODE had too few steps ({_count_steps(trace)})"
+    fields = {name: trace[name] for name in ("flow/mel",) if name in trace}
+    return "flow/mel is unlike speech" if implausible(Trace(fields, {})) else ""
+
+
+def explain(causes: tuple[Cause, ...], trace: Trace, follows_mel: bool = False) -> str:
+    """Return the causes that a run is known to have had; without any, those that the trace does not refute.
+
+    Parameters
+    ----------
+    causes : tuple of Cause
+    trace : Trace
+    follows_mel : bool
+        Whether a healthy vocoder makes such a sound from a wrong mel.
+
+    Examples
+    --------
     >>> causes = (Cause("the vocoder in half precision", half_vocoder), Cause("a wrong bias"))
     >>> explain(causes, Trace({}, {"options": {"hift_dtype": "float16"}}))
-    'the vocoder in half precision, which the trace confirms'
+    'perhaps the vocoder in half precision, which this run had'
     >>> single = dict.fromkeys(("hift_dtype", "source_dtype", "head_dtype"), "float32")
     >>> explain(causes, Trace({}, {"options": single}))
-    'a wrong bias'
+    'not known; often a wrong bias'
+    >>> explain(causes, Trace({}, {"options": single | {"n_timesteps": 1}}), follows_mel=True)
+    'perhaps the mel, which is wrong before the vocoder: the ODE had too few steps (1)'
     """
     answers = [(cause.text, cause.condition(trace)) for cause in causes]
-    confirmed = [text for text, answer in answers if answer is True]
-    if confirmed:
-        return f"{', or '.join(confirmed)}, which the trace confirms"
+    had = [f"{text}, which this run had" for text, answer in answers if answer is True]
+    if follows_mel and (reason := wrong_mel(trace)):
+        had.insert(0, f"the mel, which is wrong before the vocoder: {reason}")
+    if had:
+        return f"perhaps {'; or '.join(had)}"
     possible = [text for text, answer in answers if answer is None]
+    if follows_mel:
+        possible.append("a wrong mel")
     if possible:
-        return ", or ".join(possible)
+        return f"not known; often {', or '.join(possible)}"
     refuted = " and ".join(text for text, _ in answers)
-    return f"unknown: the trace rules out the usual cause ({refuted})"
+    return f"not known; the trace rules out the usual cause ({refuted})"
+
+
+def _count_steps(trace: Trace) -> int | None:
+    """Return the number of steps of the ODE; None where the trace does not say it."""
+    steps = _option(trace, "n_timesteps")
+    if isinstance(steps, int):
+        return steps
+    for name in ("flow/t", "flow/t" + SUFFIX):
+        if name in trace and len(trace[name]) > 1:
+            return trace.attrs.get("first_step", 0) + len(trace[name]) - 1
+    return None
 
 
 def _in_half(trace: Trace, name: str) -> bool | None:

@@ -35,6 +35,7 @@ class Detector(NamedTuple):
     causes: tuple[Cause, ...]  # what usually causes it in this pipeline
     # What it is in a recording of a person, where it is common and no defect. Empty: a defect there as well.
     in_recordings: str = ""
+    follows_mel: bool = True  # a healthy vocoder makes it from a wrong mel
 
 
 DETECTORS: dict[str, Detector] = {
@@ -45,7 +46,7 @@ DETECTORS: dict[str, Detector] = {
         (
             Cause("the vocoder's exp overflows in half precision", half_vocoder),
             Cause("the flow overflows in half precision", half_flow),
-            Cause("NaN in the weights or in the mel"),
+            Cause("NaN in the weights"),
         ),
     ),
     "dead": Detector(
@@ -59,13 +60,16 @@ DETECTORS: dict[str, Detector] = {
         1.0,
         "of full scale",
         (Cause("samples are 16-bit integers"), Cause("the waveform was never clamped")),
+        follows_mel=False,
     ),
     "clamped": Detector(
         samples.clamped,
         3,
         "samples",
         (
-            Cause("the vocoder's clamp: magnitude too large, mel in another unit, or f0 off"),
+            Cause("a magnitude that is too large for the vocoder's clamp"),
+            Cause("a mel in another unit"),
+            Cause("f0 that is off"),
             Cause("an overdriven recording"),
         ),
     ),
@@ -73,7 +77,11 @@ DETECTORS: dict[str, Detector] = {
         samples.offset,
         0.0025,
         "of full scale",
-        (Cause("the vocoder in half precision", half_vocoder), Cause("a bias of the vocoder's last layers")),
+        (
+            Cause("the vocoder in half precision", half_vocoder),
+            Cause("a bias of the vocoder's last layers"),
+            Cause("clipping"),
+        ),
         in_recordings="an offset of the sound card or of the microphone's amplifier",
     ),
     "click": Detector(
@@ -85,15 +93,21 @@ DETECTORS: dict[str, Detector] = {
             Cause("a lost buffer"),
             Cause("samples that wrapped around full scale"),
         ),
+        follows_mel=False,
     ),
     "seam": Detector(
         samples.seams,
         6.5,
         "dB",
         (Cause("chunks computed with different contexts"), Cause("samples lost between chunks")),
+        follows_mel=False,
     ),
     "hop": Detector(
-        samples.hops, 5.3, "standard deviations", (Cause("a click at every chunk of a streaming player"),)
+        samples.hops,
+        5.3,
+        "standard deviations",
+        (Cause("a click at every chunk of a streaming player"),),
+        follows_mel=False,
     ),
     "repeat": Detector(
         samples.repeats,
@@ -147,6 +161,7 @@ DETECTORS: dict[str, Detector] = {
         "s",
         (Cause("many silent tokens in a row; see Options.max_silent_run"),),
         in_recordings="the speaker pauses",
+        follows_mel=False,
     ),
     "wait": Detector(
         levels.waits,
@@ -154,6 +169,7 @@ DETECTORS: dict[str, Detector] = {
         "s",
         (Cause("silent tokens at an end; see Options.max_silent_run"),),
         in_recordings="silence was left in the file before or after the speech",
+        follows_mel=False,
     ),
     "step": Detector(
         levels.steps,
@@ -198,9 +214,11 @@ DETECTORS: dict[str, Detector] = {
         "standard deviations",
         (
             Cause("too few steps of the ODE: a mean of many mels", few_steps),
+            Cause("a fault of the flow"),
             Cause("a voice unlike the bundled one, which the threshold was set on"),
         ),
         in_recordings="a voice that is smoother than the bundled one",
+        follows_mel=False,
     ),
     "buzz": Detector(
         spectra.buzz, 0.55, "harmonicity", (Cause("the excitation reaches where noise should be"),)
@@ -219,22 +237,29 @@ DETECTORS: dict[str, Detector] = {
         1,
         "",
         (
+            Cause("too few steps of the ODE", few_steps),
             Cause("the LM in half precision", half_lm),
             Cause("the flow in half precision", half_flow),
             Cause("an earlier stage"),
         ),
+        follows_mel=False,
     ),
     "off mel": Detector(
         recorded.off_mel,
         0.75,
         "nats",
-        (Cause("the vocoder: the waveform does not fit the mel that it was given"),),
+        (
+            Cause("the vocoder in half precision", half_vocoder),
+            Cause("a fault of the vocoder"),
+            Cause("a gain or clipping behind it"),
+        ),
     ),
     "length": Detector(
         recorded.length,
         0.02,
         "share",
         (Cause("saved at another rate"), Cause("chunks lost", in_chunks)),
+        follows_mel=False,
     ),
     "pace": Detector(
         recorded.pace,
@@ -244,5 +269,6 @@ DETECTORS: dict[str, Detector] = {
             Cause("the prompt's transcript is not what the prompt says, and is read aloud or skipped"),
             Cause("the LM did not find the end, or stopped early"),
         ),
+        follows_mel=False,
     ),
 }

@@ -64,7 +64,8 @@ class Finding(NamedTuple):
     sample, frame, token : int
         The sample, mel frame and speech token at `start`, counted from the beginning of the target.
     cause : str
-        The usual causes that the trace does not refute, and in brackets what was measured.
+        What the run is known to have had that sounds so. Otherwise "not known", with what often sounds so
+        and is not refuted by the trace. In brackets stands what was measured.
     severity : {"defect", "property"}
         A property is what recordings of people often have. It is a defect only in a sound that a model made.
 
@@ -333,7 +334,7 @@ def _finding(sound: Sound, kind: str, spot: Spot, clean_scores: list[float]) -> 
     start = max(0.0, spot.start)
     end = min(max(spot.end, spot.start), sound.seconds)
     severity = PROPERTY if detector.in_recordings and not sound.synthesised else DEFECT
-    cause = explain(detector.causes, sound.trace)
+    cause = explain(detector.causes, sound.trace, detector.follows_mel)
     if severity == PROPERTY:
         doubt = f"; if a model made it: {cause}" if sound.synthesised is None else ""
         cause = detector.in_recordings + doubt
