@@ -273,7 +273,7 @@ CHANGED = Options(
     n_timesteps=4, solver="heun", t_scheduler="linear", cfg_rate=0.0, temperature=1e-7, noise_seed=3,
     estimator="onnx", vocoder="onnx", compute="exact", token_temperature=0.7, repetition_penalty=1.3,
     lm_dtype="bfloat16", flow_dtype="float16", hift_dtype="float64", f0_dtype="float32",
-    source_dtype="float64", head_dtype="float16", top_p=0.5, top_k=3,
+    source_dtype="float64", head_dtype="float16", top_p=0.5, top_k=3, top_p_of="top_k",
     win_size=25, tau_r=0.2, seed=2**62, mask_stop_ids=True, silent_tokens_repeat=False,
     repetition_fallback="top_k", max_silent_run=None, max_tokens=500,
     stream_final_offline=False, speed=2,

@@ -12,7 +12,7 @@ from tests.paths import ASSETS
 from tests.profiles import examples
 from workbench.errors import WorkbenchError
 from workbench.speech.config import SILENT_TOKENS, LMConfig, Options
-from workbench.speech.models.sampling import Sampler, draw, nucleus, shorten_silences
+from workbench.speech.models.sampling import Sampler, draw, nucleus, nucleus_in_top_k, shorten_silences
 
 GOLDEN = json.loads((ASSETS / "ras_sampling.json").read_text())
 CASES = {case["name"]: case for case in GOLDEN["cases"]}
@@ -151,6 +151,39 @@ def test_entry_that_crosses_top_p_is_in():
     assert nucleus(scores, 0.45, 25)[0].tolist() == [0]
     assert nucleus(scores, 0.0, 25)[0].tolist() == [0]
     assert nucleus(scores, 1.0, 2)[0].tolist() == [0, 1]
+
+
+def drawn_by_running_sum(scores, top_p, top_k, u):
+    """What TensorRT-LLM's loop takes for a random number `u` in (0, 1]."""
+    probs, ids = scores.softmax(0).sort(descending=True, stable=True)
+    left = u * top_p * float(probs[:top_k].sum())
+    for rank in range(top_k):
+        left -= float(probs[rank])
+        if left <= 0:
+            break
+    return int(ids[rank])
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.95, 50), (0.5, 4), (1.0, 3), (0.01, 5), (0.0, 5), (0.9, 1)])
+def test_the_nucleus_in_the_top_k_is_a_draw_below_a_share_of_their_sum(top_p, top_k):
+    scores = 2 * torch.randn(80, generator=torch.Generator().manual_seed(3))
+    ids, probs = nucleus_in_top_k(scores, top_p, top_k)
+    grid = [(i + 0.5) / 20_000 for i in range(20_000)]
+    drawn = torch.tensor([drawn_by_running_sum(scores, top_p, top_k, u) for u in grid])
+    expected = torch.bincount(drawn, minlength=80) / len(grid)
+    found = torch.zeros(80).index_put((ids,), probs / probs.sum() if probs.sum() else torch.ones(1))
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+
+
+def test_the_preset_of_the_server_takes_its_nucleus_from_the_top_k():
+    scores = torch.cat((torch.tensor([0.3, 0.2, 0.1]), torch.full((40,), 0.01))).log()
+    seeds = range(60)
+    within = {
+        Sampler(Options(top_k=3, top_p=0.5, top_p_of="top_k", seed=s), CONFIG)(scores, []) for s in seeds
+    }
+    of_all = {Sampler(Options(top_k=3, top_p=0.5, seed=s), CONFIG)(scores, []) for s in seeds}
+    assert (within, of_all) == ({0}, {0, 1})
+    assert Options().preset("trtllm-serve").top_p_of == "top_k"
 
 
 def test_equal_scores_keep_the_order_of_their_ids():

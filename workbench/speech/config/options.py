@@ -31,7 +31,7 @@ STAGES = {
         output="lm/speech_token",
         options=(
             *("lm_dtype", "top_p", "top_k", "win_size", "tau_r", "seed", "mask_stop_ids"),
-            *("token_temperature", "repetition_penalty"),
+            *("top_p_of", "token_temperature", "repetition_penalty"),
             *("silent_tokens_repeat", "repetition_fallback", "max_silent_run", "max_tokens", "compute"),
         ),
         fast_dtype="bfloat16",
@@ -71,6 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "trtllm-serve": {
         "top_p": 0.95,
         "top_k": 50,
+        "top_p_of": "top_k",
         "tau_r": NO_WINDOW,
         "token_temperature": 0.8,
         "repetition_penalty": 1.1,
@@ -122,10 +123,12 @@ class Options:
         Repetition-aware sampling. A token is drawn from the nucleus: the `top_k` likeliest ids, up to a
         probability of `top_p`. It is drawn again if it is among the last `win_size` tokens at least
         `win_size * tau_r` times (not rounded).
+    top_p_of : {"all", "top_k"}
+        What `top_p` is a share of: all ids as upstream, or the `top_k` likeliest as in TensorRT-LLM.
     token_temperature, repetition_penalty : float
         Of servers; 1 is none, as upstream. Logits of tokens in the prompt or drawn before are divided by the
         penalty where they are positive and multiplied by it where they are negative; then all are divided by
-        the temperature. The LM then runs as with `compute="eager"`.
+        the temperature. With one of these three the LM runs as with `compute="eager"`.
     seed : int
         Seed of the sampler's draws.
     mask_stop_ids : bool
@@ -181,6 +184,7 @@ class Options:
     head_dtype: str = "float32"
     top_p: float = 0.8
     top_k: int = 25
+    top_p_of: str = "all"
     win_size: int = 10
     tau_r: float = 0.1
     token_temperature: float = 1.0
@@ -198,6 +202,7 @@ class Options:
         _choice("solver", self.solver, SOLVERS)
         _choice("t_scheduler", self.t_scheduler, T_SCHEDULERS)
         _choice("compute", self.compute, COMPUTE)
+        _choice("top_p_of", self.top_p_of, ("all", "top_k"))
         _choice("repetition_fallback", self.repetition_fallback, ("full", "top_k"))
         for name in ("lm_dtype", "flow_dtype", "hift_dtype", "f0_dtype", "source_dtype", "head_dtype"):
             _choice(name, getattr(self, name), DTYPES)
@@ -241,7 +246,7 @@ class Options:
     def eager(self, stage: str) -> bool:
         """Whether a stage runs layer by layer, one utterance at a time; so do ONNX files."""
         other = {
-            LM: (self.token_temperature, self.repetition_penalty) != (1, 1),
+            LM: (self.token_temperature, self.repetition_penalty, self.top_p_of) != (1, 1, "all"),
             FLOW: self.estimator != "torch",
             HIFT: self.vocoder != "torch",
         }
@@ -261,8 +266,7 @@ class Options:
         ----------
         name : {"vllm", "trtllm-serve"}
             "vllm": upstream with `load_vllm=True`, the 25 likeliest ids in bfloat16. "trtllm-serve":
-            upstream's `runtime/triton_trtllm`. The draws are other random numbers than theirs, and these
-            servers apply top_p to the `top_k` ids alone, so that single tokens may differ.
+            upstream's `runtime/triton_trtllm`. The probabilities are theirs, the random numbers are not.
         """
         _choice("preset", name, tuple(PRESETS))
         return self.but(**PRESETS[name])

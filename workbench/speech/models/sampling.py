@@ -2,7 +2,8 @@
 
 Facts: upstream `cosyvoice/utils/common.py` (nucleus and repetition-aware sampling) and
 `cli/model.py` (silent tokens). Three guards are ours, and off by default: `mask_stop_ids`,
-`silent_tokens_repeat` and `repetition_fallback`. Servers have a temperature and a repetition penalty.
+`silent_tokens_repeat` and `repetition_fallback`. Servers have a temperature, a repetition penalty and a
+nucleus within the `top_k` likeliest ids (TensorRT-LLM `kernels/samplingTopKKernels.cu`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,6 +42,30 @@ def nucleus(scores: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
     within_top_p = int((sum_before < np.float32(top_p)).sum())
     n_candidates = max(1, min(top_k, within_top_p))
     return ids[:n_candidates], probs[:n_candidates]
+
+
+def nucleus_in_top_k(scores: Tensor, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """Return the candidates as TensorRT-LLM draws them: `top_p` is a share of the `top_k` likeliest ids.
+
+    It draws a number below `top_p` times the sum of the `top_k` probabilities, and takes the id in which
+    the running sum passes it. So the last candidate has only the part of its probability below that limit.
+
+    Parameters
+    ----------
+    scores, top_p, top_k
+        As in `nucleus`.
+
+    Returns
+    -------
+    ids, probs : Tensor (c,)
+        As in `nucleus`; the last probability is cut at the limit.
+    """
+    probs, ids = scores.softmax(dim=0).sort(descending=True, stable=True)
+    probs, ids = probs[:top_k], ids[:top_k]
+    below_limit = top_p * probs.sum() - (probs.cumsum(0) - probs)  # (k,) room for each probability
+    cut = torch.minimum(probs, below_limit.clamp(min=0))
+    n_candidates = max(1, int((cut > 0).sum()))
+    return ids[:n_candidates], cut[:n_candidates]
 
 
 def draw(probs: Tensor, generator: torch.Generator) -> int:
@@ -120,7 +145,8 @@ class Sampler:
     def repetition_aware(self, scores: Tensor, history: Sequence[int]) -> int:
         """Draw from the nucleus. If the pick repeats a recent token, mask it, in place, and draw again."""
         o = self.options
-        ids, probs = nucleus(scores, o.top_p, o.top_k)
+        candidates = nucleus if o.top_p_of == "all" else nucleus_in_top_k
+        ids, probs = candidates(scores, o.top_p, o.top_k)
         pick = int(ids[draw(probs, self.generator)])
         recent = history[-o.win_size :] if o.win_size else ()
         if pick in self.silent and not o.silent_tokens_repeat:
