@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.speech.frontend.audio import log_mel
     from workbench.speech.frontend.frontend import Prompt, Utterance
     from workbench.speech.frontend.prompt_checks import PromptCheck, PromptFinding, check_prompt
+    from workbench.speech.models.quantise.quantise import formats, quantise
     from workbench.speech.onnx.export import export_onnx
     from workbench.speech.pipeline import Pipeline
     from workbench.speech.stream import StreamState, stream, streamed
@@ -95,6 +96,7 @@ PUBLIC = {
     "faults": "workbench.diagnose.suspects.catalogue.faults",
     "find_glitches": "workbench.diagnose.glitches.glitches",
     "find_suspects": "workbench.diagnose.suspects.suspects",
+    "formats": "workbench.speech.models.quantise.quantise",
     "headroom": "workbench.diagnose.precision",
     "implausible": "workbench.diagnose.compare.plausibility",
     "listening_test": "workbench.show.player.listening",
@@ -104,6 +106,7 @@ PUBLIC = {
     "player": "workbench.show.player.player",
     "plots": "workbench.show.plots",
     "propose_mapping": "workbench.trace.importers.dumps.proposal",
+    "quantise": "workbench.speech.models.quantise.quantise",
     "read_foreign": "workbench.trace.importers.dumps.mapping",
     "read_log": "workbench.trace.importers.logs.logs",
     "run_report": "workbench.show.report.run_reports",
