@@ -6,7 +6,6 @@ SENTENCES := "Hello! I am an AI voice assistant." \
 WORKERS ?= 2
 QUICK := not slow and not browser and not process and not gpu
 ROOT_FLAGS := $(if $(filter 0,$(shell id -u)),--allow-root)
-
 .PHONY: demo test quick fuzz lint docs lab clean
 
 demo: .venv/installed
@@ -16,7 +15,7 @@ demo: .venv/installed
 	@echo "Listen to output/voice_clone_0_0.wav and output/voice_clone_1_0.wav; open output/report.html in a browser."
 	@echo "The case's first fault is one option away:"
 	@echo "  $(BIN)/workbench speak 'Hello!' --option n_timesteps=1 --name one_step"
-	@echo "Then 'make lab' and notebooks/00-start-here.ipynb."
+	@echo "Then 'make lab', which opens notebooks/00-start-here.ipynb."
 
 # Two workers of one thread each: the models are small, and more threads would wait for each other.
 test: .venv/installed
@@ -36,9 +35,11 @@ docs: .venv/installed
 	$(BIN)/sphinx-build -W -b html notebooks output/docs
 	@echo "Open output/docs/index.html in a browser."
 
+# The announcements are those of JupyterLab: a question in front of the first notebook, and requests for news.
 lab: .venv/installed
 	$(BIN)/python -m ipykernel install --prefix .venv --name python3 --display-name "Workbench"
-	$(BIN)/jupyter lab $(ROOT_FLAGS) --notebook-dir notebooks
+	$(BIN)/jupyter labextension disable --level sys_prefix @jupyterlab/apputils-extension:announcements
+	$(BIN)/jupyter lab $(ROOT_FLAGS) --notebook-dir notebooks notebooks/00-start-here.ipynb
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.errors import WorkbenchError
+from workbench.tables import VERDICTS, badge
 
-CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "not decidable without the released weights"
+CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "open"
 COLUMNS = ("id", "claim", "line", "measured")
 
 
@@ -42,18 +43,25 @@ class Verdict:
     next_run: str = ""
 
     @property
-    def text(self) -> str:
-        """The verdict in words."""
+    def state(self) -> str:
+        """The verdict in one word."""
         if self.holds is None:
-            return f"{OPEN}: {self.next_run}"
+            return OPEN
         return CONFIRMED if self.holds else REFUTED
 
+    @property
+    def reason(self) -> str:
+        """The experiment, the numbers that came out and, of an open claim, what would decide it."""
+        return f"{self.experiment}: {self.measured}" + (
+            f". To decide it: {self.next_run}" if self.next_run else ""
+        )
+
     def __repr__(self) -> str:
-        return f"{self.text}: {self.claim} {self.measured}"
+        return f"{self.state}: {self.claim} {self.reason}"
 
     def _repr_html_(self) -> str:
-        parts = (self.claim, f"{self.experiment}: {self.measured}")
-        return f"<div><b>{escape(self.text)}</b><br>{'<br>'.join(escape(part) for part in parts)}</div>"
+        lines = (self.claim, self.reason)
+        return f"<div>{badge(self.state, VERDICTS[self.state])} {'<br>'.join(map(escape, lines))}</div>"
 
 
 class Claims:
@@ -124,7 +132,7 @@ class Claims:
         return verdict
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per claim, in the order of the table: claim, experiment, measured, verdict.
+        """Return one row per claim, in the order of the table: verdict, claim, reason.
 
         Raises
         ------
@@ -134,6 +142,6 @@ class Claims:
         if missing := [name for name in self.table.index if name not in self.verdicts]:
             raise WorkbenchError(f"claims without a verdict: {', '.join(missing)}")
         found = (self.verdicts[name] for name in self.table.index)
-        rows = [(v.claim, v.experiment, v.measured, v.text) for v in found]
-        columns = ["claim", "experiment", "measured here", "verdict"]
+        rows = [(v.state, v.claim, v.reason) for v in found]
+        columns = ["verdict", "claim", "reason"]
         return pd.DataFrame(rows, columns=columns, index=self.table.index)

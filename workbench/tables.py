@@ -36,6 +36,9 @@ VERDICTS = {
     "DIVERGED": BAD,
     "SHAPE": ODD,
     "NONFINITE": BROKEN,
+    "confirmed": GOOD,  # of a claim
+    "refuted": BAD,
+    "open": UNKNOWN,
 }
 WRAPPED = "white-space:normal;overflow-wrap:anywhere;min-width:14em;max-width:34em;"
 

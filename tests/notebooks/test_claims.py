@@ -68,10 +68,10 @@ def test_every_claim_has_one_verdict_in_the_notebook(claims):
 
 
 def test_a_verdict_follows_from_whether_the_claim_holds(claims):
-    assert claims.settle("mu-equal", True, "compare", "0 apart").text == CONFIRMED
-    assert claims.settle("mu-equal", False, "compare", "1 apart").text == REFUTED
+    assert claims.settle("mu-equal", True, "compare", "0 apart").state == CONFIRMED
+    assert claims.settle("mu-equal", False, "compare", "1 apart").state == REFUTED
     verdict = claims.settle("mu-equal", None, "compare", "1 apart", "workbench compare")
-    assert verdict.text == f"{OPEN}: workbench compare"
+    assert verdict.state == OPEN and verdict.reason == "compare: 1 apart. To decide it: workbench compare"
     assert "&lt;" in claims.settle("mu-equal", True, "a < b", "")._repr_html_()
 
 

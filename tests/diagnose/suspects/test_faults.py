@@ -19,6 +19,12 @@ from workbench.trace.schema import FIELDS
 NAMED = {fault.name: fault for fault in CATALOGUE}
 
 
+def test_a_fault_is_found_by_its_name():
+    assert wb.faults.named("cfg-off") is NAMED["cfg-off"]
+    with pytest.raises(WorkbenchError, match="no fault 'cfg'; it has mel-log10"):
+        wb.faults.named("cfg")
+
+
 @pytest.fixture(scope="module")
 def trace(pipe, utt):
     options = pipe.checkpoint.options.but(n_timesteps=2, max_tokens=12, seed=7)

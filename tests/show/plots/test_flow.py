@@ -28,12 +28,14 @@ def test_trajectory_draws_the_statistics_of_the_trace(trace, one_step, kept, sta
             assert (mine.get_linestyle(), other.get_linestyle()) == ("-", "--")
             assert other.get_zorder() > mine.get_zorder() and other.get_linewidth() < mine.get_linewidth()
     assert len({one.get_marker() for one in axes[0].get_lines()}) == 2
+    assert axes[0].get_title("left") == "x, the state: frames of prompt and target"
 
 
 def test_trajectory_over_ode_time_and_all_frames(trace):
     axes = plots.trajectory(trace, region="whole", against="t")
     assert np.array_equal(line(axes[0], "whole").get_xdata(), trace["flow/t"])
     assert np.array_equal(line(axes[3], "whole").get_xdata(), trace["flow/t"][:-1])
+    assert axes[3].get_title("left") == "guided velocity: all frames"
     rms = trace["flow/x"][2].double().square().mean().sqrt()
     assert line(axes[0], "whole").get_ydata()[2] == pytest.approx(float(rms), rel=1e-6)
 
@@ -86,6 +88,7 @@ def test_guidance_gap_draws_distance_cosine_and_ratio(trace, one_step):
     for ax, values in zip(axes, expected, strict=True):
         assert line(ax, "target").get_ydata() == pytest.approx(np.array(values), rel=1e-9)
         assert len(line(ax, "prompt, reference").get_ydata()) == 1
+        assert ax.get_title("left").endswith(", prompt and target")
     with pytest.raises(
         WorkbenchError, match=r"velocity_uncond \(.*only statistics.*\); .* save=wb\.EVERYTHING"
     ):

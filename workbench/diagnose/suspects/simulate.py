@@ -55,8 +55,7 @@ class FaultSimulator:
     Examples
     --------
     >>> simulator = wb.FaultSimulator(trace, pipe)
-    >>> cfg_off = next(fault for fault in wb.faults.CATALOGUE if fault.name == "cfg-off")
-    >>> run = simulator.stage_trace("flow", (cfg_off,), simulator.options)
+    >>> run = simulator.stage_trace("flow", (wb.faults.named("cfg-off"),), simulator.options)
     >>> bool((run["flow/velocity"] == run["flow/velocity_cond"]).all())
     True
     """

@@ -18,6 +18,7 @@ closes a figure.
 - `suspects`: share of the error that each suspect explains
 - `headroom`: how often the largest value of a module could double before it overflows
 - `provenance`: the line below a figure
+- `PALETTE`: the colours of lines, for figures of your own
 
 Read `mel.py` first; `axes.py` holds what all figures have in common.
 """
@@ -25,12 +26,14 @@ Read `mel.py` first; `axes.py` holds what all figures have in common.
 from workbench.show.plots.field import field, field_pair
 from workbench.show.plots.flow import guidance_gap, trajectory
 from workbench.show.plots.mel import mel, mel_difference, mel_steps
+from workbench.show.plots.palette import PALETTE
 from workbench.show.plots.provenance import provenance
 from workbench.show.plots.sound import f0, spectrogram, waveform
 from workbench.show.plots.tokens import tokens
 from workbench.show.plots.verdicts import comparison, headroom, suspects
 
 __all__ = [
+    "PALETTE",
     "comparison",
     "f0",
     "field",

@@ -85,7 +85,7 @@ def trajectory(
         )
     axes = grid(axes, (2, 2), (10, 5.5), *(side for side, _ in sides), names=names)
     for ax, name, title in zip(axes, ODE_FIELDS, TITLES, strict=True):
-        set_title(ax, title)
+        set_title(ax, f"{title}: {_frames_drawn(curves[name])}" if curves[name] else title)
         ax.set_ylabel(f"{stat} of {name}", fontsize="small")
         for curve in curves[name]:
             _draw_curve(ax, curve, stat, names[0])
@@ -146,12 +146,19 @@ def guidance_gap(
     for side, is_reference in sides:
         for region in ("prompt", "target"):
             _draw_gap(axes, side, region, is_reference, names[0])
-    for ax, title in zip(axes, ("|cond - uncond| / |cond|", "cosine", "|cond| / |uncond|"), strict=True):
-        set_title(ax, title)
+    regions = " and ".join(region for region in ("prompt", "target") if _has_line(axes[0], region))
+    titles = ("|cond - uncond| / |cond|", "cosine", "|cond| / |uncond|")
+    for ax, title in zip(axes, titles, strict=True):
+        set_title(ax, f"{title}, {regions}")
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes[-1])
     return axes
+
+
+def _has_line(ax: Axes, region: str) -> bool:
+    """Return whether a line of the trace itself was drawn for a region."""
+    return region in ax.get_legend_handles_labels()[1]
 
 
 def _check_choice(name: str, value: str | None, allowed: Sequence[str | None]) -> None:
@@ -213,6 +220,12 @@ def _curves(
             if not np.isnan(of_region[:, column]).all():
                 curves.append(_Curve(part, is_reference, x, of_region))
     return curves
+
+
+def _frames_drawn(curves: Sequence[_Curve]) -> str:
+    """Return in words which frames the lines of a panel count."""
+    regions = dict.fromkeys(curve.region for curve in curves)  # in their order
+    return "all frames" if "whole" in regions else f"frames of {' and '.join(regions)}"
 
 
 def _statistics(trace: Trace, name: str) -> NDArray[np.float64]:

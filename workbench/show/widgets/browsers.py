@@ -230,7 +230,8 @@ class FilePicker(Panel):
         elif self.open_file is None:
             self.show(str(self.path))
         else:
+            name = str(self.path.relative_to(self.folder))  # the static twin has no list of files
             try:
-                self.show(self.open_file(self.path))
+                self.show(name, self.open_file(self.path))
             except WorkbenchError as error:
-                self.show(str(error))
+                self.show(name, str(error))

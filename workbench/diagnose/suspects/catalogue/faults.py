@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from workbench.diagnose.compare.transitions import SPECTRUM
 from workbench.diagnose.suspects.catalogue import patches
 from workbench.diagnose.suspects.catalogue.patches import Patch
+from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models import dit, flow, hift, lm
@@ -130,8 +131,7 @@ def inject(pipe: Pipeline, reference: Trace, faults: Sequence[Fault]) -> Trace:
 
     Examples
     --------
-    >>> cfg_off = next(fault for fault in wb.faults.CATALOGUE if fault.name == "cfg-off")
-    >>> port = wb.faults.inject(pipe, trace, [cfg_off])
+    >>> port = wb.faults.inject(pipe, trace, [wb.faults.named("cfg-off")])
     >>> bool((port["flow/velocity"][0] == port["flow/velocity_cond"][0]).all())
     True
     """
@@ -776,3 +776,32 @@ CATALOGUE: tuple[Fault, ...] = (
         rounds=True,
     ),
 )
+
+
+def named(name: str) -> Fault:
+    """Return a fault of the catalogue.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    Fault
+
+    Raises
+    ------
+    WorkbenchError
+        When there is no fault of this name.
+
+    Examples
+    --------
+    >>> wb.faults.named("cfg-off").fields
+    ('flow/velocity',)
+    """
+    for fault in CATALOGUE:
+        if fault.name == name:
+            return fault
+    raise WorkbenchError(
+        f"the catalogue has no fault {name!r}; it has {', '.join(fault.name for fault in CATALOGUE)}"
+    )
