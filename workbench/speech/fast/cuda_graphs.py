@@ -50,12 +50,10 @@ class CudaGraphPool:
     ) -> None:
         self.device, self.arithmetic, self.on_compile = device, arithmetic, on_compile
         if device.type == "cuda":
-            # One stream for all graphs, because cuBLAS keeps a workspace for every stream it meets.
+            # One stream for all graphs: streams are few in a process, and captures take turns anyway.
             self._stream = torch.cuda.Stream(device)
-            self._memory_pool = torch.cuda.graph_pool_handle()
-            # CUDA frees a memory pool together with the last graph in it, and no graph can be added after
-            # that. This dummy graph keeps the pool alive.
-            self._dummy = self.capture(lambda: torch.zeros(1, device=device))
+            self._memory_pool: tuple[int, int] | None = None
+            self._dummies: list[CudaGraph[Tensor]] = []
 
     @contextmanager
     def compute_mode(self, arithmetic: MakeContext | None = None) -> Iterator[None]:
@@ -85,6 +83,8 @@ class CudaGraphPool:
         """
         if self.device.type != "cuda":
             return CudaGraph(function)
+        if self._memory_pool is None:
+            self._begin_pool()
         from torch._dynamo import config  # takes seconds to import and is needed on a GPU alone
 
         with (
@@ -103,13 +103,37 @@ class CudaGraphPool:
             torch.cuda.current_stream().wait_stream(self._stream)
 
             graph = torch.cuda.CUDAGraph()
-            # "thread_local" lets other threads use the GPU during the capture, such as a notebook's
-            # background job.
-            with torch.cuda.graph(
-                graph, pool=self._memory_pool, stream=self._stream, capture_error_mode="thread_local"
+            with (
+                self._dropping_pool_on_error(),
+                _cublas_workspaces_of_its_own(),
+                # "thread_local" lets other threads use the GPU during the capture, such as a notebook's
+                # background job.
+                torch.cuda.graph(
+                    graph, pool=self._memory_pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
             ):
                 result = function()
         return CudaGraph(_replay(graph, result))
+
+    def _begin_pool(self) -> None:
+        self._memory_pool = torch.cuda.graph_pool_handle()
+        # CUDA frees a memory pool together with the last graph in it, and no graph can be added after that.
+        # This dummy graph keeps the pool alive.
+        self._dummies.append(self.capture(lambda: torch.zeros(1, device=self.device)))
+
+    @contextmanager
+    def _dropping_pool_on_error(self) -> Iterator[None]:
+        """End the pool's recording if a capture fails, as torch does not; the next capture begins a pool."""
+        try:
+            yield
+        except BaseException:
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._memory_pool)
+            self._memory_pool = None
+            # torch's random generator believes that the capture goes on, and refuses to draw outside of it.
+            # A capture that succeeds puts that right.
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
+                torch.zeros(1, device=self.device)
+            raise
 
 
 class CudaGraph(Generic[Result]):
@@ -134,6 +158,22 @@ def _replay(graph: "torch.cuda.CUDAGraph", result: Result) -> Callable[[], Resul
         return result
 
     return call
+
+
+@contextmanager
+def _cublas_workspaces_of_its_own() -> Iterator[None]:
+    """Have cuBLAS allocate its workspaces during a capture, and drop them after it.
+
+    torch keeps a workspace for every stream that multiplies, and frees all of them when anybody asks, as
+    `torch.compile(mode="reduce-overhead")` does. A graph that recorded the address of such a workspace would
+    then write into freed memory. A workspace that is allocated during the capture lies in the graph's own
+    memory pool, where it stays as long as the graph, whoever frees what.
+    """
+    torch._C._cuda_clearCublasWorkspaces()  # torch's documentation names this function; it has no public one
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @contextmanager
