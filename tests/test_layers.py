@@ -48,6 +48,7 @@ ORDER = (
     "show.player",
     "show.report",
     "show.widgets",
+    "show.dashboard",
     "cli",
     "__main__",
 )

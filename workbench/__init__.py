@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.errors import WorkbenchError, WorkbenchWarning
     from workbench.files import data_path
     from workbench.show import plots, widgets
+    from workbench.show.dashboard.dashboard import Dashboard
     from workbench.show.player.listening import ListeningTest, listening_test
     from workbench.show.player.player import Player, player
     from workbench.show.report.report import Report
@@ -62,6 +63,7 @@ PUBLIC = {
     "Checkpoint": "workbench.speech.checkpoint.checkpoint",
     "Comparison": "workbench.diagnose.compare.comparison",
     "Config": "workbench.speech.config",
+    "Dashboard": "workbench.show.dashboard.dashboard",
     "Diagnosis": "workbench.diagnose.suspects.diagnosis",
     "Experiment": "workbench.diagnose.experiments.experiment",
     "FaultSimulator": "workbench.diagnose.suspects.simulate",

@@ -72,7 +72,8 @@ class BackgroundTask:
             except Cancelled:
                 return
             except Exception as error:  # any: the thread has no caller that could catch it
-                self._on_error(error)
+                if not stop.is_set():
+                    self._on_error(error)
             else:
                 if not stop.is_set():
                     self._on_result(result)

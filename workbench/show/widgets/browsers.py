@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from workbench.show import plots
 from workbench.show.player.player import player
 from workbench.show.widgets.controls import LABEL_STYLE, dropdown, int_slider
 from workbench.show.widgets.panel import Panel
+from workbench.show.widgets.sources import notes_of, open_sources, preview
 from workbench.trace.schema import LOOPS
 from workbench.trace.trace import Trace
 
 ALL_ROWS = "all rows"
 WRONG_MARK = "\u25cf"  # a filled circle before rows that are wrong
+MAX_LISTED = 10_000  # files that a picker looks through
 LOOP_MARGIN = 0.3  # seconds that are played on either side of a place
 UNREMARKABLE = ("MATCH", "ROUNDING", "MISSING")  # verdicts at which a comparison browser does not open
 
@@ -172,7 +175,7 @@ def _index_of(value: Any) -> int | None:
 
 
 class FilePicker(Panel):
-    """Choose a file or folder below a folder; `path` is the chosen one.
+    """Choose a file or folder below a folder, and see what it holds; `path` is the chosen one.
 
     Parameters
     ----------
@@ -180,7 +183,7 @@ class FilePicker(Panel):
     pattern : str
         Such as "**/*.trace", or "**/cosyvoice3.yaml" for the folders of checkpoints.
     open_file : callable, optional
-        Gets the path and returns what to show, such as `Trace.load`.
+        Gets the path and returns what to show, such as `Trace.load`. Default: kind, length, rate and parts.
 
     Raises
     ------
@@ -218,7 +221,9 @@ class FilePicker(Panel):
 
     def refresh(self) -> None:
         """List the files that are there now, the newest first."""
-        found = sorted(self.folder.glob(self.pattern), key=lambda path: -path.stat().st_mtime)
+        listed = islice(self.folder.glob(self.pattern), MAX_LISTED)
+        found = [path for path in listed if path.exists() and not _is_hidden(path.relative_to(self.folder))]
+        found.sort(key=lambda path: -path.stat().st_mtime)
         self.choice.options = [(str(path.relative_to(self.folder)), path) for path in found]
         self.choice.value = found[0] if found else None
         self.update()
@@ -227,11 +232,17 @@ class FilePicker(Panel):
         """Show what the file holds, or why it cannot be opened."""
         if self.path is None:
             self.show(f"no file in {self.folder} matches {self.pattern}")
-        elif self.open_file is None:
-            self.show(str(self.path))
-        else:
-            name = str(self.path.relative_to(self.folder))  # the static twin has no list of files
-            try:
+            return
+        name = str(self.path.relative_to(self.folder))  # the static twin has no list of files
+        try:
+            if self.open_file is not None:
                 self.show(name, self.open_file(self.path))
-            except WorkbenchError as error:
-                self.show(name, str(error))
+                return
+            sources = open_sources(self.path)
+            self.show(name, preview(sources), *notes_of(sources))
+        except WorkbenchError as error:
+            self.show(name, str(error))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

@@ -6,6 +6,7 @@ import ipywidgets
 
 from workbench.errors import WorkbenchError
 
+WIDE = {"width": "40em", "max_width": "100%"}
 LABEL_STYLE = {"description_width": "8.5em"}  # room for the longest name of an option
 
 
@@ -38,6 +39,13 @@ def optional_integer(name: str, placeholder: str, value: int | None = None) -> i
     text = "" if value is None else str(value)
     return ipywidgets.Text(
         text, placeholder=placeholder, description=name, style=LABEL_STYLE, continuous_update=False
+    )
+
+
+def text_field(name: str, placeholder: str) -> ipywidgets.Text:
+    """Return a wide text field that reports its value once it is left or confirmed."""
+    return ipywidgets.Text(
+        placeholder=placeholder, description=name, style=LABEL_STYLE, layout=WIDE, continuous_update=False
     )
 
 

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any, Self
 
 import ipywidgets
-from IPython.display import display
+from IPython.display import DisplayHandle, display
 
 from workbench.errors import WorkbenchError
 from workbench.show.plots.axes import close_figures
@@ -13,7 +13,11 @@ from workbench.show.report.render import render
 from workbench.show.widgets.background import PAUSE, BackgroundTask, Bar
 
 # JupyterLab's style of tables and text, which widgets.HTML lacks: its lines are as high as buttons.
-VIEW = """<style>.workbench-view {{ line-height: 1.4 }} .workbench-view table {{ margin: 0.5em 0 }}</style>
+# On a phone a figure keeps a size at which it can be read, and scrolls.
+VIEW = """<style>.workbench-view {{ line-height: 1.4 }} .workbench-view table {{ margin: 0.5em 0 }}
+@media (max-width: 600px) {{
+  .workbench-view figure {{ overflow-x: auto }} .workbench-view img.figure {{ min-width: 44em }}
+}}</style>
 <div class="jp-RenderedHTMLCommon workbench-view">{}</div>"""
 
 
@@ -30,6 +34,7 @@ class Panel(ipywidgets.VBox):
     """Controls and a view. The view is HTML, so it remains when the kernel is gone.
 
     A cell has two outputs: the widget, and its static twin, which a saved notebook shows without a kernel.
+    The twin follows the view.
 
     A panel computes nothing itself: it calls a plain function and shows what that returns.
 
@@ -39,24 +44,51 @@ class Panel(ipywidgets.VBox):
     """
 
     def __init__(self, controls: Sequence[ipywidgets.Widget]) -> None:
-        self._html: list[str] = []
+        self._parts: list[str | Panel] = []  # of the view: HTML, and panels that have a view of their own
+        self._owner: Panel | None = None  # the panel that shows this one
+        self._twin: DisplayHandle | None = None  # the static twin in a cell
         self._view = ipywidgets.VBox()
         super().__init__([ipywidgets.Box(controls, layout={"flex_flow": "row wrap"}), self._view])
 
     def show(self, *things: Any) -> None:
         """Replace the view by these things, rendered as in a report; widgets among them stay live."""
-        html = [str(render(thing).html) for thing in things]
+        parts: list[str | Panel] = []
         children = []
-        for thing, text in zip(things, html, strict=True):
+        for thing in things:
+            if isinstance(thing, Panel):
+                thing._owner = self
+                parts.append(thing)
+                children.append(thing)
+                continue
+            html = str(render(thing).html)
             close_figures(thing)
+            parts.append(html)
             is_live = isinstance(thing, ipywidgets.Widget)
-            children.append(thing if is_live else ipywidgets.HTML(VIEW.format(text)))
-        self._html = html
+            children.append(thing if is_live else ipywidgets.HTML(VIEW.format(html)))
+        self._parts = parts
         self._view.children = children
+        self._update_twin()
 
     def static(self) -> str:
         """Return the present view as HTML that needs no kernel."""
-        return "<div>" + "\n".join(self._html) + "</div>"
+        parts = [part.static() if isinstance(part, Panel) else part for part in self._parts]
+        return "<div>" + "\n".join(parts) + "</div>"
+
+    @property
+    def has_view(self) -> bool:
+        """Whether anything is shown."""
+        return bool(self._parts)
+
+    def _update_twin(self) -> None:
+        """Let a saved notebook show what is seen now, not what was seen when the cell ran."""
+        outermost = self
+        while outermost._owner is not None:
+            outermost = outermost._owner
+        if outermost._twin is not None:
+            outermost._twin.update(outermost._twin_bundle(), raw=True)
+
+    def _twin_bundle(self) -> dict[str, str]:
+        return {"text/html": TWIN.format(self.static()), "text/plain": repr(self)}
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         found = super()._repr_mimebundle_(**kwargs)
@@ -65,9 +97,9 @@ class Panel(ipywidgets.VBox):
 
     def _ipython_display_(self) -> None:
         bundle, metadata = self._repr_mimebundle_()
-        static = bundle.pop("text/html")
+        del bundle["text/html"]
         display(bundle, metadata=metadata, raw=True)
-        display({"text/html": TWIN.format(static), "text/plain": repr(self)}, raw=True)
+        self._twin = display(self._twin_bundle(), raw=True, display_id=True)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -84,6 +116,8 @@ class ComputePanel(Panel):
     controls : dict
         Name of each control -> the control; `compute` gets their values under the same names.
     """
+
+    CANCELLED = "cancelled; the controls are again those of the view"
 
     def __init__(self, controls: dict[str, ipywidgets.Widget]) -> None:
         self.controls = controls
@@ -113,10 +147,14 @@ class ComputePanel(Panel):
 
     def restart(self, pause: float = PAUSE) -> None:
         """Compute again, in the background, with the present values of the controls."""
-        values = {name: control.value for name, control in self.controls.items()}
+        values = self.values()
         self._set_status("waiting")
         self._set_running(True)
         self.background.start(lambda bar: (values, self.compute(values, bar)), pause)
+
+    def values(self) -> dict[str, Any]:
+        """Return what the next view is computed from: the values of the controls."""
+        return {name: control.value for name, control in self.controls.items()}
 
     def render_now(self) -> Self:
         """Compute and draw, and return when that is done: for the first view, and for tests."""
@@ -132,8 +170,7 @@ class ComputePanel(Panel):
 
     def _fail(self, error: Exception) -> None:
         self._set_running(False)
-        kind = "" if isinstance(error, WorkbenchError) else f"{type(error).__name__}: "
-        self._set_status(f"{kind}{error}")
+        self._set_status(describe_error(error))
 
     def _advance(self, name: str, count: int, total: int | None) -> None:
         self.progress.value = count / total if total else 0.0
@@ -144,13 +181,16 @@ class ComputePanel(Panel):
         if has_ended:
             return
         self.background.cancel()
-        for name, value in self._drawn_values.items():
-            control = self.controls[name]
-            control.unobserve(self._on_change, "value")
-            control.value = value
-            control.observe(self._on_change, "value")
+        self._put_back()
         self._set_running(False)
-        self._set_status("cancelled; the controls are again those of the view")
+        self._set_status(self.CANCELLED)
+
+    def _put_back(self) -> None:
+        """Let the controls state again what the view shows."""
+        for name, control in self.controls.items():
+            control.unobserve(self._on_change, "value")
+            control.value = self._drawn_values.get(name, control.value)
+            control.observe(self._on_change, "value")
 
     def _on_change(self, _: Any) -> None:
         self.restart()
@@ -162,3 +202,9 @@ class ComputePanel(Panel):
 
     def _set_status(self, text: str) -> None:
         self.status.value = escape(text)
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error as one sentence; one that is not ours begins with its type."""
+    kind = "" if isinstance(error, WorkbenchError) else f"{type(error).__name__}: "
+    return f"{kind}{error}"

@@ -42,10 +42,30 @@ def open_run(
     WorkbenchError
         As `Trace.load`, `open_dump`, `read_log` and `Log.pick`.
     """
-    if isinstance(source, Trace):
+    found = _open(source, names, mapping)
+    return found.pick() if isinstance(found, Log) else found
+
+
+def open_runs(path: str | os.PathLike, mapping: str | os.PathLike | None = None) -> list[Trace]:
+    """Open every run of a file or folder: as `open_run`, but all runs of a text log.
+
+    Raises
+    ------
+    WorkbenchError
+        As `open_run`.
+    """
+    found = _open(path, mapping=mapping)
+    return found.runs if isinstance(found, Log) else [found]
+
+
+def _open(
+    source: Trace | Log | str | os.PathLike,
+    names: str | os.PathLike | None = None,
+    mapping: str | os.PathLike | None = None,
+) -> Trace | Log:
+    """Open a run, or a log with all of its runs."""
+    if isinstance(source, Trace | Log):
         return source
-    if isinstance(source, Log):
-        return source.pick()
     if not isinstance(source, str | os.PathLike):
         raise WorkbenchError(f"{type(source).__name__} is no run; expected a Trace, a Log or a path")
     path, number = _split_number(Path(source))
@@ -64,7 +84,7 @@ def open_run(
     if is_tensor_file(path) and not _is_json_log(path):
         return open_dump(path, mapping)
     if path.suffix.lower() in LOG_SUFFIXES or _is_text(path):
-        return read_log(path, names or NAMES).pick()
+        return read_log(path, names or NAMES)
     raise WorkbenchError(f"{path.name} is neither a trace nor text; expected a text log, or {EXPECTED}")
 
 
