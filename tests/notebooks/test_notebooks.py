@@ -32,15 +32,16 @@ def test_notebook_begins_with_the_case_and_the_bundled_voice_and_ends_with_links
     assert "checkpoint = None  # bundled" in parameters
     assert "wb.Checkpoint.load(checkpoint)" in "".join(cell.source for cell in cells)
     assert "## Where to go on" in last and LINK.search(last)
-    for link in [link for cell in cells if cell.cell_type == "markdown" for link in LINK.findall(cell.source)]:
+    for link in [
+        link for cell in cells if cell.cell_type == "markdown" for link in LINK.findall(cell.source)
+    ]:
         assert (path.parent / link).is_file(), link
 
 
 def test_each_widget_is_used_in_a_notebook():
     code = "".join(path.read_text(encoding="utf-8") for path in NUMBERED)
-    factories = {"ode_explorer", "vocoder_lab", "sampling_lab"}
-    browsers = {"TraceBrowser", "ComparisonBrowser", "FilePicker"}
-    assert {name for name in factories | browsers if f"wb.widgets.{name}(" not in code} == set()
+    used = {"ode_explorer", "VocoderLab", "sampling_lab", "TraceBrowser", "ComparisonBrowser", "FilePicker"}
+    assert {name for name in used if f"wb.widgets.{name}(" not in code} == set()
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)

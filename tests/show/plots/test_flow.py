@@ -88,7 +88,7 @@ def test_guidance_gap_draws_distance_cosine_and_ratio(trace, one_step):
     for ax, values in zip(axes, expected, strict=True):
         assert line(ax, "target").get_ydata() == pytest.approx(np.array(values), rel=1e-9)
         assert len(line(ax, "prompt, reference").get_ydata()) == 1
-        assert ax.get_title("left").endswith(", prompt and target")
+        assert ax.get_title("left").endswith("\nprompt and target")
     with pytest.raises(
         WorkbenchError, match=r"velocity_uncond \(.*only statistics.*\); .* save=wb\.EVERYTHING"
     ):

@@ -71,7 +71,7 @@ def worst_place(trace: Trace, reference: Trace, seconds: float = WORST_S) -> pd.
     Returns
     -------
     DataFrame
-        One row: `kind` ("farthest apart"), `start`, `end` (seconds), `score` (RMS difference of the log-mels
+        One row: `kind` ("farthest"), `start`, `end` (seconds), `score` (RMS difference of the log-mels
         there, dB). No row if the waveforms are equal or have two lengths.
     """
     difference = _sound_difference(trace, reference)
@@ -81,7 +81,7 @@ def worst_place(trace: Trace, reference: Trace, seconds: float = WORST_S) -> pd.
         n = _window(seconds, power)
         means = power.unfold(0, n, 1).mean(1)
         start = int(means.argmax()) / FRAME_RATE
-        rows.append(("farthest apart", start, start + n / FRAME_RATE, float(means.max().sqrt())))
+        rows.append(("farthest", start, start + n / FRAME_RATE, float(means.max().sqrt())))
     return pd.DataFrame(rows, columns=["kind", "start", "end", "score"])
 
 

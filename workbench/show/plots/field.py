@@ -122,7 +122,7 @@ def field_pair(
     with np.errstate(invalid="ignore"):  # Inf - Inf
         difference = theirs[..., :shared] - ours[..., :shared]
     low, high = _limits(np.concatenate((ours.ravel(), theirs.ravel())))
-    panels = grid(axes, (3, 1), (8, 6.0), reference, candidate)
+    panels = grid(axes, (3, 1), (8, 6.0), reference, candidate, names=names)
     unit = FIELDS[name].unit or "value"
     for ax, picture, label in zip(panels, pictures, names, strict=False):
         if ours.ndim == 1:

@@ -149,7 +149,7 @@ def guidance_gap(
     regions = " and ".join(region for region in ("prompt", "target") if _has_line(axes[0], region))
     titles = ("|cond - uncond| / |cond|", "cosine", "|cond| / |uncond|")
     for ax, title in zip(axes, titles, strict=True):
-        set_title(ax, f"{title}, {regions}")
+        ax.set_title(f"{title}\n{regions}", fontsize="medium", loc="left")  # one line would be too long
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(axes[-1])

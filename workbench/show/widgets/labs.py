@@ -1,5 +1,6 @@
 """Widgets that compute: change an option of a stage, and see and hear what it does."""
 
+import math
 from typing import Any, NamedTuple
 
 import ipywidgets
@@ -23,9 +24,11 @@ from workbench.show.widgets.panel import ComputePanel, Panel
 from workbench.speech.config import DTYPES, SOLVERS, T_SCHEDULERS
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
+from workbench.tables import UNITS
 from workbench.trace.schema import ODE_FIELDS
 from workbench.trace.trace import Trace
 
+OTHER_UNITS = {"clamped": "samples", "seconds": "s", "rtf": "s / s"}  # of metrics; elsewhere a column's name
 CACHED_STAGES = 24  # results that an ODE explorer keeps, so that a slider that comes back computes nothing
 
 
@@ -37,9 +40,13 @@ class RunPair(NamedTuple):
 
 
 def metric_table(pair: RunPair) -> pd.DataFrame:
-    """Return the metrics of a run against its reference, one per row."""
-    values = {name: metric(pair.trace, pair.reference) for name, metric in METRICS.items()}
-    return pd.DataFrame({"metric": values.keys(), "value": values.values()})
+    """Return the metrics of a run against its reference, one per row, without those that say nothing."""
+    rows = []
+    for name, metric in METRICS.items():
+        value = metric(pair.trace, pair.reference)
+        if not math.isnan(value):
+            rows.append((name, value, UNITS.get(name, OTHER_UNITS.get(name, ""))))
+    return pd.DataFrame(rows, columns=["metric", "value", "unit"])
 
 
 class OdeExplorer(ComputePanel):
