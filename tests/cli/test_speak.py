@@ -144,3 +144,25 @@ def test_a_transcript_that_is_empty_or_in_another_encoding_is_told_in_shell_word
         assert main(["speak", "Hello.", "--prompt", str(recording)]) == 2
         err = capsys.readouterr().err
         assert expected in err and "text=" not in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_weights_are_quantised_from_a_format_or_a_file(tmp_path, capsys):
+    path = tmp_path / "map.toml"
+    path.write_text('"lm" = "q4_k"\n"flow.decoder.*" = "q8_0"\n')
+    for weights, line in ((str(path), "lm=q4_k;flow.decoder.*=q8_0"), ("int8", "*=int8:channel")):
+        out = str(tmp_path / line[:2].strip("*="))
+        assert (
+            main(["speak", "It is late.", "--weights", weights, "--trace", "summary", "-o", out, *QUICK]) == 0
+        )
+        assert wb.Trace.load(f"{out}/speech_0_0.trace").attrs["options"]["weights"] == line
+
+
+def test_weights_that_cannot_be_used_are_named_before_a_voice_is_opened(tmp_path, capsys):
+    for weights, said in (("q4_x", "did you mean q4_k"), ("no.toml", "no.toml cannot be read")):
+        assert main(["speak", "It is late.", "--weights", weights, "-o", str(tmp_path)]) == 2
+        assert said in capsys.readouterr().err
+    both = ["--weights", "q4_k", "--option", "weights=q8_0"]
+    assert main(["speak", "It is late.", *both, "-o", str(tmp_path)]) == 2
+    assert "expected one of them" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -43,6 +43,15 @@ OptionPairs = Annotated[
         help="A field of Options, listed below, or preset=vllm or trtllm-serve; may be repeated.",
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="FORMAT|FILE",
+        help="Quantise the weights: q4_k, 'lm=q4_k;flow=int8', or a TOML file with lines such as "
+        '"flow.decoder.*" = "q8_0".',
+    ),
+]
 Names = Annotated[
     str | None,
     typer.Option("--names", help="Table of what logs call tensors.", show_default="logs.toml of the package"),
@@ -86,9 +95,13 @@ def options_of(pairs: Sequence[str]) -> dict[str, object]:
     return found
 
 
-def run_options(pairs: Sequence[str] | None) -> dict[str, object]:
-    """Read `--option` and check names and values, before any model is opened."""
+def run_options(pairs: Sequence[str] | None, weights: str | None = None) -> dict[str, object]:
+    """Read `--option` and `--weights` and check names and values, before any model is opened."""
     found = options_of(pairs or ())
+    if weights is not None:
+        if "weights" in found:
+            raise WorkbenchError("--weights and --option weights are both given; expected one of them")
+        found["weights"] = Path(weights) if weights.endswith(".toml") else weights
     for name in found:
         if name not in (*OPTION_NAMES, "preset"):
             raise WorkbenchError(

@@ -16,6 +16,7 @@ from workbench.cli.common import (
     OptionPairs,
     Prompt,
     Voice,
+    Weights,
     check_device,
     open_pipe,
     open_prompt,
@@ -66,6 +67,7 @@ def speak(
     seed: Annotated[int, typer.Option(help="Seed of the LM's draws.")] = 0,
     device: Device = "cpu",
     option: OptionPairs = None,
+    weights: Weights = None,
     trace: Annotated[
         Literal["summary", "everything"] | None,
         typer.Option(help="Also write a trace beside each sound.", show_default="no trace"),
@@ -82,7 +84,7 @@ def speak(
     recording = open_prompt(prompt)
     _check_texts(text, frontend, language)
     _check_inputs(recording, prompt_text, prompt_rate, mode, instruct)
-    changes = {"seed": seed} | run_options(option)
+    changes = {"seed": seed} | run_options(option, weights)
     check_device(device)
 
     import pandas as pd

@@ -145,8 +145,9 @@ def headroom(pipe: Pipeline, trace: Trace, dtype: str = "float16") -> pd.DataFra
         raise WorkbenchError(f"dtype is {dtype!r}; expected one of {', '.join(MAX_FINITE)}")
     # The Euler solver calls the estimator once a step, so that calls can be counted as steps.
     options = _eager_options(pipe, trace).but(solver="euler")
-    estimator = pipe.stage("flow", options.flow_dtype).decoder.estimator
-    hift = pipe.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
+    estimator = pipe.stage("flow", options.flow_dtype, weights=options.weights).decoder.estimator
+    dtypes = options.hift_dtype, options.f0_dtype, options.source_dtype
+    hift = pipe.stage("hift", *dtypes, weights=options.weights)
     with taps(estimator, "*", keep=_peaks) as flow_peaks, taps(hift, "*", keep=_peaks) as hift_peaks:
         pipe.replay(trace, "flow", options)
 
@@ -305,9 +306,10 @@ def _safe_together(
 def _blocks(pipe: Pipeline, part: str, options: Options) -> Iterator[tuple[str, nn.Module]]:
     """Yield (name, module) of the blocks of a stage; lists of modules are opened."""
     if part == "flow":
-        root = pipe.stage("flow", options.flow_dtype).decoder.estimator
+        root = pipe.stage("flow", options.flow_dtype, weights=options.weights).decoder.estimator
     else:
-        root = pipe.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
+        dtypes = options.hift_dtype, options.f0_dtype, options.source_dtype
+        root = pipe.stage("hift", *dtypes, weights=options.weights)
     for name, child in root.named_children():
         if isinstance(child, nn.ModuleList):
             for inner_name, module in child.named_children():

@@ -9,13 +9,16 @@ from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
+from workbench.speech.checkpoint.layers import quantised
 from workbench.speech.config import Options
+from workbench.speech.config.formats import rules_of, rules_of_stage, rules_text
 from workbench.speech.fast.cuda_graphs import CudaGraphPool
 from workbench.speech.fast.flow import FastFlow
 from workbench.speech.fast.hift import FastHiFT
 from workbench.speech.fast.lm import FastLM
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.numerics import exact_float32, fast_float32
+from workbench.speech.models.quantise.modules import quantise_layers
 from workbench.speech.onnx.estimator import OnnxEstimator, open_estimator
 from workbench.speech.onnx.vocoder import OnnxVocoder, open_vocoder
 
@@ -33,12 +36,12 @@ class ModelCache:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, progress: bool) -> None:
         self.checkpoint, self.device, self.progress = checkpoint, device, progress
-        self._eager: dict[tuple[str, ...], nn.Module] = {}
-        self._fast: dict[tuple[str, ...], FastLM | FastFlow | FastHiFT] = {}
+        self._eager: dict[tuple[str | None, ...], nn.Module] = {}
+        self._fast: dict[tuple[str | None, ...], FastLM | FastFlow | FastHiFT] = {}
         self._estimators: dict[str, OnnxEstimator] = {}
         self._vocoders: dict[str, OnnxVocoder] = {}
 
-    def eager(self, name: str, dtype: str, *parts: str) -> nn.Module:
+    def eager(self, name: str, dtype: str, *parts: str, weights: str | None = None) -> nn.Module:
         """Return a model in some precision.
 
         Parameters
@@ -48,44 +51,51 @@ class ModelCache:
             Of the whole model.
         *parts : str
             Of the vocoder's f0 predictor and source, where they differ.
+        weights : str, optional
+            As `Options.weights`.
         """
-        key = (name, dtype, *parts)
+        own = rules_of_stage(rules_text(weights), name)
+        key = (name, dtype, *parts, own)
         if key not in self._eager:
-            self._eager[key] = self._built(*key)
+            self._eager[key] = self._built(name, dtype, *parts, weights=own)
         return self._eager[key]
 
     def fast_lm(self, options: Options) -> FastLM:
         """Return the LM for `compute` "exact" or "fast"."""
         dtype = options.dtype_of("lm")
-        key = ("lm", options.compute, dtype)
+        weights = options.weights_of("lm")
+        key = ("lm", options.compute, dtype, weights)
         if key not in self._fast:
             silent = self.checkpoint.config.silent_tokens
             # Built anew, not the eager one: a fast path takes its model over.
-            lm, exact = self._built("lm", dtype), options.compute == "exact"
+            lm, exact = self._built("lm", dtype, weights=weights), options.compute == "exact"
             self._fast[key] = FastLM.consume(lm, silent, self._graphs("LM", options), exact)
         return self._fast[key]
 
     def fast_flow(self, options: Options) -> FastFlow:
         """Return the flow for `compute` "exact" or "fast"."""
         dtype = options.dtype_of("flow")
-        key = ("flow", options.compute, dtype)
+        weights = options.weights_of("flow")
+        key = ("flow", options.compute, dtype, weights)
         if key not in self._fast:
-            self._fast[key] = FastFlow.consume(self._built("flow", dtype), self._graphs("flow", options))
+            flow = self._built("flow", dtype, weights=weights)
+            self._fast[key] = FastFlow.consume(flow, self._graphs("flow", options))
         return self._fast[key]
 
     def flow(self, options: Options) -> Flow:
         """Return the Flow used for conditioning; ONNX may compute the velocity."""
         if options.eager("flow"):
-            return self.eager("flow", options.dtype_of("flow"))
+            return self.eager("flow", options.dtype_of("flow"), weights=options.weights)
         return self.fast_flow(options).flow
 
     def fast_hift(self, options: Options) -> FastHiFT:
         """Return the vocoder for `compute` "exact" or "fast"."""
         parts = (options.dtype_of("hift"), options.f0_dtype, options.source_dtype)
-        key = ("hift", options.compute, *parts)
+        weights = options.weights_of("hift")
+        key = ("hift", options.compute, *parts, weights)
         if key not in self._fast:
             noise = self.checkpoint.noise.excitation
-            hift = self._built("hift", *parts)
+            hift = self._built("hift", *parts, weights=weights)
             self._fast[key] = FastHiFT.consume(hift, noise, self._graphs("vocoder", options))
         return self._fast[key]
 
@@ -105,6 +115,7 @@ class ModelCache:
                 f"estimator is {which!r}, which computes in float32, and flow_dtype is "
                 f"{options.flow_dtype!r}; change one of them"
             )
+        _check_unquantised("estimator", which, options.weights_of("flow"))
         if which not in self._estimators:
             self._estimators[which] = open_estimator(self.checkpoint, which, self.device)
         return self._estimators[which]
@@ -126,14 +137,21 @@ class ModelCache:
                     f"vocoder is {which!r}, which is given float32, and {name} is "
                     f"{getattr(options, name)!r}; change one of them"
                 )
+        _check_unquantised("vocoder", which, options.weights_of("hift"))
         if which not in self._vocoders:
             self._vocoders[which] = open_vocoder(self.checkpoint, which, self.device)
         return self._vocoders[which]
 
-    def _built(self, name: str, dtype: str, *parts: str) -> nn.Module:
+    def _built(self, name: str, dtype: str, *parts: str, weights: str | None) -> nn.Module:
         # Built wide where parts differ, so that rounding the trunk does not round them first.
         widest = torch.float64 if parts else getattr(torch, dtype)
-        model = self.checkpoint.build(name, str(self.device), widest)
+        if weights is None:
+            model = self.checkpoint.build(name, str(self.device), widest)
+        else:
+            quantised(self.checkpoint, weights)  # says which glob matches nothing
+            model = self.checkpoint.build(name, str(self.device))
+            quantise_layers(model, name, rules_of(weights))
+            model.to(widest)
         wanted = dict(zip(("f0_predictor", "m_source"), parts, strict=False))
         for part, module in model.named_children():
             module.to(getattr(torch, wanted.get(part, dtype)))
@@ -149,3 +167,11 @@ class ModelCache:
                 yield
 
         return CudaGraphPool(self.device, arithmetic, on_compile)
+
+
+def _check_unquantised(name: str, which: str, weights: str | None) -> None:
+    if weights is not None:
+        raise WorkbenchError(
+            f"{name} is {which!r}, which has weights of its own, and weights is {weights!r:.200}; change one "
+            "of them"
+        )

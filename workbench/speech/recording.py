@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.speech.checkpoint.layers import quantised
 from workbench.speech.config import FLOW, HIFT, Config, Options
 from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.frontend.text import TextStream
@@ -99,7 +100,11 @@ def make_sounds(runner: StageRunner, rows: Sequence[Row]) -> None:
 
 
 def program_names(runner: StageRunner, options: Options, *stages: str) -> dict[str, str]:
-    """Return what computes velocity and spectrum; ONNX files are opened here, before any stage runs."""
+    """Return what computes velocity and spectrum; ONNX files are opened here, before any stage runs.
+
+    So are the globs of `weights` checked here.
+    """
+    quantised(runner.checkpoint, options.weights)
     names = {}
     if FLOW in stages:
         estimator = runner.estimator(options)
@@ -267,6 +272,12 @@ class Clock:
         self.seconds[stage] = time.perf_counter() - start
 
 
+def stated_options(runner: StageRunner, options: Options) -> dict[str, Any]:
+    """Return what a trace says of the options, and of the formats that quantised weights have."""
+    said = quantised(runner.checkpoint, options.weights)
+    return {"options": asdict(options)} | ({"quantised": said} if said else {})
+
+
 def provenance(runner: StageRunner, options: Options, save: Save) -> dict[str, Any]:
     """Return what a trace says about its origin; the weights' hash only where more than NOTHING is kept."""
     checkpoint = {"name": runner.checkpoint.name}
@@ -274,8 +285,7 @@ def provenance(runner: StageRunner, options: Options, save: Save) -> dict[str, A
         checkpoint["content_hash"] = runner.checkpoint.content_hash
     if runner.checkpoint.notes:
         checkpoint["notes"] = list(runner.checkpoint.notes)
-    return {
-        "options": asdict(options),
+    return stated_options(runner, options) | {
         "sample_rate": runner.config.mel.sample_rate,
         "silent_tokens": list(runner.config.silent_tokens),
         "device": str(runner.device),

@@ -109,7 +109,7 @@ class StageRunner:
             return
         [utt], [own] = utts, options
         sampler = Sampler(own, self.config.lm, self.config.silent_tokens, utt.lm_prompt_token.tolist())
-        lm = self.stage("lm", own.lm_dtype)
+        lm = self.stage("lm", own.lm_dtype, weights=own.weights)
         from_logits = own.repetition_penalty != 1.0
         if utt.text_stream is None:
             inputs = (utt.text_token, utt.prompt_text_token, utt.lm_prompt_token)
@@ -198,7 +198,7 @@ class StageRunner:
             yield from self.models.fast_flow(options[0]).steps(conditions, states, options, streaming, start)
             return
         [c], [x], [own] = conditions, states, options
-        flow = self.stage("flow", own.flow_dtype)
+        flow = self.stage("flow", own.flow_dtype, weights=own.weights)
         for step in flow.steps(c, x, own, streaming, start, self.estimator(own)):
             yield [step]
 
@@ -293,7 +293,8 @@ class StageRunner:
             sounds = self.models.fast_hift(options)(mels, finalize, head_dtype)
         else:
             [mel] = mels
-            hift = self.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
+            dtypes = options.hift_dtype, options.f0_dtype, options.source_dtype
+            hift = self.stage("hift", *dtypes, weights=options.weights)
             noise = self.checkpoint.noise.excitation(mel.shape[-1] * self.config.hift.hop_length)
             core = self.models.vocoder(options)
             sounds = [hift(mel, noise.to(self.device), finalize, head_dtype=head_dtype, core=core)]
@@ -306,9 +307,9 @@ class StageRunner:
         options = options or self.checkpoint.options
         return options if seed is None else options.but(seed=seed)
 
-    def stage(self, name: str, dtype: str, *parts: str) -> nn.Module:
+    def stage(self, name: str, dtype: str, *parts: str, weights: str | None = None) -> nn.Module:
         """Return the eager model of a stage in some precision; see `ModelCache.eager`."""
-        return self.models.eager(name, dtype, *parts)
+        return self.models.eager(name, dtype, *parts, weights=weights)
 
     def estimator(self, options: Options | None = None) -> OnnxEstimator | None:
         """Return the network that replaces the flow's own, if any; it is opened once."""

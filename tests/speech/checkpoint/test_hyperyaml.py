@@ -276,7 +276,7 @@ CHANGED = Options(
     source_dtype="float64", head_dtype="float16", top_p=0.5, top_k=3, top_p_of="top_k",
     win_size=25, tau_r=0.2, seed=2**62, mask_stop_ids=True, silent_tokens_repeat=False,
     repetition_fallback="top_k", max_silent_run=None, max_tokens=500,
-    stream_final_offline=False, speed=2,
+    stream_final_offline=False, speed=2, weights="lm=q4_k",
 )  # fmt: skip
 
 

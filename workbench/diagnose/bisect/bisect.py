@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.diagnose.bisect.bisection import Bisection, InputDifference
-from workbench.diagnose.bisect.stages import SOURCE, StageTaps, Values, stage_taps, time_knot
+from workbench.diagnose.bisect.stages import SOURCE, StageTaps, Values, stage_taps, time_knot, weights_of
 from workbench.diagnose.bisect.step_check import HALF, Check, check_step, match_branches
 from workbench.diagnose.compare.compare import INPUT_TOLERANCE
 from workbench.diagnose.compare.distance import relative
@@ -72,7 +72,7 @@ def bisect(
     """
     mine, theirs = None if mine is None else open_run(mine), open_run(theirs)
     check_sizes(theirs, pipe.config)
-    taps = stage_taps(pipe, stage)
+    taps = stage_taps(pipe, stage)._replace(weights=weights_of(theirs))
     by_step, unknown = _taps_by_step(taps, theirs)
     if not by_step:
         return _without_taps(taps, pipe, theirs, unknown)

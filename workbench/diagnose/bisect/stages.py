@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
+from workbench.speech.config.formats import rules_text
 from workbench.speech.models import flow as flow_model
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.schema import BRANCH_VELOCITIES, LM_INPUTS
@@ -52,6 +53,7 @@ class StageTaps(NamedTuple):
     stack: str = ""  # the submodule that holds the equal blocks
     first: str = ""  # the submodule that begins and the one that ends a call; "" is the root
     last: str = ""
+    weights: str | None = None  # `Options.weights` of the run that is looked into
 
     def tap(self, name: str) -> Tap:
         """Return a tap by its name."""
@@ -241,7 +243,8 @@ def _lm_fields(pipe: Pipeline, trace: Trace, step: int) -> dict[str, Tensor]:
     if step or any(name not in trace for name in LM_INPUTS):
         return {}
     text, prompt_text, prompt = (trace[name].to(pipe.device) for name in LM_INPUTS)
-    embedded = pipe.stage("lm", "float32").embed(torch.cat((prompt_text, text)), prompt)
+    lm = pipe.stage("lm", "float32", weights=weights_of(trace))
+    embedded = lm.embed(torch.cat((prompt_text, text)), prompt)
     return {"input.inputs_embeds": embedded.cpu()}
 
 
@@ -297,6 +300,11 @@ STAGES: Mapping[str, Callable[[Pipeline], StageTaps]] = {
     "lm": lm_taps,
     "hift": hift_taps,
 }
+
+
+def weights_of(trace: Trace) -> str | None:
+    """Return the formats of a run's quantised weights, where it states them."""
+    return rules_text(trace.attrs.get("options", {}).get("weights"))
 
 
 def stage_taps(pipe: Pipeline, stage: str) -> StageTaps:

@@ -70,7 +70,7 @@ def check_step(stage: StageTaps, pipe: Pipeline, step: int, recorded: Values) ->
     recorded : mapping of str to Tensor
         Taps and sources that the other program recorded.
     """
-    models = {name: pipe.stage(stage.name, name) for name in ("float32", "float64")}
+    models = {name: pipe.stage(stage.name, name, weights=stage.weights) for name in ("float32", "float64")}
     filled = _with_zeros(stage, recorded)
     if filled is None:
         reason = f"{_missing_sources(stage, recorded)} was not recorded"
@@ -261,7 +261,7 @@ def _explain(
     halves = {}
     # Only of transformers: convolutions in half precision are slow on a CPU.
     for name in HALF if small and stage.stack else ():
-        halves[name] = recompute_taps(stage, pipe.stage(stage.name, name), filled)
+        halves[name] = recompute_taps(stage, pipe.stage(stage.name, name, weights=stage.weights), filled)
     notes: dict[str, str] = {}  # of each repeated block that has a wrong tap, or lies before one
     result = []
     for check in checks:
@@ -295,7 +295,7 @@ def _repeated_blocks(stage: StageTaps, check: Check) -> list[str]:
 
 def _other_block(stage: StageTaps, pipe: Pipeline, block: str, check: Check, filled: Values) -> str:
     """Return whether a block was left out, or has the weights of another; else an empty string."""
-    model = pipe.stage(stage.name, "float32")
+    model = pipe.stage(stage.name, "float32", weights=stage.weights)
     modules = stage.root(model).get_submodule(stage.stack)
     module = stage.root(model).get_submodule(block)
     name = block if block in filled else check.tap.name
@@ -361,6 +361,6 @@ def _first_error(stage: StageTaps, pipe: Pipeline, recorded: Values) -> float:
     names = [tap.name for tap in stage.taps if tap.name in recorded and "frame" in tap.axes]
     if filled is None or not names:
         return 0.0
-    ours = recompute_taps(stage, pipe.stage(stage.name, "float32"), filled)[names[0]]
+    ours = recompute_taps(stage, pipe.stage(stage.name, "float32", weights=stage.weights), filled)[names[0]]
     fitted = fit(recorded[names[0]], ours.shape)
     return float("inf") if fitted is None else relative(ours, fitted)

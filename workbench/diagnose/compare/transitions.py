@@ -169,7 +169,7 @@ def _step_count(trace: Trace) -> int:
 @torch.no_grad()
 def _logp(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
     """Return log-probabilities (draw, vocab), with the run's own tokens as the LM's history."""
-    lm = pipe.stage("lm", options.lm_dtype)
+    lm = pipe.stage("lm", options.lm_dtype, weights=options.weights)
     text, prompt_text, prompt, drawn = (
         trace[name].to(pipe.device) for name in (*LM_INPUTS, "lm/drawn_token")
     )
@@ -186,7 +186,8 @@ def _entropy(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ..
 def _drawn_token(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
     """Draw again from the run's own log-probabilities."""
     sampler = Sampler(options, pipe.config.lm, pipe.config.silent_tokens)
-    min_tokens, _ = pipe.stage("lm", options.lm_dtype).limits(len(trace["in/text_token"]))
+    lm = pipe.stage("lm", options.lm_dtype, weights=options.weights)
+    min_tokens, _ = lm.limits(len(trace["in/text_token"]))
     history: list[int] = []
     for index, logp in enumerate(trace["lm/logp"]):
         history.append(sampler(logp, history, index < min_tokens))
@@ -204,7 +205,7 @@ def _speech_token(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tenso
 @torch.no_grad()
 def _condition(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
     token, prompt_token, prompt_mel, embedding = (trace[name].to(pipe.device) for name in CONDITION_INPUTS)
-    model = pipe.stage("flow", options.flow_dtype)
+    model = pipe.stage("flow", options.flow_dtype, weights=options.weights)
     c = model.condition(token, prompt_token, prompt_mel[None], embedding)
     return c.mu[0], c.cond[0], c.spks[0]
 
@@ -212,7 +213,7 @@ def _condition(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, 
 @torch.no_grad()
 def _branch_velocities(pipe: Pipeline, trace: Trace, options: Options, k: int) -> tuple[Tensor, ...]:
     """Return both velocities (mel, frame) of step k, from the run's own state at knot k."""
-    model = pipe.stage("flow", options.flow_dtype)
+    model = pipe.stage("flow", options.flow_dtype, weights=options.weights)
     like = model.input_embedding.weight  # its dtype and device are those of the model
     mu = trace["flow/mu"][None].to(like)  # (1, mel, frame)
     cond = trace["flow/cond"][None].to(like)  # (1, mel, frame)
@@ -270,9 +271,14 @@ def _mel(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
 # ---- vocoder
 
 
+def _vocoder(pipe: Pipeline, options: Options) -> HiFT:
+    dtypes = options.hift_dtype, options.f0_dtype, options.source_dtype
+    return pipe.stage("hift", *dtypes, weights=options.weights)
+
+
 def _vocoder_and_mel(pipe: Pipeline, trace: Trace, options: Options) -> tuple[HiFT, Tensor]:
     """Return the vocoder in the options' precision, and the run's own mel (1, mel, target_frame)."""
-    hift = pipe.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
+    hift = _vocoder(pipe, options)
     mel = trace["flow/mel"][None].to(pipe.device)
     check_mel(mel, hift.config, True)
     return hift, mel
@@ -299,7 +305,7 @@ def _spectrum_and_wav(pipe: Pipeline, trace: Trace, options: Options) -> tuple[T
 
 @torch.no_grad()
 def _source(pipe: Pipeline, trace: Trace, options: Options) -> tuple[Tensor, ...]:
-    hift = pipe.stage("hift", options.hift_dtype, options.f0_dtype, options.source_dtype)
+    hift = _vocoder(pipe, options)
     f0 = trace["hift/f0"][None].to(pipe.device, hift.m_source.l_linear.weight.dtype)  # (1, target_frame)
     noise = pipe.checkpoint.noise.excitation(f0.shape[-1] * pipe.config.hift.hop_length).to(pipe.device)
     return (hift.m_source(f0, noise)[0, 0],)

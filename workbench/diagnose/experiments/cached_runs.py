@@ -19,7 +19,7 @@ from workbench.speech.config import FLOW, HIFT, LM, STAGES, Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.onnx.interface import hash_model
 from workbench.speech.pipeline import Pipeline
-from workbench.speech.recording import recorded_inputs
+from workbench.speech.recording import recorded_inputs, stated_options
 from workbench.speech.run import run_part
 from workbench.trace.record import NOTHING, Save, as_save
 from workbench.trace.trace import Trace
@@ -119,7 +119,8 @@ class CachedRuns:
             attrs |= part.attrs | merged
         # The cached result of a stage carries all options of the run that computed it, and those of the other
         # stages may differ from this run's.
-        attrs["options"] = asdict(options)
+        attrs.pop("quantised", None)
+        attrs |= stated_options(self.pipe, options)
         return Trace(data, attrs)
 
     def compute_batch(self, utt: Utterance, options: Sequence[Options]) -> None:

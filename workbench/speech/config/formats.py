@@ -4,20 +4,24 @@ A format is a name, and details behind a colon: `q4_k`, `int4:group=128,asymmetr
 `FORMATS` is the table of all names and their details. Rules are pairs of a glob of names and a format.
 """
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, first_line
+from workbench.files import read_text_file
 
 GROUPS = (32, 64, 128, 256)
 NF4_BLOCKS = (64, 128, 256, 512, 1024, 2048, 4096)
 FALLBACKS = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # where 256 does not divide a row
-MAX_RULES = 10_000
-GLOB = re.compile(r"[\w.*?\[\]!-]{1,300}")
-STAGE_NAMES = ("lm", "flow", "hift")
+MAX_RULES = 2000
+MAX_GLOB = 300  # characters
+GLOB = re.compile(r"[\w.*?\[\]!-]+")
+LINE = """'"flow.decoder.*" = "q8_0"'"""
 
 
 class Kind(NamedTuple):
@@ -103,7 +107,7 @@ def parse_format(text: Any) -> Format:
         When there is no such format, or it has no such detail.
     """
     if not isinstance(text, str):
-        raise WorkbenchError(f"format is {text!r:.80}; expected text such as 'q4_k' or 'int4:group=128'")
+        raise WorkbenchError(f"format is {_shown(text)}; expected text such as 'q4_k' or 'int4:group=128'")
     name, colon, tail = text.strip().lower().replace(" ", "").partition(":")
     if name not in FORMATS:
         raise WorkbenchError(
@@ -142,8 +146,9 @@ def rules_text(weights: Any) -> str | None:
 
     Parameters
     ----------
-    weights : str, mapping of str to str, or None
-        A format, which is for all weights; globs with formats; or what this function returned.
+    weights : str, mapping of str to str, Path, or None
+        A format, which is for all weights; globs with formats; a TOML file of these; or what this function
+        returned.
 
     Raises
     ------
@@ -152,26 +157,58 @@ def rules_text(weights: Any) -> str | None:
     """
     if weights is None:
         return None
+    if isinstance(weights, os.PathLike):
+        weights = read_rules(weights)
     if isinstance(weights, Mapping):
         pairs = list(weights.items())
     elif isinstance(weights, str):
         pairs = [_pair(part) for part in weights.split(";") if part.strip()]
     else:
         raise WorkbenchError(
-            f"weights is {weights!r:.80}; expected a format such as 'q4_k', globs with formats such as "
-            "{'lm': 'q4_k', 'flow.decoder': 'q8_0'}, or None"
+            f"weights is {_shown(weights)}; expected a format such as 'q4_k', globs with formats such as "
+            "{'lm': 'q4_k', 'flow.decoder': 'q8_0'}, the Path of a TOML file of these, or None"
         )
     if not pairs or len(pairs) > MAX_RULES:
         raise WorkbenchError(f"weights has {len(pairs)} globs with formats; expected 1 to {MAX_RULES}")
     found = []
     for glob, text in pairs:
-        if not isinstance(glob, str) or not GLOB.fullmatch(glob.strip()):
+        if not isinstance(glob, str) or len(glob) > MAX_GLOB or not GLOB.fullmatch(glob.strip()):
             raise WorkbenchError(
-                f"weights has the glob {glob!r:.80}; expected names of modules with * and ?, such as "
+                f"weights has the glob {_shown(glob)}; expected names of modules with * and ?, such as "
                 "'lm.*' or 'flow.decoder.estimator.transformer_blocks.0.*'"
             )
         found.append(f"{glob.strip()}={parse_format(text)}")
     return ";".join(found)
+
+
+def read_rules(path: str | os.PathLike) -> dict[str, str]:
+    """Read globs with formats from a TOML file, such as `"flow.decoder.*" = "q8_0"`.
+
+    Raises
+    ------
+    WorkbenchError
+        When it cannot be read, or holds something else.
+    """
+    try:
+        table = tomllib.loads(read_text_file(path))
+    except (ValueError, RecursionError) as error:
+        raise WorkbenchError(
+            f"{path} is no TOML ({first_line(error)}); expected lines such as {LINE}"
+        ) from error
+    found: dict[str, str] = {}
+    todo: list[tuple[str, Any]] = [("", table)]
+    while todo:  # in the order of the file
+        name, value = todo.pop()
+        if isinstance(value, dict) and len(name) <= MAX_GLOB:  # names without quotes make tables in tables
+            inner = [(f"{name}.{key}" if name else key, each) for key, each in value.items()]
+            todo += reversed(inner)
+        elif isinstance(value, str):
+            found[name] = value
+        else:
+            raise WorkbenchError(f"{path}: {name!r:.80} is {_shown(value)}; expected lines such as {LINE}")
+    if not found:
+        raise WorkbenchError(f"{path} is empty; expected lines such as {LINE}")
+    return found
 
 
 def rules_of(weights: str | None) -> tuple[Rule, ...]:
@@ -186,25 +223,30 @@ def rules_of_stage(weights: str | None, stage: str) -> str | None:
     for rule in rules_of(weights):
         literal = re.split(r"[*?\[]", rule.glob, maxsplit=1)[0]  # before the first wildcard
         start = f"{stage}."
-        if start.startswith(literal) or literal.startswith(start) or rule.glob == stage:
+        if start.startswith(literal) or literal.startswith(start):
             kept.append(f"{rule.glob}={rule.format}")
     return ";".join(kept) or None
 
 
-def check_globs(rules: tuple[Rule, ...], names: list[str]) -> None:
+def format_of(rules: tuple[Rule, ...], name: str) -> Format | None:
+    """Return the format of a layer's weight, from the last rule that matches; None where none does."""
+    return next((rule.format for rule in reversed(rules) if rule.matches(name)), None)
+
+
+def check_globs(rules: tuple[Rule, ...], names: Collection[str]) -> None:
     """Raise a WorkbenchError for a glob that matches no name.
 
     Parameters
     ----------
     rules : tuple of Rule
-    names : list of str
-        Modules of all stages whose weights can be quantised.
+    names : collection of str
+        Layers of all stages whose weights can be quantised.
     """
     for rule in rules:
         if not any(rule.matches(name) for name in names):
             raise WorkbenchError(
                 f"weights: {rule.glob!r} matches none of the {len(names)} layers with a matrix; "
-                f"{_nearest(rule.glob, _and_parents(names))}names begin with {', '.join(STAGE_NAMES)}"
+                f"{_nearest(rule.glob, _and_parents(names))}workbench.layers(voice) lists them"
             )
 
 
@@ -214,7 +256,12 @@ def _pair(part: str) -> tuple[str, str]:
     return (glob, text) if equals and ":" not in glob else ("*", part)
 
 
-def _and_parents(names: list[str]) -> list[str]:
+def _shown(value: Any) -> str:
+    """Return a value for a message; of tables and lists, which may be deep, only what they are."""
+    return f"{value!r:.80}" if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+
+
+def _and_parents(names: Collection[str]) -> list[str]:
     found: dict[str, None] = {}
     for name in names:
         parts = name.split(".")
@@ -223,6 +270,7 @@ def _and_parents(names: list[str]) -> list[str]:
     return list(found)
 
 
-def _nearest(name: str, known: Iterator[str] | Mapping[str, Any] | list[str]) -> str:
+def _nearest(name: str, known: Collection[str]) -> str:
+    """Return a question that names the closest known names; empty when none is close."""
     close = get_close_matches(name.strip("*."), list(known), 3, 0.5)
     return f"did you mean {', '.join(close)}? " if close else ""

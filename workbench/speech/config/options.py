@@ -1,9 +1,11 @@
 """The settings of a run: `Options`, the stages that they belong to, and presets of other programs."""
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench.errors import WorkbenchError
+from workbench.speech.config.formats import rules_of_stage, rules_text
 from workbench.trace.schema import FLOW_INPUTS, LM_INPUTS
 
 DTYPES: tuple[str, ...] = ("float16", "bfloat16", "float32", "float64")
@@ -33,6 +35,7 @@ STAGES = {
             *("lm_dtype", "top_p", "top_k", "win_size", "tau_r", "seed", "mask_stop_ids"),
             *("top_p_of", "token_temperature", "repetition_penalty"),
             *("silent_tokens_repeat", "repetition_fallback", "max_silent_run", "max_tokens", "compute"),
+            "weights",
         ),
         fast_dtype="bfloat16",
     ),
@@ -41,14 +44,14 @@ STAGES = {
         output="flow/mel",
         options=(
             *("n_timesteps", "solver", "t_scheduler", "cfg_rate", "temperature"),
-            *("estimator", "noise_seed", "flow_dtype", "speed", "compute"),
+            *("estimator", "noise_seed", "flow_dtype", "speed", "compute", "weights"),
         ),
         fast_dtype="bfloat16",
     ),
     "hift": Stage(
         inputs=("flow/mel",),
         output="hift/wav",
-        options=("hift_dtype", "f0_dtype", "source_dtype", "head_dtype", "vocoder", "compute"),
+        options=("hift_dtype", "f0_dtype", "source_dtype", "head_dtype", "vocoder", "compute", "weights"),
         fast_dtype="float32",  # TF32 products on a GPU, which is no dtype
     ),
 }
@@ -149,6 +152,14 @@ class Options:
         frames do not continue those before. False keeps the mask.
     speed : float
         Playback speed, by linear interpolation of the mel; not when streaming.
+    weights : str, dict or Path, optional
+        Number formats of the weights of linear layers, convolutions and embedding tables: a format for all,
+        such as "q4_k"; globs of layers with formats, such as `{"lm": "q4_k", "flow.decoder.*": "int8"}`, of
+        which the last one that matches a layer or a module around it counts; or a TOML file of these. The
+        option keeps them as one line. `wb.formats()` lists the formats and `wb.layers(voice)` the layers.
+        Weights are quantised from float32 and dequantised, and the ordinary model runs with them in the
+        stage's dtype. Left out is what kernels add to that: integer sums, and activations that they quantise.
+        Norms and biases stay. Of a weight norm, the product is quantised.
 
     Raises
     ------
@@ -165,6 +176,8 @@ class Options:
     workbench.errors.WorkbenchError: solver is 'rk4'; expected one of euler, midpoint, heun
     >>> voice.options.preset("trtllm-serve").repetition_penalty
     1.1
+    >>> wb.Options(weights={"lm": "q4_k", "flow.decoder.*": "int8"}).weights
+    'lm=q4_k;flow.decoder.*=int8:channel'
     """
 
     n_timesteps: int = 10
@@ -197,8 +210,10 @@ class Options:
     max_tokens: int | None = None
     stream_final_offline: bool = True
     speed: float = 1.0
+    weights: str | dict | Path | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", rules_text(self.weights))
         _choice("solver", self.solver, SOLVERS)
         _choice("t_scheduler", self.t_scheduler, T_SCHEDULERS)
         _choice("compute", self.compute, COMPUTE)
@@ -234,7 +249,12 @@ class Options:
     def of_stage(self, stage: str) -> dict[str, Any]:
         """Return the options that change the output of a stage."""
         names = [f.name for f in fields(self) if f.name in STAGES[stage].options]
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        return found | {"weights": self.weights_of(stage)}
+
+    def weights_of(self, stage: str) -> str | None:
+        """Return the part of `weights` that may concern a stage; None where nothing does."""
+        return rules_of_stage(self.weights, stage)
 
     def dtype_of(self, stage: str) -> str:
         """Return the type of a stage's weights: its own option, or the lower precision of "fast"."""

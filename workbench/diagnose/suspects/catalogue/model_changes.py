@@ -7,6 +7,7 @@ but for the changed ones.
 import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ def changed_model(stage: str, change: Change) -> Patch:
     """
     changed = functools.lru_cache(maxsize=4)(change)  # one copy for each precision in use
 
-    def eager(self: ModelCache, name: str, dtype: str, *parts: str, original=ModelCache.eager) -> nn.Module:
-        model = original(self, name, dtype, *parts)
+    def eager(self: ModelCache, name: str, *args: str, original=ModelCache.eager, **named: Any) -> nn.Module:
+        model = original(self, name, *args, **named)
         return changed(model) if name == stage else model
 
     return Patch(ModelCache, "eager", eager)

@@ -1,5 +1,6 @@
 """`quantise`: a tensor as another number format would keep it; `formats`: all formats with their sizes."""
 
+import math
 from typing import NamedTuple
 
 import pandas as pd
@@ -78,7 +79,7 @@ def quantise(weight: Tensor, format: str | Format) -> Quantised:
     original = weight.detach().cpu().float()
     if not bool(original.isfinite().all()):
         raise WorkbenchError(f"a weight {tuple(weight.shape)} has NaN or Inf, which {asked} cannot hold")
-    used = _used(asked, original)
+    used, nbytes = stored_as(tuple(original.shape), asked)
     values = _dequantised(original, used) if original.numel() else original
     if not bool(values.isfinite().all()):
         largest = float(original.abs().max())
@@ -86,7 +87,7 @@ def quantise(weight: Tensor, format: str | Format) -> Quantised:
             f"{used} cannot hold a weight of {largest:.3g}: its scales are float16; try a format with "
             "float32 scales, such as int8 or bfloat16"
         )
-    return Quantised(values, str(used), _nbytes(original, used))
+    return Quantised(values, str(used), nbytes)
 
 
 def formats() -> pd.DataFrame:
@@ -114,23 +115,33 @@ def formats() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["format", "bits", "block", "details", "library"])
 
 
-def _rows(weight: Tensor) -> Tensor:
-    """Return a weight as rows (..., columns); a convolution with a kernel of 1 is a matrix."""
-    return weight.flatten(1) if weight.ndim > 2 and weight[0, 0].numel() == 1 else weight
+def stored_as(shape: tuple[int, ...], asked: Format) -> tuple[Format, int]:
+    """Return the format that a weight of this shape gets, and its bytes with scales."""
+    used = _used(shape, asked)
+    kind, size = used.kind, math.prod(shape)
+    if used.block:
+        scales = -(-size // used.block)
+    else:
+        scales = shape[0] if used.details[0] == "channel" else 1
+    scale_bits = kind.scale_bits
+    if kind.family == "integer" and used.details[1] != "symmetric":
+        scale_bits += 32 if used.details[1] == "offset" else kind.bits
+    if kind.family == "mlx" and used.details[1] != "float32":
+        scale_bits /= 2
+    return used, -(-int(size * kind.bits + scales * scale_bits) // 8)
 
 
-def _used(asked: Format, weight: Tensor) -> Format:
+def _used(shape: tuple[int, ...], asked: Format) -> Format:
     """Return the format that a weight of this shape gets."""
-    columns = _rows(weight).shape[-1]
+    is_matrix = math.prod(shape[2:]) == 1  # so is a convolution with a kernel of 1
+    columns = shape[1] if is_matrix else shape[-1]
     if asked.kind.family == "ggml":
         name = asked.name
         if columns % asked.block:
             name = FALLBACKS.get(name, "float16")
         return Format(name if columns % FORMATS[name].block == 0 else "float16")
-    in_rows = asked.kind.family in ("integer", "mlx")
-    if in_rows and asked.block and columns % asked.block:
-        return Format("float32")
-    if asked.kind.family == "nf4" and _rows(weight).ndim > 2:
+    in_rows = asked.kind.family in ("integer", "mlx") and asked.block
+    if (in_rows and columns % asked.block) or (asked.kind.family == "nf4" and not is_matrix):
         return Format("float32")
     return asked
 
@@ -140,7 +151,7 @@ def _dequantised(weight: Tensor, used: Format) -> Tensor:
     if family == "float":
         return weight.to(getattr(torch, used.name)).float()
     if family == "ggml":
-        return torch.from_numpy(quantise_ggml(_rows(weight).numpy(), used.name)).reshape(weight.shape)
+        return torch.from_numpy(quantise_ggml(weight.numpy(), used.name))
     if family == "nf4":  # blocks run on from row to row; the last one may be shorter
         flat = weight.flatten()
         whole = len(flat) // used.block * used.block
@@ -160,17 +171,3 @@ def _dequantised(weight: Tensor, used: Format) -> Tensor:
     else:
         values = quantise_fp8(groups, used.name)
     return values.reshape(weight.shape)
-
-
-def _nbytes(weight: Tensor, used: Format) -> int:
-    kind = used.kind
-    if used.block:
-        scales = -(-weight.numel() // used.block)
-    else:
-        scales = len(weight) if used.details[0] == "channel" else 1
-    scale_bits = kind.scale_bits
-    if kind.family == "integer" and used.details[1] != "symmetric":
-        scale_bits += 32 if used.details[1] == "offset" else kind.bits
-    if kind.family == "mlx" and used.details[1] != "float32":
-        scale_bits /= 2
-    return -(-int(weight.numel() * kind.bits + scales * scale_bits) // 8)
