@@ -17,6 +17,7 @@ from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
+from workbench.speech.frontend.given import given_mel, given_tokens
 from workbench.speech.frontend.text import TextTokenizer
 from workbench.speech.model_cache import ModelCache
 from workbench.speech.models.flow import Condition, FlowStep
@@ -215,7 +216,7 @@ class StageRunner:
         Parameters
         ----------
         utt : Utterance
-        token : Tensor (L,)
+        token : Tensor, array or sequence of int (L,)
             Anybody's speech tokens; `trace["lm/speech_token"]` are those of a run.
         options : Options, optional
         finalize, streaming
@@ -226,6 +227,11 @@ class StageRunner:
         Tensor (1, M, T)
             Natural-log mel without the prompt, float32.
 
+        Raises
+        ------
+        WorkbenchError
+            When the tokens are not speech tokens of this voice.
+
         Examples
         --------
         >>> mel = pipe.mel(utt, trace["lm/speech_token"], options=voice.options.but(n_timesteps=1))
@@ -233,7 +239,7 @@ class StageRunner:
         torch.Size([1, 80])
         """
         options = self.options(options)
-        c = self.condition(utt, token, options, finalize)
+        c = self.condition(utt, given_tokens(token, self.config), options, finalize)
         steps = self.flow_steps(c, options, streaming)
         for step in self.bar(steps, "flow", " step", options.n_timesteps):
             mel = step.x_next
@@ -265,7 +271,7 @@ class StageRunner:
 
         Parameters
         ----------
-        mel : Tensor (1, M, T)
+        mel : Tensor or array (1, M, T) or (M, T)
             Natural-log mel.
         options : Options, optional
         finalize : bool
@@ -276,12 +282,17 @@ class StageRunner:
         Vocoded
             f0, source, magnitude, phase and wav.
 
+        Raises
+        ------
+        WorkbenchError
+            When the mel has another shape.
+
         Examples
         --------
-        >>> pipe.vocode(trace["flow/mel"][None]).wav.shape[-1] == 480 * trace["flow/mel"].shape[-1]
+        >>> pipe.vocode(trace["flow/mel"]).wav.shape[-1] == 480 * trace["flow/mel"].shape[-1]
         True
         """
-        [sound] = self.vocode_batch([mel], self.options(options), finalize)
+        [sound] = self.vocode_batch([given_mel(mel, self.config)], self.options(options), finalize)
         return sound
 
     @torch.no_grad()
