@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "errors",
     "files",
+    "progress",
     "tables",
     "trace",
     "trace.importers",

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
+from workbench.progress import ProgressBar
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.layers import quantised
 from workbench.speech.config import Options
@@ -163,7 +163,9 @@ class ModelCache:
 
         @contextmanager
         def on_compile() -> Iterator[None]:
-            with tqdm(total=1, desc=f"{name}: made ready for this GPU, once", leave=False, disable=silent):
+            with ProgressBar(
+                total=1, desc=f"{name}: made ready for this GPU, once", leave=False, disable=silent
+            ):
                 yield
 
         return CudaGraphPool(self.device, arithmetic, on_compile)

@@ -11,9 +11,9 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from workbench.errors import WorkbenchError
+from workbench.progress import ProgressBar
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
@@ -334,7 +334,7 @@ class StageRunner:
 
     def bar(self, steps: Iterator, name: str, unit: str, total: int | None = None) -> Iterator:
         """Show how far a loop is, once it has taken a second."""
-        return tqdm(steps, name, total, leave=False, unit=unit, delay=1.0, disable=not self.progress)
+        return ProgressBar(steps, name, total, leave=False, unit=unit, delay=1.0, disable=not self.progress)
 
     @cached_property
     def _end_of_prompt(self) -> int:

@@ -7,7 +7,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from workbench.diagnose.experiments.cached_runs import CachedRuns
 from workbench.diagnose.experiments.metric_key import metric_key
@@ -21,6 +20,7 @@ from workbench.diagnose.experiments.row_cache import (
     row_key,
 )
 from workbench.errors import WorkbenchError
+from workbench.progress import ProgressBar
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.tables import table_html
@@ -140,7 +140,9 @@ class Experiment:
         hide_bar = not self.runs.pipe.progress
         with closing(self.rows(client)) as rows:
             # The bar appears after one second, so that short experiments show none.
-            for row in tqdm(rows, "runs", len(names), leave=False, unit=" run", delay=1.0, disable=hide_bar):
+            for row in ProgressBar(
+                rows, "runs", len(names), leave=False, unit=" run", delay=1.0, disable=hide_bar
+            ):
                 found[RunName(row["variant"], row["utterance"], row["seed"])] = row
         return pd.DataFrame([found[name] for name in names])
 
