@@ -63,7 +63,7 @@ class ModelCache:
     def fast_lm(self, options: Options) -> FastLM:
         """Return the LM for `compute` "exact" or "fast"."""
         dtype = options.dtype_of("lm")
-        weights = options.weights_of("lm")
+        weights = _without_inputs(options, "lm")
         key = ("lm", options.compute, dtype, weights)
         if key not in self._fast:
             silent = self.checkpoint.config.silent_tokens
@@ -75,7 +75,7 @@ class ModelCache:
     def fast_flow(self, options: Options) -> FastFlow:
         """Return the flow for `compute` "exact" or "fast"."""
         dtype = options.dtype_of("flow")
-        weights = options.weights_of("flow")
+        weights = _without_inputs(options, "flow")
         key = ("flow", options.compute, dtype, weights)
         if key not in self._fast:
             flow = self._built("flow", dtype, weights=weights)
@@ -91,7 +91,7 @@ class ModelCache:
     def fast_hift(self, options: Options) -> FastHiFT:
         """Return the vocoder for `compute` "exact" or "fast"."""
         parts = (options.dtype_of("hift"), options.f0_dtype, options.source_dtype)
-        weights = options.weights_of("hift")
+        weights = _without_inputs(options, "hift")
         key = ("hift", options.compute, *parts, weights)
         if key not in self._fast:
             noise = self.checkpoint.noise.excitation
@@ -169,6 +169,17 @@ class ModelCache:
                 yield
 
         return CudaGraphPool(self.device, arithmetic, on_compile)
+
+
+def _without_inputs(options: Options, stage: str) -> str | None:
+    """Return the formats of a stage's weights for a fast path, which does not quantise inputs."""
+    weights = options.weights_of(stage)
+    if any("dynamic" in rule.format.details for rule in rules_of(weights)):
+        raise WorkbenchError(
+            f"weights is {weights!r:.200}, and compute {options.compute!r}: inputs are quantised with "
+            "compute='eager' alone. Leave out 'dynamic', or change compute"
+        )
+    return weights
 
 
 def _check_unquantised(name: str, which: str, weights: str | None) -> None:

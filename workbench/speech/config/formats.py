@@ -38,6 +38,7 @@ class Kind(NamedTuple):
 _SIZES = tuple(f"group={n}" for n in GROUPS)
 _BLOCKS = tuple(f"group={n}" for n in NF4_BLOCKS)
 _INTEGER = (("channel", "tensor", *_SIZES), ("symmetric", "asymmetric", "offset"))
+_INPUTS = ("weight-only", "dynamic")  # whether a linear layer's inputs are quantised as well, token by token
 _MLX = (("group=64", "group=32", "group=128"), ("float32", "float16", "bfloat16"))
 _FP8 = (("channel", "tensor"),)
 FORMATS = {
@@ -52,7 +53,7 @@ FORMATS = {
     "q5_0": Kind("ggml", 5, 16, 32, (), "ggml"),
     "q4_1": Kind("ggml", 4, 32, 32, (), "ggml"),
     "q4_0": Kind("ggml", 4, 16, 32, (), "ggml"),
-    "int8": Kind("integer", 8, 32, 0, (*_INTEGER, ("narrow", "full")), "onnxruntime, torchao"),
+    "int8": Kind("integer", 8, 32, 0, (*_INTEGER, ("narrow", "full"), _INPUTS), "onnxruntime, torchao"),
     "int4": Kind("integer", 4, 32, 0, _INTEGER, "onnxruntime, torchao"),
     "mlx8": Kind("mlx", 8, 64, 0, _MLX, "mlx"),
     "mlx4": Kind("mlx", 4, 64, 0, _MLX, "mlx"),

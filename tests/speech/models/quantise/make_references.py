@@ -14,7 +14,13 @@ import mlx.core as mx
 import numpy as np
 import torch
 import torchao
-from torchao.quantization import PerGroup, PerRow, PerTensor
+from torchao.quantization import (
+    Int8DynamicActivationInt8WeightConfig,
+    PerGroup,
+    PerRow,
+    PerTensor,
+    quantize_,
+)
 from torchao.quantization import quant_primitives as torchao_primitives
 from torchao.quantization.quantize_.workflows import Float8Tensor, Int8Tensor
 
@@ -103,6 +109,10 @@ def main() -> None:
     for group in (64, 256):
         stored = bitsandbytes.functional.quantize_4bit(weight, blocksize=group, quant_type="nf4")
         found[f"nf4:group={group}"] = bitsandbytes.functional.dequantize_4bit(*stored)
+    layer = torch.nn.Sequential(torch.nn.Linear(256, len(array), bias=False))
+    layer[0].weight.data.copy_(weight)
+    quantize_(layer, Int8DynamicActivationInt8WeightConfig())
+    found["int8 layer"] = layer(weight).detach()
     libraries = [f"torchao {torchao.__version__}", f"mlx {mx.__version__}", "ggml 0.15.3"]
     libraries.append(f"bitsandbytes {bitsandbytes.__version__}")
     arrays = {name: np.asarray(value) for name, value in found.items()}

@@ -15,11 +15,13 @@ from onnxruntime.quantization.quant_utils import quantize_data
 import workbench as wb
 from tests.paths import ASSETS
 from tests.profiles import examples
-from workbench.speech.config.formats import FORMATS, parse_format
+from workbench.speech.config.formats import FORMATS, parse_format, rules_of
 from workbench.speech.models.quantise.ggml import QUANTISERS, Blocks, quantise_blocks
+from workbench.speech.models.quantise.modules import quantise_layers
 
 REFERENCES = dict(np.load(ASSETS / "quantised.npz"))
 LIBRARIES = REFERENCES.pop("libraries")
+LAYER_OUTPUT = REFERENCES.pop("int8 layer")
 WEIGHT = torch.from_numpy(REFERENCES.pop("weight"))
 BYTES = {name.removeprefix("ggml "): value for name, value in REFERENCES.items() if name.startswith("ggml ")}
 VALUES = {name: value for name, value in REFERENCES.items() if not name.startswith("ggml ")}
@@ -111,6 +113,17 @@ def test_gguf_reads_super_blocks_as_they_were_computed(name, seed, power):
 @pytest.mark.parametrize("text", VALUES)
 def test_values_are_those_of_torchao_mlx_and_bitsandbytes(text):
     np.testing.assert_array_equal(wb.quantise(WEIGHT, text).values.numpy(), VALUES[text])
+
+
+def test_a_linear_layer_with_quantised_inputs_computes_what_torchaos_does():
+    layer = torch.nn.Linear(256, len(WEIGHT), bias=False)
+    layer.weight.data.copy_(WEIGHT)
+    model = torch.nn.ModuleDict({"first": layer})
+    quantise_layers(model, "lm", rules_of("lm=int8:full,dynamic"))
+    output = layer(WEIGHT).detach()
+    torch.testing.assert_close(output, torch.from_numpy(LAYER_OUTPUT), rtol=1e-5, atol=1e-6)
+    weight_only = torch.nn.functional.linear(WEIGHT, wb.quantise(WEIGHT, "int8:full").values)
+    assert (output - weight_only).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("detail", ("tensor", "channel"))

@@ -7,6 +7,7 @@ from torch.nn.utils import parametrize
 from workbench.errors import WorkbenchError
 from workbench.speech.config.formats import Rule, format_of
 from workbench.speech.models.quantise.quantise import quantise
+from workbench.speech.models.quantise.scaled import quantise_integer
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Embedding)  # norms and biases stay, as in every port
 
@@ -38,7 +39,8 @@ def shape_of(layer: nn.Module) -> tuple[int, ...]:
 def quantise_layers(model: nn.Module, stage: str, rules: tuple[Rule, ...]) -> None:
     """Quantise the weights of a float32 model that nobody else uses.
 
-    A weight norm stays: its two parts are set so that they give the quantised weight, but for rounding.
+    A weight norm stays: its two parts are set so that they give the quantised weight, but for rounding. With
+    the detail "dynamic", linear layers quantise their inputs whenever they run.
 
     Raises
     ------
@@ -57,6 +59,15 @@ def quantise_layers(model: nn.Module, stage: str, rules: tuple[Rule, ...]) -> No
             _set_weight_norm(layer.parametrizations.weight, values)
         else:
             layer.weight.copy_(values)
+        if "dynamic" in asked.details and isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(_quantise_input)
+
+
+def _quantise_input(layer: nn.Module, args: tuple[Tensor]) -> Tensor:
+    """Return the input (..., in) in int8 with one scale a token, as torchao quantises activations."""
+    (x,) = args
+    tokens = quantise_integer(x.float().reshape(-1, x.shape[-1]), 8, "symmetric", is_narrow=False)
+    return tokens.reshape(x.shape).to(x.dtype)
 
 
 def _set_weight_norm(parts: nn.Module, values: Tensor) -> None:
