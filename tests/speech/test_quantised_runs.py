@@ -6,6 +6,7 @@ import torch
 import workbench as wb
 from tests.paths import ROOT
 from workbench.speech.checkpoint.layers import quantised
+from workbench.speech.model_cache import MAX_QUANTISED
 
 SHORT = {"max_tokens": 6, "n_timesteps": 1, "seed": 7}
 VOCODER = ("hift", "float32", "float64", "float32")
@@ -143,6 +144,15 @@ def test_inputs_are_quantised_in_linear_layers_and_not_by_fast_paths(own_pipe, r
     assert 0 < errors[0] < errors[1] < 20 * errors[0]
     with pytest.raises(wb.WorkbenchError, match="compute='eager' alone"):
         mel("flow=int8:dynamic", compute="exact")
+
+
+def test_a_sweep_of_weights_keeps_few_models(voice):
+    pipe = wb.Pipeline(voice, progress=False)
+    plain, used = pipe.stage("flow", "float32"), pipe.stage("flow", "float32", weights="int8")
+    for layer in wb.layers(voice)["layer"][lambda names: names.str.startswith("flow.")][:8]:
+        pipe.stage("flow", "float32", weights=f"{layer}=int8")
+        assert pipe.stage("flow", "float32", weights="int8") is used  # not the oldest as long as it is in use
+    assert len(pipe.models._eager) == 1 + MAX_QUANTISED and pipe.stage("flow", "float32") is plain
 
 
 def test_a_weight_with_nan_is_named():

@@ -1,7 +1,8 @@
 """The models of a pipeline: each is built once in every precision and way of computing that a run needs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,9 +23,14 @@ from workbench.speech.models.quantise.modules import quantise_layers
 from workbench.speech.onnx.estimator import OnnxEstimator, open_estimator
 from workbench.speech.onnx.vocoder import OnnxVocoder, open_vocoder
 
+MAX_QUANTISED = (
+    6  # models kept with quantised weights: three stages in two precisions, as `compare` uses them
+)
+Key = tuple[str | None, ...]
+
 
 class ModelCache:
-    """Builds each model once and keeps it.
+    """Builds each model once and keeps it; of those with quantised weights, the last few in use.
 
     Parameters
     ----------
@@ -36,8 +42,8 @@ class ModelCache:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, progress: bool) -> None:
         self.checkpoint, self.device, self.progress = checkpoint, device, progress
-        self._eager: dict[tuple[str | None, ...], nn.Module] = {}
-        self._fast: dict[tuple[str | None, ...], FastLM | FastFlow | FastHiFT] = {}
+        self._eager: dict[Key, nn.Module] = {}
+        self._fast: dict[Key, FastLM | FastFlow | FastHiFT] = {}
         self._estimators: dict[str, OnnxEstimator] = {}
         self._vocoders: dict[str, OnnxVocoder] = {}
 
@@ -56,31 +62,33 @@ class ModelCache:
         """
         own = rules_of_stage(rules_text(weights), name)
         key = (name, dtype, *parts, own)
-        if key not in self._eager:
-            self._eager[key] = self._built(name, dtype, *parts, weights=own)
-        return self._eager[key]
+        return _kept(self._eager, key, lambda: self._built(name, dtype, *parts, weights=own))
 
     def fast_lm(self, options: Options) -> FastLM:
         """Return the LM for `compute` "exact" or "fast"."""
         dtype = options.dtype_of("lm")
         weights = _without_inputs(options, "lm")
         key = ("lm", options.compute, dtype, weights)
-        if key not in self._fast:
+
+        def build() -> FastLM:
             silent = self.checkpoint.config.silent_tokens
             # Built anew, not the eager one: a fast path takes its model over.
             lm, exact = self._built("lm", dtype, weights=weights), options.compute == "exact"
-            self._fast[key] = FastLM.consume(lm, silent, self._graphs("LM", options), exact)
-        return self._fast[key]
+            return FastLM.consume(lm, silent, self._graphs("LM", options), exact)
+
+        return _kept(self._fast, key, build)
 
     def fast_flow(self, options: Options) -> FastFlow:
         """Return the flow for `compute` "exact" or "fast"."""
         dtype = options.dtype_of("flow")
         weights = _without_inputs(options, "flow")
         key = ("flow", options.compute, dtype, weights)
-        if key not in self._fast:
+
+        def build() -> FastFlow:
             flow = self._built("flow", dtype, weights=weights)
-            self._fast[key] = FastFlow.consume(flow, self._graphs("flow", options))
-        return self._fast[key]
+            return FastFlow.consume(flow, self._graphs("flow", options))
+
+        return _kept(self._fast, key, build)
 
     def flow(self, options: Options) -> Flow:
         """Return the Flow used for conditioning; ONNX may compute the velocity."""
@@ -93,11 +101,12 @@ class ModelCache:
         parts = (options.dtype_of("hift"), options.f0_dtype, options.source_dtype)
         weights = _without_inputs(options, "hift")
         key = ("hift", options.compute, *parts, weights)
-        if key not in self._fast:
-            noise = self.checkpoint.noise.excitation
+
+        def build() -> FastHiFT:
             hift = self._built("hift", *parts, weights=weights)
-            self._fast[key] = FastHiFT.consume(hift, noise, self._graphs("vocoder", options))
-        return self._fast[key]
+            return FastHiFT.consume(hift, self.checkpoint.noise.excitation, self._graphs("vocoder", options))
+
+        return _kept(self._fast, key, build)
 
     def estimator(self, options: Options) -> OnnxEstimator | None:
         """Return the network that replaces the flow's own, if any.
@@ -169,6 +178,15 @@ class ModelCache:
                 yield
 
         return CudaGraphPool(self.device, arithmetic, on_compile)
+
+
+def _kept(cache: dict[Key, Any], key: Key, build: Callable[[], Any]) -> Any:
+    """Return a model from a cache, or build it; the last part of a key says how weights are quantised."""
+    cache[key] = cache.pop(key) if key in cache else build()  # behind all others
+    quantised_keys = [each for each in cache if each[-1] is not None]
+    for oldest in quantised_keys[:-MAX_QUANTISED]:
+        del cache[oldest]
+    return cache[key]
 
 
 def _without_inputs(options: Options, stage: str) -> str | None:
