@@ -30,5 +30,5 @@ def test_a_bar_in_a_notebook_leaves_no_widget_in_the_file():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(BAR.format(root=str(ROOT)))])
     nbclient.NotebookClient(notebook, timeout=60).execute()
     shown = [output for output in notebook.cells[0].outputs if output.output_type == "display_data"]
-    assert [output.data for output in shown] == [{"text/plain": ""}]
+    assert [output.data for output in shown] == [{"text/html": "", "text/plain": ""}]
     assert notebook.cells[0].outputs[-1].text == "done\n"

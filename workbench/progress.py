@@ -4,7 +4,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-EMPTY = {"text/plain": ""}
+EMPTY = {
+    "text/html": "",
+    "text/plain": "",
+}  # the first is what pages show: an empty text would be a blank line
 
 
 class ProgressBar(tqdm):

@@ -103,9 +103,9 @@ class OdeExplorer(ComputePanel):
         self.update()
         self.show(
             self.field_panel,
-            plots.trajectory(result.trace, reference=result.reference),
+            plots.trajectory(result.trace, reference=result.reference, names=("own options", "as set")),
             metric_table(result),
-            player(result.trace, result.reference, names=["as set", "the checkpoint's own options"]),
+            player(result.trace, result.reference, names=["as set", "own options"]),
         )
 
     def update(self) -> None:
@@ -154,7 +154,7 @@ class VocoderLab(ComputePanel):
         """Show both to hear, f0 of both, and the metrics."""
         self.show(
             player(*result, names=["as set", "the run's own"]),
-            plots.f0(result.trace, reference=result.reference),
+            plots.f0(result.trace, reference=result.reference, names=("the run's own", "as set")),
             metric_table(result),
         )
 
