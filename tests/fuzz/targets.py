@@ -37,6 +37,7 @@ LLM_FOLDER = VOICE / "CosyVoice-BlankEN"
 VOICE_YAML = (VOICE / "cosyvoice3.yaml").read_text()
 MAPPING = (ROOT / "data" / "foreign" / "steps.toml").read_text()
 LOG_NAMES = (ROOT / "workbench" / "trace" / "importers" / "logs" / "logs.toml").read_text()
+WEIGHTS = '"lm.*" = "q4_k"\nflow.decoder = "int8:channel,full"\n"*.conv_pre" = "mlx4:group=32"\n'
 LOG_WORDS = (
     *(
         "x",
@@ -166,6 +167,16 @@ def options(rng: Random, tools: Tools) -> None:
     tools.pipe.checkpoint.options.but(**given)
 
 
+def weights(rng: Random, tools: Tools) -> None:
+    """A file with formats of weights, or one format, that is damaged."""
+    path = tools.folder / "map.toml"
+    if rng.random() < 0.3:
+        wb.quantise(torch.ones(4, 64), damaged(b"int4:group=64,asymmetric", rng).decode(errors="replace"))
+    content = rng.choice((odd_values, odd_text))(WEIGHTS, rng).encode(errors="replace")
+    path.write_bytes(damaged(content, rng) if rng.random() < 0.5 else content)
+    wb.layers(tools.pipe.checkpoint, path)
+
+
 def trace_file(rng: Random, tools: Tools) -> None:
     path = tools.folder / "run.trace"
     few = {name: x for name, x in tools.recorded.data.items() if rng.random() < 0.2}
@@ -238,7 +249,8 @@ TARGETS = {
     "audio": Target(audio, 0.06),
     "array": Target(array, 0.06),
     "text": Target(text, 0.06),
-    "options": Target(options, 0.08),
+    "options": Target(options, 0.05),
+    "weights": Target(weights, 0.03),
     "trace file": Target(trace_file, 0.06),
     "odd trace": Target(odd_trace, 0.04),
     "cached row": Target(cached_row, 0.02),
