@@ -42,11 +42,14 @@ def layers(
     >>> lm = table[table["layer"].str.startswith("lm.")]
     >>> sorted(lm["format"].unique())  # 256 does not divide the 576 columns of some
     ['q4_k', 'q5_0']
-    >>> lm["nbytes"].sum() < table["nbytes"].sum() / 10
+    >>> bool(lm["nbytes"].sum() < table["nbytes"].sum() / 10)
     True
     """
-    rules = rules_of(rules_text(weights))
-    shapes = _shapes(checkpoint.config)
+    return _table(checkpoint.config, rules_text(weights))
+
+
+def _table(config: Config, weights: str | None) -> pd.DataFrame:
+    rules, shapes = rules_of(weights), _shapes(config)
     check_globs(rules, shapes)
     rows = []
     for name, (kind, shape) in shapes.items():
@@ -64,9 +67,12 @@ def quantised(checkpoint: Checkpoint, weights: str | None) -> dict[str, str]:
     WorkbenchError
         When a glob matches no layer.
     """
-    if weights is None:
-        return {}
-    table = layers(checkpoint, weights)
+    return {} if weights is None else dict(_said(checkpoint.config, weights))
+
+
+@lru_cache(maxsize=64)  # asked of every run
+def _said(config: Config, weights: str) -> dict[str, str]:
+    table = _table(config, weights)
     said = {}
     for stage in MODELS:
         rows = table[table["layer"].str.startswith(f"{stage}.")]

@@ -164,10 +164,13 @@ def _fit_line(
             to_zero = sum_xl / np.where(sum_l2 == 0, np.float32(1), sum_l2)
             new_scale = np.where(through_zero, to_zero, new_scale)
             new_minimum = np.where(through_zero, np.float32(0), new_minimum)
-        new_error = _sum(weights * np.square(new_scale * tried + new_minimum - x))
+        values = new_scale * tried
+        values += new_minimum
+        new_error = _error(weights, values, x)
         is_better = can_fit & (new_error < error)
         scale, minimum = np.where(is_better, new_scale, scale), np.where(is_better, new_minimum, minimum)
-        error, codes = np.where(is_better, new_error, error), np.where(is_better, tried, codes)
+        error = np.where(is_better, new_error, error)
+        np.copyto(codes, tried, where=is_better)
     return scale, -minimum, codes
 
 
@@ -243,7 +246,18 @@ def _sum(x: Floats) -> Floats:
 
 
 def _round(x: Floats, low: int, high: int) -> Floats:
-    return np.clip(np.rint(x), low, high).astype(np.float32, copy=False)
+    """Round to the nearest code, half to even; `x` is overwritten."""
+    np.rint(x, out=x)
+    np.maximum(x, np.float32(low), out=x)
+    return np.minimum(x, np.float32(high), out=x)
+
+
+def _error(weights: Floats, values: Floats, x: Floats) -> Floats:
+    """Return the weighted sum of squared differences over the first axis; `values` are overwritten."""
+    values -= x
+    values *= values
+    values *= weights
+    return _sum(values)
 
 
 def _small_codes(x: Floats, inverse: Floats) -> NDArray[np.int16]:
