@@ -4,10 +4,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-EMPTY = {
-    "text/html": "",
-    "text/plain": "",
-}  # the first is what pages show: an empty text would be a blank line
+EMPTY = {"text/html": "", "text/plain": ""}  # of a text alone, pages would show a blank line
 
 
 class ProgressBar(tqdm):

@@ -24,11 +24,12 @@ from workbench.show.widgets.panel import ComputePanel, Panel
 from workbench.speech.config import DTYPES, SOLVERS, T_SCHEDULERS
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
-from workbench.tables import UNITS
+from workbench.tables import UNITS, table
 from workbench.trace.schema import ODE_FIELDS
 from workbench.trace.trace import Trace
 
 OTHER_UNITS = {"clamped": "samples", "seconds": "s", "rtf": "s / s"}  # of metrics; elsewhere a column's name
+RUN_UNITS = {"length": "tokens", "seconds": "s"}  # of `run_lengths`
 CACHED_STAGES = 24  # results that an ODE explorer keeps, so that a slider that comes back computes nothing
 
 
@@ -200,7 +201,7 @@ class SamplingLab(ComputePanel):
 
     def draw(self, result: Trace) -> None:
         """Show the tokens over time, the silences and repeats among them, and the sound."""
-        self.show(player(result), plots.tokens(result), run_lengths(result))
+        self.show(player(result), plots.tokens(result), table(run_lengths(result), RUN_UNITS))
 
 
 def ode_explorer(pipe: Pipeline, utt: Utterance, seed: int = 0) -> OdeExplorer:
