@@ -1,11 +1,14 @@
 """Runs with quantised weights: which layers change, what the trace says, and that the checkpoint stays as it is."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import workbench as wb
 from tests.paths import ROOT
 from workbench.speech.checkpoint.layers import quantised
+from workbench.speech.config import RELEASED
 from workbench.speech.model_cache import MAX_QUANTISED
 
 SHORT = {"max_tokens": 6, "n_timesteps": 1, "seed": 7}
@@ -176,6 +179,14 @@ def test_the_table_of_layers_counts_what_a_model_holds(voice):
         folded = [m for m in module.modules() if hasattr(m, "parametrizations")]
         assert rows["nbytes"].sum() == plain + sum(m.weight.nbytes for m in folded)
     assert quantised(voice, "lm=q4_k").keys() == {"lm"}
+
+
+@pytest.mark.slow
+def test_most_layers_of_the_released_lm_cannot_be_super_blocks():
+    checkpoint = SimpleNamespace(config=RELEASED)  # its sizes; a table needs no weights
+    rows = wb.layers(checkpoint, {"lm": "q4_k"})
+    counts = rows[rows["layer"].str.startswith("lm.")]["format"].value_counts()
+    assert counts.to_dict() == {"q5_0": 147, "q4_k": 24}  # 896 columns, and 4864 of the second feed-forward
 
 
 @pytest.mark.slow

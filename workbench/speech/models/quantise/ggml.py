@@ -1,8 +1,9 @@
 """The block formats of ggml, as its reference quantisers compute them: `q8_0`, `q5_k`, `q4_0` and so on.
 
 All arithmetic is float32 and in ggml's order, so that scales and codes are those of ggml to the last bit,
-where its C code was compiled without fused multiply-add (as on x86-64 by default). There is no importance
-matrix.
+where its C code was compiled without fused multiply-add (as on x86-64 by default). With it, scales that fit
+about equally well may change places: 0.4 % of the bundled voice's values in q4_k, at the same error. There is
+no importance matrix.
 
 A row is cut into blocks of 32 weights; the formats with `_k` join eight or sixteen of them into a
 super-block of 256, whose blocks have scales of 6 or 8 bits.
