@@ -1,5 +1,6 @@
 """The widgets in JupyterLab itself: a server, a kernel and a browser."""
 
+import json
 import os
 import secrets
 import socket
@@ -20,15 +21,17 @@ pipe = wb.Pipeline(wb.Checkpoint.load("{ROOT}/data/voices/tiny"))
 utt = pipe.prepare("Hello.", "{ROOT}/data/prompts/kumo_0.flac")
 lab = wb.widgets.ode_explorer(pipe, utt, seed=7)
 lab"""
+DASHBOARD = f"""import workbench as wb
+wb.Dashboard("{ROOT}/data/prompts/kumo_0.flac")"""
 CELLS = (LAB, "wb.player(lab.result.trace)", "wb.plots.mel(lab.result.trace);", "print('all' + ' ran')")
 PICTURES = "(images) => images.map((image) => image.src)"
 
 
 @pytest.fixture
-def address(tmp_path):
-    """A JupyterLab server with settings and files of its own."""
+def address(tmp_path, request):
+    """A JupyterLab server with settings and files of its own; its notebook has `CELLS`, or those of the test."""
     about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    cells = [nbformat.v4.new_code_cell(source) for source in getattr(request, "param", CELLS)]
     (tmp_path / "files").mkdir()
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=about), tmp_path / "files" / "small.ipynb")
     with socket.socket() as free:
@@ -59,6 +62,15 @@ def address(tmp_path):
             server.wait(30)
 
 
+def run_all(page, address):
+    """Open the notebook and run it."""
+    page.goto(address)
+    page.get_by_text("(ipykernel) | Idle").wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.get_by_text("all ran", exact=True).wait_for()
+
+
 @pytest.fixture
 def lab(browser, address):
     """The notebook after Run All, all of it in view; a request elsewhere or a complaint fails the test."""
@@ -76,11 +88,7 @@ def lab(browser, address):
     page = context.new_page()
     page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.goto(address)
-    page.get_by_text("(ipykernel) | Idle").wait_for()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.get_by_text("all ran", exact=True).wait_for()
+    run_all(page, address)
     yield page
     context.close()
     assert not wrong
@@ -130,3 +138,43 @@ def test_widgets_respond_in_jupyterlab(lab):
         found = Axe().run(lab, context=own).response
         assert found["passes"]
         assert [v["id"] for v in found["violations"] if v["impact"] in ("serious", "critical")] == []
+
+
+@pytest.mark.parametrize("address", [(DASHBOARD, "print('all' + ' ran')")], indirect=True)
+def test_a_notebook_that_is_reopened_without_its_kernel_shows_what_was_seen_last(browser, address):
+    from playwright.sync_api import expect
+
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    run_all(page, address)
+    page.locator("canvas.base[aria-label]").first.wait_for()
+    page.get_by_role("tab", name="findings").click()
+    expect(page.locator(".jupyter-widgets").get_by_text("kumo_0.flac: nothing found").last).to_be_visible(
+        timeout=60_000
+    )
+    expect(page.locator(".workbench-twin")).to_be_hidden()
+    expect(page.locator(".workbench-twin h3")).to_have_text(["player", "findings"])
+    with page.expect_response(lambda it: it.request.method == "PUT" and "small.ipynb" in it.url) as saved:
+        page.get_by_role("button", name="Save and create checkpoint").click()
+    assert saved.value.ok
+    page.close()
+
+    server, _, token = address.replace("/lab/tree/small.ipynb", "").partition("?token=")
+    key = {"Authorization": f"token {token}"}
+    with urllib.request.urlopen(urllib.request.Request(f"{server}/api/sessions", headers=key)) as answer:
+        sessions = [session["id"] for session in json.load(answer)]
+    assert sessions
+    for each in sessions:  # ends the kernel
+        request = urllib.request.Request(f"{server}/api/sessions/{each}", headers=key, method="DELETE")
+        urllib.request.urlopen(request).close()
+
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    twin = page.locator(".workbench-twin")
+    expect(twin).to_be_visible(timeout=60_000)
+    expect(twin.locator("h3")).to_have_text(["player", "findings"])
+    expect(twin.get_by_text("kumo_0.flac: nothing found").first).to_be_visible()
+    expect(twin.locator("audio")).to_have_count(1)
+    expect(page.get_by_text("Error displaying widget")).to_be_hidden()
+    page.close()

@@ -89,6 +89,35 @@ def test_the_files_of_a_dump_dropped_without_their_folder_are_one_run(tmp_path, 
     assert source.kind == "dump" and torch.equal(source.trace.wav, recorded.wav)
 
 
+def test_a_folder_of_runs_is_opened_with_the_mappings_beside_them(tmp_path, recorded):
+    import numpy as np
+
+    inner = tmp_path / "output"
+    inner.mkdir()
+    for stem in ("first", "second"):
+        np.savez(inner / f"{stem}.npz", **{f"{stem}_mel": recorded["flow/mel"].numpy()})
+        (inner / f"{stem}.toml").write_text(
+            f'[fields."flow/mel"]\nname = "{stem}_mel"\naxes = ["mel", "target_frame"]\n'
+        )
+    dashboard = wb.Dashboard()
+    dashboard._open_dropped(tmp_path)
+    assert [source.name for source in dashboard.sources] == ["first.npz", "second.npz"]
+    assert dashboard.problems == []
+
+
+def test_a_folder_of_tensors_that_fit_no_mapping_is_one_sentence(tmp_path):
+    import numpy as np
+
+    inner = tmp_path / "dump"
+    inner.mkdir()
+    for name in ("a", "b", "hift_wav"):
+        np.save(inner / f"{name}.npy", np.zeros(7, np.float32))
+    dashboard = wb.Dashboard()
+    dashboard._open_dropped(tmp_path)
+    assert dashboard.sources == [] and len(dashboard.problems) == 1
+    assert "dump" in dashboard.problems[0] and "mapping" in dashboard.problems[0]
+
+
 def test_without_a_reference_or_a_voice_a_tab_says_what_to_do(recorded):
     dashboard = wb.Dashboard(recorded)
     assert "No reference yet: drop a second file" in opened(dashboard, "comparison").static()

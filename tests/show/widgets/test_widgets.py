@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
+from tests.paths import ROOT
 from workbench.diagnose.experiments.metrics import run_lengths
 from workbench.show.widgets import (
     ComparisonBrowser,
@@ -98,6 +99,11 @@ def test_ode_explorer_shows_the_run_with_the_options_of_its_controls(pipe, utt):
 def test_static_twin_has_pictures_tables_and_sound(pipe, trace):
     lab = VocoderLab(pipe, trace).render_now()
     assert torch.equal(lab.compute({}, lambda steps, *_: steps).trace.wav, trace.wav)
+    metrics = metric_table(lab.compute({"head_dtype": "float16"}, lambda steps, *_: steps)).set_index(
+        "metric"
+    )
+    assert "flow_s" not in metrics.index  # the flow did not run
+    assert metrics["value"].notna().all() and metrics["unit"]["sound_db"] == "dB"
     page = lab.static()
     assert "data:image/" in page and "data:audio/flac" in page and "<table" in page
     bundle = lab._repr_mimebundle_()[0]
@@ -156,6 +162,12 @@ def test_comparison_browser_opens_at_the_first_bad_row(pipe, utt, trace):
 def test_file_picker_lists_files_opens_them_and_shows_errors(trace, tmp_path):
     picker = FilePicker(tmp_path, open_file=wb.Trace.load)
     assert picker.path is None and "no file in" in picker.static()
+    preview = FilePicker(ROOT / "data" / "prompts", "kumo_0.*")
+    preview.choice.value = ROOT / "data" / "prompts" / "kumo_0.flac"
+    for part in ("kumo_0.flac", "sound", "length [s]", "24000", "waveform"):
+        assert part in preview.static()
+    preview.choice.value = ROOT / "data" / "prompts" / "kumo_0.txt"
+    assert "prints a statistic" in preview.static()
     trace.save(tmp_path / "a" / "run.trace")
     picker.refresh()
     assert picker.path == tmp_path / "a" / "run.trace" and "hift/wav" in picker.static()

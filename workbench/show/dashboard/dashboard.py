@@ -13,6 +13,7 @@ from workbench.show.dashboard.drop_zone import DropZone
 from workbench.show.dashboard.dropped import open_dropped
 from workbench.show.dashboard.run_form import RunForm
 from workbench.show.dashboard.tabs import (
+    NOTHING_OPEN,
     Chosen,
     ComparisonTab,
     FindingsTab,
@@ -155,9 +156,9 @@ class Dashboard(Panel):
 
     def static(self) -> str:
         """Return what was opened, and what each opened tab shows, as HTML that needs no kernel."""
-        parts = [super().static()]
+        parts = [super().static() if self.sources or self.problems else escape(NOTHING_OPEN)]
         for tab in self.tabs:
-            if tab.has_view:
+            if tab.has_answer:
                 parts.append(f"<h3>{escape(tab.title)}</h3>{tab.static()}")
         return "<div>" + "\n".join(parts) + "</div>"
 

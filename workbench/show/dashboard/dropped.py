@@ -7,7 +7,7 @@ from workbench.show.widgets.sources import Source, first_sentence, open_sources
 from workbench.trace.importers.dumps.binary_files import RAW_SUFFIXES
 
 ONE_TENSOR = (".npy", *RAW_SUFFIXES)  # endings of files with one tensor: several of them are one dump
-MAX_FILES = 20  # that are opened one by one; a folder with more is a dump or a mistake
+MAX_FILES = 100  # of a folder that is no dump
 
 
 def open_dropped(folder: Path) -> tuple[list[Source], list[str]]:
@@ -19,28 +19,23 @@ def open_dropped(folder: Path) -> tuple[list[Source], list[str]]:
     problems : list of str
         A sentence on each thing that cannot be opened.
     """
-    entries = sorted(folder.iterdir())
-    mappings = [path for path in entries if path.suffix.lower() == ".toml"]
-    entries = [path for path in entries if path not in mappings]
-    tensors = [path for path in entries if path.is_file() and path.suffix.lower() in ONE_TENSOR]
-    together = f"{len(tensors)} files"  # what a dump is called whose folder is not known
-    if len(tensors) > 1:
-        (folder / together).mkdir(exist_ok=True)
-        for path in tensors:
-            path.rename(folder / together / path.name)
-        entries = [folder / together, *(path for path in entries if path not in tensors)]
+    entries = _as_dump(folder, [path for path in sorted(folder.iterdir()) if _suffix(path) != ".toml"])
+    mappings = sorted(folder.glob("*.toml"))
     sources: list[Source] = []
     problems: list[str] = []
-    for path in entries:
-        own = [mapping for mapping in mappings if mapping.stem == path.stem]
+    for path in entries[:MAX_FILES]:
+        own = [mapping for mapping in mappings if mapping.stem == path.stem or len(mappings) == 1]
         try:
-            sources += open_sources(path, (own or mappings or [None])[0])
+            sources += open_sources(path, own[0] if own else None)
         except WorkbenchError as error:
-            found, others = _open_each(path, folder)
-            sources += found
-            problems += others
-            if not found or path.name == together:  # else it is a folder of runs, and no dump
-                problems.append(_sentence(path, error, folder))
+            problem = [_sentence(path, error, folder)]
+            if path.is_dir() and not _is_dump(path):  # a folder of runs and sounds
+                found, others = open_dropped(path)
+                sources += found
+                problem = others if found else problem
+            problems += problem
+    if len(entries) > MAX_FILES:
+        problems.append(f"{len(entries)} things were dropped; the first {MAX_FILES} were opened")
     if mappings and not entries:
         problems.append(f"{mappings[0].name} is a mapping; drop it together with the dump that it describes")
     for source in sources:
@@ -49,19 +44,25 @@ def open_dropped(folder: Path) -> tuple[list[Source], list[str]]:
     return sources, problems
 
 
-def _open_each(path: Path, folder: Path) -> tuple[list[Source], list[str]]:
-    """Open the files of a folder that is no dump, such as traces and sounds; nothing for a file."""
-    files = sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else []
-    sources: list[Source] = []
-    problems: list[str] = []
-    for each in files[:MAX_FILES]:
-        try:
-            sources += open_sources(each)
-        except WorkbenchError as error:
-            problems.append(_sentence(each, error, folder))
-    if len(files) > MAX_FILES:
-        problems.append(f"{path.name} has {len(files)} files; the first {MAX_FILES} were opened")
-    return sources, problems
+def _suffix(path: Path) -> str:
+    return path.suffix.lower() if path.is_file() else ""
+
+
+def _is_dump(folder: Path) -> bool:
+    """Whether a folder has several files of one tensor each."""
+    return sum(_suffix(path) in ONE_TENSOR for path in folder.iterdir()) > 1
+
+
+def _as_dump(folder: Path, entries: list[Path]) -> list[Path]:
+    """Move loose files of one tensor each into a folder of their own, which is opened as one dump."""
+    if not _is_dump(folder):
+        return entries
+    tensors = [path for path in entries if _suffix(path) in ONE_TENSOR]
+    together = folder / f"{len(tensors)} files"
+    together.mkdir(exist_ok=True)
+    for path in tensors:
+        path.rename(together / path.name)
+    return [together, *(path for path in entries if path not in (*tensors, together))]
 
 
 def _sentence(path: Path, error: WorkbenchError, folder: Path) -> str:

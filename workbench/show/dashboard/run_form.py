@@ -115,6 +115,7 @@ class RunForm(Tab):
         self._on_run(name, trace)
         if before is not None:
             notes = [*notes, f"{before.name} is now its reference."]
+        self.has_answer = True
         self.show(f"{name} is now the run: the tabs show it.", *notes)
 
     def _on_change(self, _: Any) -> None:

@@ -62,6 +62,8 @@ class Tab(ComputePanel):
         On the tab.
     chosen : Chosen
         What it is about; `choose` changes it.
+    has_answer : bool
+        Whether an answer is shown, or why there is none.
     """
 
     CANCELLED = "cancelled; \u201ccompute\u201d begins again"
@@ -71,6 +73,7 @@ class Tab(ComputePanel):
         super().__init__(controls or {})
         self.chosen = Chosen()
         self._is_current = False  # whether the view is that of `chosen`, or is being computed
+        self.has_answer = False
         self._drawing = RLock()  # so that no result is drawn under the names of another choice
         self._again = ipywidgets.Button(description="compute", layout={"width": "7em"})
         self._again.on_click(lambda _: self.restart(0.0))
@@ -88,7 +91,7 @@ class Tab(ComputePanel):
         with self._drawing:
             self.background.cancel()
             self.chosen = chosen
-            self._is_current = False
+            self._is_current = self.has_answer = False
             self._set_running(False)
             missing = self.missing()
             self.children[0].layout.display = "none" if missing or not self.controls else ""
@@ -120,6 +123,7 @@ class Tab(ComputePanel):
         with self._drawing:
             if values["chosen"] is not self.chosen:
                 return
+            self.has_answer = True
             if not isinstance(result, WorkbenchError):
                 super()._finish(found)
                 return

@@ -74,11 +74,6 @@ class Panel(ipywidgets.VBox):
         parts = [part.static() if isinstance(part, Panel) else part for part in self._parts]
         return "<div>" + "\n".join(parts) + "</div>"
 
-    @property
-    def has_view(self) -> bool:
-        """Whether anything is shown."""
-        return bool(self._parts)
-
     def _update_twin(self) -> None:
         """Let a saved notebook show what is seen now, not what was seen when the cell ran."""
         outermost = self
