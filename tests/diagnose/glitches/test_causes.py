@@ -8,7 +8,7 @@ from workbench.diagnose.glitches.causes import wrong_mel
 
 pytestmark = pytest.mark.slow
 FAULTS = {fault.name: fault for fault in wb.faults.CATALOGUE}
-WRONG_MEL = "perhaps the mel, which is wrong before the vocoder"
+WRONG_MEL = "perhaps the mel that the vocoder was given"
 
 
 def replay(pipe, recorded, **changes):
@@ -92,10 +92,13 @@ def test_clipping_behind_the_vocoder_is_no_proof_against_any_stage(recorded):
 
 def test_the_number_of_steps_is_read_from_options_or_from_the_knots():
     knots = torch.linspace(0, 1, 3)
-    assert wrong_mel(wb.Trace({}, {"options": {"n_timesteps": 2}})) == "the ODE had too few steps (2)"
-    assert wrong_mel(wb.Trace({"flow/t": knots}, {})) == "the ODE had too few steps (2)"
+    assert wrong_mel(wb.Trace({}, {"options": {"n_timesteps": 2}})) == "the ODE had few steps (2)"
+    assert wrong_mel(wb.Trace({"flow/t": knots}, {})) == "the ODE had few steps (2)"
     assert wrong_mel(wb.Trace({"flow/t": knots}, {"first_step": 8})) == ""  # steps 8 and 9 of ten
     assert wrong_mel(wb.Trace({}, {})) == ""
+    heun = {"n_timesteps": 3, "solver": "heun"}  # six velocity evaluations
+    assert wrong_mel(wb.Trace({}, {"options": heun})) == ""
+    assert wrong_mel(wb.Trace({}, {"options": heun | {"n_timesteps": 2}})) != ""
 
 
 def test_what_happens_between_chunks_is_not_confirmed_by_having_chunks(recorded):

@@ -2,7 +2,8 @@
 
 A waveform does not show which stage made it wrong. So a cause is named only where the run is known to have
 had it, such as half precision or few steps of the ODE. Otherwise the cause is not known. What often sounds so
-is listed then, less what the trace refutes. Where the mel was wrong already, the vocoder is not suspected.
+is listed then, less what the trace refutes. Where the mel may be wrong already, no stage behind it is
+suspected.
 
 A condition is a function of a trace. It returns True where the run had what the cause names, False where it
 had not, and None where the trace says nothing.
@@ -16,7 +17,8 @@ from workbench.trace.schema import SUFFIX
 from workbench.trace.trace import Trace
 
 HALF = ("float16", "bfloat16")
-FEW_STEPS = 5  # steps of the ODE; the first step that sounds like the tenth on most sentences
+FEW_STEPS = 5  # Euler steps of the ODE; the first number that sounds like ten on most sentences
+SECOND_ORDER = ("midpoint", "heun")  # solvers whose steps count as two Euler steps
 
 
 class Cause(NamedTuple):
@@ -56,9 +58,11 @@ def half_f0(trace: Trace) -> bool | None:
 
 
 def few_steps(trace: Trace) -> bool | None:
-    """Whether the ODE had too few steps."""
+    """Whether the ODE had so few steps that the mel may be far from the solution."""
     steps = _count_steps(trace)
-    return None if steps is None else steps < FEW_STEPS
+    if steps is None:
+        return None
+    return steps * (2 if _option(trace, "solver") in SECOND_ORDER else 1) < FEW_STEPS
 
 
 def in_chunks(trace: Trace) -> bool | None:
@@ -72,15 +76,15 @@ def in_chunks(trace: Trace) -> bool | None:
 
 
 def wrong_mel(trace: Trace) -> str:
-    """Return why the mel is known to be wrong before the vocoder has it; empty if it is not known to be.
+    """Return why the mel is suspected to be wrong before the vocoder has it; empty without a reason.
 
     >>> wrong_mel(Trace({}, {"options": {"n_timesteps": 1}}))
-    'the ODE had too few steps (1)'
+    'the ODE had few steps (1)'
     >>> wrong_mel(Trace({}, {"options": {"n_timesteps": 10}}))
     ''
     """
     if few_steps(trace):
-        return f"the ODE had too few steps ({_count_steps(trace)})"
+        return f"the ODE had few steps ({_count_steps(trace)})"
     fields = {name: trace[name] for name in ("flow/mel",) if name in trace}
     return "flow/mel is unlike speech" if implausible(Trace(fields, {})) else ""
 
@@ -104,12 +108,12 @@ def explain(causes: tuple[Cause, ...], trace: Trace, follows_mel: bool = False) 
     >>> explain(causes, Trace({}, {"options": single}))
     'not known; often a wrong bias'
     >>> explain(causes, Trace({}, {"options": single | {"n_timesteps": 1}}), follows_mel=True)
-    'perhaps the mel, which is wrong before the vocoder: the ODE had too few steps (1)'
+    'perhaps the mel that the vocoder was given: the ODE had few steps (1)'
     """
     answers = [(cause.text, cause.condition(trace)) for cause in causes]
     had = [f"{text}, which this run had" for text, answer in answers if answer is True]
     if follows_mel and (reason := wrong_mel(trace)):
-        had.insert(0, f"the mel, which is wrong before the vocoder: {reason}")
+        had.insert(0, f"the mel that the vocoder was given: {reason}")
     if had:
         return f"perhaps {'; or '.join(had)}"
     possible = [text for text, answer in answers if answer is None]
@@ -128,7 +132,8 @@ def _count_steps(trace: Trace) -> int | None:
         return steps
     for name in ("flow/t", "flow/t" + SUFFIX):
         if name in trace and len(trace[name]) > 1:
-            return trace.attrs.get("first_step", 0) + len(trace[name]) - 1
+            first = trace.attrs.get("first_step", 0)
+            return first + len(trace[name]) - 1 if isinstance(first, int) else None
     return None
 
 
