@@ -67,6 +67,10 @@ def test_page_shows_everything_without_kernel_and_network(written, page, tmp_pat
     text = page.locator("main").inner_text()
     assert "VBox" not in text and "HBox" not in text and "it/s" not in text  # neither widgets nor bars
 
+    page.set_viewport_size({"width": 390, "height": 700})  # a phone: figures keep a readable size and scroll
+    assert all(picture.evaluate("image => image.clientWidth") == 640 for picture in pictures.all())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
 
 def test_a_notebook_imports_modules_beside_it(written, tmp_path, monkeypatch):
     path = written(PARAMETERS, "from beside import answer\nprint(answer)")
