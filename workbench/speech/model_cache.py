@@ -182,11 +182,16 @@ class ModelCache:
 
 def _kept(cache: dict[Key, Any], key: Key, build: Callable[[], Any]) -> Any:
     """Return a model from a cache, or build it; the last part of a key says how weights are quantised."""
-    cache[key] = cache.pop(key) if key in cache else build()  # behind all others
-    quantised_keys = [each for each in cache if each[-1] is not None]
-    for oldest in quantised_keys[:-MAX_QUANTISED]:
-        del cache[oldest]
-    return cache[key]
+    model = cache.get(key)
+    if model is None:
+        model = cache.setdefault(key, build())
+    if key[-1] is not None:
+        cache.pop(key, None)
+        cache[key] = model  # behind all others
+        quantised_keys = [each for each in tuple(cache) if each[-1] is not None]
+        for oldest in quantised_keys[:-MAX_QUANTISED]:
+            cache.pop(oldest, None)  # another thread may have done so
+    return model
 
 
 def _without_inputs(options: Options, stage: str) -> str | None:

@@ -13,14 +13,18 @@ ATTRS = {  # attributes that other code relies on, and their types
     **dict.fromkeys(("prompt_frames", "first_step"), int),
     **dict.fromkeys(("text", "typed", "frontend", "mode", "tag", "source", "mapping", "device"), str),
     **dict.fromkeys(
-        ("options", "timings", "checkpoint", "prompt", "shapes", "half_units", "rows", "versions"), dict
+        (
+            *("options", "timings", "checkpoint", "prompt", "shapes", "half_units", "rows", "versions"),
+            "quantised",
+        ),
+        dict,
     ),
     **dict.fromkeys(("notes", "warnings", "lines", "unmapped", "seams", "silent_tokens"), list),
     "sample_rate": (int, float),
 }
 ITEMS = {  # attributes with several values, and the types of these
     "timings": (int, float),
-    **dict.fromkeys(("notes", "warnings", "unmapped"), (str,)),
+    **dict.fromkeys(("notes", "warnings", "unmapped", "quantised"), (str,)),
     **dict.fromkeys(("lines", "seams", "silent_tokens"), (int,)),
 }
 

@@ -75,6 +75,16 @@ def test_report_of_a_fast_run_states_its_distance_from_eager(pipe, traces):
     assert "is unknown" in wb.run_report(mel, pipe=pipe).lead
 
 
+def test_a_report_states_the_formats_of_quantised_weights(pipe, traces):
+    right, _ = traces
+    weights = {"hift.resblocks": "int8"}
+    low = pipe.replay(right, "hift", pipe.checkpoint.options.but(seed=7, weights=weights))
+    sentence = f"Weights of hift: {low.attrs['quantised']['hift']}."
+    assert "int8:channel" in sentence and sentence in wb.run_report(low).lead
+    assert f"candidate: {sentence}" in wb.comparison_report(right, low, catalogue=()).lead
+    assert "Weights of" not in wb.run_report(right).lead
+
+
 def test_each_finding_has_an_anchor_and_a_copy_button(traces):
     wav = traces[0].wav.clone()
     wav[6000:6010] = float("nan")

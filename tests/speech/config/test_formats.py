@@ -44,6 +44,7 @@ def test_the_last_rule_that_matches_counts():
 def test_a_glob_matches_a_layer_or_a_module_around_it():
     assert formats({"lm.llm": "q8_0"}) == [None, "q8_0", None, None]
     assert formats({"lm.llm.model.layers.[0-3]": "q8_0"}) == [None, "q8_0", None, None]
+    assert formats({"lm.llm_decoder.weight": "q8_0"}) == ["q8_0", None, None, None]
     assert formats({"*.conv_pre": "q8_0"}) == [None, None, None, "q8_0"]
 
 
@@ -97,6 +98,7 @@ def test_a_file_of_other_content_is_refused_in_words(tmp_path, content, said):
         (4, "weights is 4"),
         ([["lm", "q4_k"]], "expected a format such as"),
         ("", "0 globs"),
+        ("map.toml", "given as Path"),
         ({}, "0 globs"),
         ({"lm": 4}, "expected text"),
         ({3: "q4_k"}, "glob 3"),

@@ -55,7 +55,8 @@ def run_report(trace: Trace | str | os.PathLike, name: str = "run", pipe: Pipeli
     trace = open(trace)
     findings = _find_glitches(trace)
     odd = implausible(trace)
-    lead = [_summary(trace, findings), *_compute_note(trace, pipe), *_warnings(trace), *odd]
+    notes = [*_compute_note(trace, pipe), *_quantised(trace), *_warnings(trace)]
+    lead = [_summary(trace, findings), *notes, *odd]
     report = Report(f"Run: {name}", "\n".join(lead), state=_state_of_run(findings, odd))
     if findings is not None:
         report.add(player(trace, names=[name], findings=findings), "Sound")
@@ -115,7 +116,7 @@ def comparison_report(
         lead.append(str(diagnosis))
     lead += compared.input_differences
     for name, trace in zip(names, (reference, candidate), strict=True):
-        lead += [f"{name}: {sentence}" for sentence in _warnings(trace)]
+        lead += [f"{name}: {sentence}" for sentence in (*_quantised(trace), *_warnings(trace))]
     state = _state_of_comparison(compared)
     report = Report(f"{names[1]} beside {names[0]}", "\n".join(lead), state=state)
     audible = []  # (name, trace, findings) of the runs that have sound
@@ -195,6 +196,11 @@ def _warnings(trace: Trace) -> list[str]:
     """Return what was said of the text and the prompt before the run."""
     found = trace.attrs.get("warnings")
     return [f"Before the run: {sentence}" for sentence in found] if isinstance(found, list) else []
+
+
+def _quantised(trace: Trace) -> list[str]:
+    """Return which formats the weights of each stage had; nothing for weights as they are in the files."""
+    return [f"Weights of {stage}: {text}." for stage, text in trace.attrs.get("quantised", {}).items()]
 
 
 def _compute_note(trace: Trace, pipe: Pipeline | None) -> list[str]:

@@ -138,8 +138,10 @@ class Rule(NamedTuple):
     format: Format
 
     def matches(self, name: str) -> bool:
-        """Whether the glob matches a module's name, or that of a module around it."""
-        return fnmatchcase(name, self.glob) or fnmatchcase(name, f"{self.glob}.*")
+        """Whether the glob matches a layer's name, that of a module around it, or that of its weight."""
+        if fnmatchcase(name, self.glob) or fnmatchcase(name, f"{self.glob}.*"):
+            return True
+        return fnmatchcase(f"{name}.weight", self.glob)
 
 
 def rules_text(weights: Any) -> str | None:
@@ -162,6 +164,11 @@ def rules_text(weights: Any) -> str | None:
         weights = read_rules(weights)
     if isinstance(weights, Mapping):
         pairs = list(weights.items())
+    elif isinstance(weights, str) and weights.strip().endswith(".toml"):
+        raise WorkbenchError(
+            f"weights is {_shown(weights)}, text; a file is given as Path({_shown(weights)}), in the shell as "
+            "--weights"
+        )
     elif isinstance(weights, str):
         pairs = [_pair(part) for part in weights.split(";") if part.strip()]
     else:
