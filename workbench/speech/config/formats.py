@@ -166,7 +166,7 @@ def rules_text(weights: Any) -> str | None:
         pairs = list(weights.items())
     elif isinstance(weights, str) and weights.strip().endswith(".toml"):
         raise WorkbenchError(
-            f"weights is {_shown(weights)}, text; a file is given as Path({_shown(weights)}), in the shell as "
+            f"weights is {_shown(weights)}, text; a file is given as Path({_shown(weights)}), in a shell as "
             "--weights"
         )
     elif isinstance(weights, str):
