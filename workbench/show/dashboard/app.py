@@ -14,7 +14,8 @@ from workbench.errors import WorkbenchError
 
 TEMPLATE = Path(__file__).with_name("app.html.j2")
 LOCAL = "127.0.0.1"  # nobody else in the network reaches the page
-MAX_MESSAGE = 500_000_000  # bytes that a page may get at once, such as a player of a minute
+PING = 30_000  # milliseconds in which a page has to answer; tornado warns of more than its interval
+QUIET = "--IPKernelApp.log_level=CRITICAL"  # what goes wrong is told in the page
 CELL = """from workbench.show.dashboard.page import show
 show({!r}, {!r}, {!r}, {!r})"""
 
@@ -48,7 +49,7 @@ def serve(
         When Voila is not installed.
     """
     try:
-        from jupyter_client.kernelspec import KernelSpecManager
+        from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
         from traitlets.config import Config
         from voila.app import Voila
     except ImportError:
@@ -62,6 +63,11 @@ def serve(
 
         def _kernel_dirs_default(self) -> list[str]:
             return []
+
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            spec = super().get_kernel_spec(kernel_name)
+            spec.argv.append(QUIET)
+            return spec
 
     class Server(Voila):
         """Voila with the page of this folder."""
@@ -87,7 +93,7 @@ def serve(
         config.Voila.token = token
         config.Voila.log_level = "ERROR"
         config.Voila.config_file_paths = []  # a person's settings of other pages are not for this one
-        config.Voila.tornado_settings = {"websocket_max_message_size": MAX_MESSAGE}
+        config.Voila.tornado_settings = {"ws_ping_timeout": PING}
         config.VoilaConfiguration.kernel_spec_manager_class = OwnKernel
         server = Server(config=config)
         server.initialize([str(notebook)])

@@ -66,6 +66,7 @@ class Tab(ComputePanel):
         Whether an answer is shown, or why there is none.
     """
 
+    WAITING = "working"
     CANCELLED = "cancelled; \u201ccompute\u201d begins again"
     title = ""
 
@@ -267,7 +268,7 @@ class ComparisonTab(Tab):
 
     def draw(self, result: Any) -> None:
         run, reference = self.chosen.run, self.chosen.reference
-        line = f"{run.name} beside {reference.name}"
+        line = f"{run.name} beside {reference.name}: {result.verdict}"
         if SOUND in (run.kind, reference.kind):
             columns = ["aspect", "differs", "found"]
             self.show(line, result.line, *result.remarks, table(result.to_frame()[columns]))

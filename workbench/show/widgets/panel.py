@@ -112,6 +112,7 @@ class ComputePanel(Panel):
         Name of each control -> the control; `compute` gets their values under the same names.
     """
 
+    WAITING = "waiting"
     CANCELLED = "cancelled; the controls are again those of the view"
 
     def __init__(self, controls: dict[str, ipywidgets.Widget]) -> None:
@@ -143,7 +144,7 @@ class ComputePanel(Panel):
     def restart(self, pause: float = PAUSE) -> None:
         """Compute again, in the background, with the present values of the controls."""
         values = self.values()
-        self._set_status("waiting")
+        self._set_status(self.WAITING)
         self._set_running(True)
         self.background.start(lambda bar: (values, self.compute(values, bar)), pause)
 
