@@ -17,6 +17,10 @@ class WorkbenchError(Exception):
     n_timesteps is 0...
     """
 
+    def __str__(self) -> str:
+        """Return the message without halves of characters, which a file may hold and no terminal can show."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class WorkbenchWarning(UserWarning):
     """Something that may make a result wrong but does not stop the work, such as a clipped prompt.

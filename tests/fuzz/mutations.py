@@ -3,11 +3,15 @@
 import io
 import json
 import re
+from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import save
+
+import workbench as wb
 
 HUGE = ((2**62).to_bytes(8, "little"), (2**31).to_bytes(8, "little"), b"\xff" * 8, b"\0" * 8)
 ODD_VALUES = (
@@ -17,6 +21,14 @@ ODD_VALUES = (
 )
 ODD_SHAPES = ((1, 80, 5), (2, 80, 5), (80, 5), (5, 80), (3, 1, 80, 5), (5,), (1,), (), (0,), (0, 80, 5))
 ODD_DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.int32, torch.bool, torch.uint8)
+
+
+class Tools(NamedTuple):
+    """What cases share."""
+
+    folder: Path  # empty before each case
+    pipe: wb.Pipeline
+    recorded: wb.Trace
 
 
 def damaged(data: bytes, rng: Random) -> bytes:

@@ -4,7 +4,6 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
@@ -12,8 +11,10 @@ import soundfile
 import torch
 
 import workbench as wb
+from tests.fuzz.binary_targets import gguf_dump, onnx_model, weight_file
 from tests.fuzz.mutations import (
     ODD_VALUES,
+    Tools,
     damaged,
     dump_bytes,
     odd_run,
@@ -58,14 +59,6 @@ LOG_WORDS = (
     *("3", "-4.1", "5,817,890", "nan", "1.#INF", "-Infinity", "\u22121", "1e999", "0" * 400, "e", "…"),
 )
 DUMP_NAMES = [*(f"step{k}_{part}" for k in (1, 2) for part in ("x", "v1")), "noise", "mel", "wav", "flow.mel"]
-
-
-class Tools(NamedTuple):
-    """What cases share."""
-
-    folder: Path  # empty before each case
-    pipe: wb.Pipeline
-    recorded: wb.Trace
 
 
 def yaml(rng: Random, tools: Tools) -> None:
@@ -167,7 +160,7 @@ def options(rng: Random, tools: Tools) -> None:
     tools.pipe.checkpoint.options.but(**given)
 
 
-def weights(rng: Random, tools: Tools) -> None:
+def formats_of_weights(rng: Random, tools: Tools) -> None:
     """A file with formats of weights, or one format, that is damaged."""
     path = tools.folder / "map.toml"
     if rng.random() < 0.3:
@@ -240,17 +233,20 @@ class Target(NamedTuple):
 
 
 TARGETS = {
-    "yaml": Target(yaml, 0.12),
+    "yaml": Target(yaml, 0.08),
     "tokenizer": Target(tokenizer, 0.05),
-    "dump": Target(dump, 0.2),
+    "dump": Target(dump, 0.14),
+    "weight file": Target(weight_file, 0.07),
+    "gguf dump": Target(gguf_dump, 0.05),
+    "onnx model": Target(onnx_model, 0.06),
     "folder of dumps": Target(folder_of_dumps, 0.05),
-    "mapping": Target(mapping, 0.08),
-    "log": Target(log, 0.12),
-    "audio": Target(audio, 0.06),
-    "array": Target(array, 0.06),
-    "text": Target(text, 0.06),
+    "mapping": Target(mapping, 0.06),
+    "log": Target(log, 0.1),
+    "audio": Target(audio, 0.05),
+    "array": Target(array, 0.05),
+    "text": Target(text, 0.05),
     "options": Target(options, 0.05),
-    "weights": Target(weights, 0.03),
+    "formats of weights": Target(formats_of_weights, 0.02),
     "trace file": Target(trace_file, 0.06),
     "odd trace": Target(odd_trace, 0.04),
     "cached row": Target(cached_row, 0.02),

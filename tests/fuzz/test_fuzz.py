@@ -13,7 +13,8 @@ from random import Random
 import pytest
 
 import workbench as wb
-from tests.fuzz.targets import TARGETS, Tools
+from tests.fuzz.mutations import Tools
+from tests.fuzz.targets import TARGETS
 
 MAX_SECONDS = 10  # of CPU time, for one case
 MAX_GROWTH = 500  # MB that one case may add to the peak of the process

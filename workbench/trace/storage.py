@@ -16,6 +16,7 @@ from workbench.trace.schema import SUFFIX
 from workbench.trace.trace import Trace
 
 MIN_GRID_VALUES = 32  # with so many values a form that was not used does not fit by chance
+BLOCK_VALUES = 1 << 18  # that are looked at at once; bounds memory
 FLOAT32_ERROR = 2.0**-23  # relative; twice the largest rounding error of one operation
 
 
@@ -54,7 +55,7 @@ def _coarsest(forms: Iterable[Storage], values: Tensor) -> Storage | None:
 
     Quiet 16-bit samples, for example, are exact in float16 as well.
     """
-    return max(forms, key=lambda form: float(form.spacing_at(values).log().mean()), default=None)
+    return max(forms, key=lambda form: float(form.spacing_at(values).log_().mean()), default=None)
 
 
 def _telling_values(x: Tensor) -> Tensor:
@@ -67,7 +68,8 @@ def fits(values: Tensor, form: Storage) -> bool:
     """Whether all values (n,), none of them 0, can be held by a form."""
     # A few values rule most forms out, so that a large tensor is seldom searched as a whole.
     some = values[:MIN_GRID_VALUES]
-    return all(_are_whole(part / form.spacing_at(part), form.error) for part in (some, values))
+    parts = (some, *values.split(BLOCK_VALUES))
+    return all(_are_whole(part / form.spacing_at(part), form.error) for part in parts)
 
 
 def _are_whole(scaled: Tensor, relative_error: float) -> bool:

@@ -1,6 +1,6 @@
 """A waveform in the form that the glitch detectors read: finite, in short frames, levels in dB."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -11,18 +11,19 @@ from torch import Tensor
 
 from workbench.diagnose.glitches.causes import is_synthesised
 from workbench.errors import WorkbenchError
+from workbench.speech.frontend.audio import frame_blocks
 from workbench.trace.schema import SAMPLE_RATE
 from workbench.trace.trace import Trace
 
 Array = np.ndarray
 
 MAX_UTTERANCE_S = 300  # seconds; the model's noise tensors reach no further
-MAX_SAMPLES = 7_200_000  # 300 s at 24 kHz; bounds memory, about 100 bytes a sample
+MAX_SAMPLES = 7_200_000  # 300 s at 24 kHz; bounds memory, about 60 bytes a sample
 MIN_RATE, MAX_RATE = 1000, 400_000  # Hz; other values are mistaken units rather than sample rates
 MAX_AMPLITUDE = 1e6  # of full scale; larger samples are clipped to it, so that squares stay finite
 MIN_DB = -120.0  # dB of full scale; lower levels count as this one
 EPS_POWER = 1e-30  # keeps the logarithm of silence finite
-BLOCK_FRAMES = 2000  # frames of a waveform whose spectra are computed at once; bounds memory
+BLOCK_SAMPLES = 1 << 18  # of a waveform that are looked at at once; bounds memory
 EPS_SPECTRUM = 1e-14  # the same for power spectra; far below the rounding of 16-bit samples
 
 FRAME_S = 0.01  # seconds in a frame: shorter than any phone
@@ -122,18 +123,18 @@ class Sound:
         """Which 10 ms frames are speech, (frames,)."""
         return self.levels > max(self.loud - ACTIVE_DB, MIN_ACTIVE_DB)
 
-    @cached_property
-    def power(self) -> Array:
-        """Power spectrum (frames, bins): a 40 ms Hann window centred on the start of every 10 ms frame."""
+    def power(self) -> Iterator[Array]:
+        """Yield the power spectrum in blocks (frames, bins), which as a whole would fill the memory.
+
+        A 40 ms Hann window is centred on the start of every 10 ms frame.
+        """
         n = self.samples(SPECTRUM_S)
         hop = self.samples(FRAME_S)
         padded = np.pad(self.wav, (n // 2, n // 2 + hop))
         windows = sliding_window_view(padded, n)[::hop][: len(self.levels)]  # (frames, n)
-        power = np.empty((len(windows), n // 2 + 1))
-        for block in blocks_of(len(windows)):
+        for block in frame_blocks(len(windows), n):
             spectrum = np.fft.rfft(windows[block] * np.hanning(n))
-            power[block] = np.square(np.abs(spectrum)) / n + EPS_SPECTRUM
-        return power
+            yield np.square(np.abs(spectrum)) / n + EPS_SPECTRUM
 
     @cached_property
     def frequencies(self) -> Array:
@@ -157,8 +158,10 @@ class Sound:
         windows = sliding_window_view(padded, n)[first::hop][:count]
         # Each block with the samples before it.
         blocks = sliding_window_view(padded, hop + LPC_ORDER)[n - LPC_ORDER :: hop][:count]
-        errors = [_prediction_error(windows[part], blocks[part]) for part in blocks_of(count)]
-        return np.concatenate(errors)[: len(self.wav)]
+        errors = np.empty(count * hop)
+        for part in frame_blocks(count, n):
+            errors[part.start * hop : part.stop * hop] = _prediction_error(windows[part], blocks[part])
+        return errors[: len(self.wav)]
 
 
 def _prediction_error(windows: Array, blocks: Array) -> Array:
@@ -179,12 +182,6 @@ def _prediction_error(windows: Array, blocks: Array) -> Array:
     past = sliding_window_view(blocks[:, :-1], LPC_ORDER, axis=1)[..., ::-1]  # (count, hop, LPC_ORDER)
     predicted = np.einsum("fno,fo->fn", past, weights)  # (count, hop)
     return (blocks[:, LPC_ORDER:] - predicted).ravel()
-
-
-def blocks_of(count: int) -> Iterator[slice]:
-    """Yield slices that cover `count` frames, each short enough for what is computed of it to fit memory."""
-    for start in range(0, count, BLOCK_FRAMES):
-        yield slice(start, start + BLOCK_FRAMES)
 
 
 def as_sound(
@@ -241,13 +238,34 @@ def decibel(power: Array) -> Array:
 
 def moving_mean(x: Array, n: int) -> Array:
     """Return the mean of the n values around each, (N,); at the ends, of those that exist."""
-    total = np.cumsum(np.concatenate(([0.0], x)))  # total[i] is the sum of the first i values
+    total = sums_before(x)
     before = n // 2  # of the n values, those before each place
-    ends = np.minimum(np.arange(n - before, len(x) + n - before), len(x))
-    counts = ends - np.maximum(np.arange(-before, len(x) - before), 0)
-    sums = total[ends]
-    sums[before:] -= total[: max(len(x) - before, 0)]  # the sum before the first places is 0
-    return sums / counts
+    means = np.empty(len(x))
+    for start in range(0, len(x), BLOCK_SAMPLES):
+        places = np.arange(start, min(start + BLOCK_SAMPLES, len(x)))
+        firsts = np.maximum(places - before, 0)
+        ends = np.minimum(places - before + n, len(x))
+        means[places] = (total[ends] - total[firsts]) / (ends - firsts)
+    return means
+
+
+def sums_before(x: Array) -> Array:
+    """Return the sums of the first 0, 1, ... N values, (N + 1,)."""
+    total = np.zeros(len(x) + 1)
+    np.cumsum(x, out=total[1:])
+    return total
+
+
+def in_blocks(function: Callable[[Array], Array], x: Array, reach: int) -> Array:
+    """Return `function(x)` (N,), computed in blocks of time.
+
+    Each value of the function rests on at most `reach` values of `x` before it and as many behind it.
+    """
+    found = np.empty(len(x))
+    for start in range(0, len(x), BLOCK_SAMPLES):
+        first, end = max(0, start - reach), min(start + BLOCK_SAMPLES, len(x))
+        found[start:end] = function(x[first : end + reach])[start - first : end - first]
+    return found
 
 
 def intervals(mask: Array) -> list[tuple[int, int]]:

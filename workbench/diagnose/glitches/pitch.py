@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from workbench.diagnose.glitches.analysis import EPS_SPECTRUM, SPECTRUM_S, Array, Sound, blocks_of
+from workbench.diagnose.glitches.analysis import EPS_SPECTRUM, SPECTRUM_S, Array, Sound
 
 MIN_PITCH, MAX_PITCH = 70, 400  # Hz, of the periods that are tried
 PITCH_BAND = (60, 1500)  # Hz; here nearly all power of a voice is harmonic
@@ -53,7 +53,7 @@ def _correlations(sound: Sound, low: float, high: float) -> Iterator[Array]:
     n = len(window)
     inside = (sound.frequencies >= low) & (sound.frequencies < high)
     own = np.correlate(window, window, "full")[n - 1 : n - 1 + n // 2]  # (lags,)
-    for block in blocks_of(len(sound.power)):
-        band = np.where(inside, sound.power[block], EPS_SPECTRUM)
+    for power in sound.power():
+        band = np.where(inside, power, EPS_SPECTRUM)
         correlation = np.fft.irfft(band, n)[:, : n // 2]  # (frames, lags)
         yield correlation / correlation[:, :1] / (own / own[0])

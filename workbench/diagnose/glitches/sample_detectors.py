@@ -13,8 +13,10 @@ from workbench.diagnose.glitches.analysis import (
     Sound,
     Spot,
     decibel,
+    in_blocks,
     intervals,
     moving_mean,
+    sums_before,
 )
 from workbench.diagnose.glitches.pitch import frames_at_pitch, voiced_frames
 from workbench.speech.config import RELEASED
@@ -212,11 +214,15 @@ def _explained(x: Array, lag: int) -> Array:
 
     Windows begin every half frame. Those whose earlier samples lie before the start are not explained.
     """
-    nowhere = np.full(lag, np.square(x).max() * FRAME + 1.0)  # larger than any window's power
-    change = np.concatenate((nowhere, np.square(x[lag:] - x[:-lag])))
+    power = np.square(x)
+    level = decibel(_window_sums(power, FRAME))
+    change = power  # in its place
+    change[:lag] = power.max() * FRAME + 1.0  # nowhere: larger than any window's power
+    np.subtract(x[lag:], x[:-lag], out=change[lag:])
+    np.square(change[lag:], out=change[lag:])
     # The difference of two unlike signals has twice their power, hence the half.
     unexplained = np.maximum(_window_sums(change, FRAME) / 2, MIN_PATTERN_POWER * FRAME)
-    return decibel(_window_sums(np.square(x), FRAME)) - decibel(unexplained)
+    return level - decibel(unexplained)
 
 
 def _explained_by_pitch(x: Array, first: int) -> float:
@@ -253,7 +259,9 @@ def _pulse(sound: Sound) -> float:
 
 def _jumps(sound: Sound) -> Array:
     """Return how far the residual jumps from each sample to the next, (N,)."""
-    return np.abs(np.diff(sound.residual, prepend=0.0))
+    jump = sound.residual.copy()
+    jump[1:] -= sound.residual[:-1]
+    return np.abs(jump, out=jump)
 
 
 def _prominence(sound: Sound, min_around: float) -> Array:
@@ -267,19 +275,23 @@ def _prominence(sound: Sound, min_around: float) -> Array:
     side = sound.samples(CLICK_SIDE_S)
     if len(jump) < 2 * (guard + side):
         return np.full(len(jump), MIN_HOP_DB)
-    # `highest[i]` is the maximum of the window of length `side` around i. Shifted by half a window and the
-    # guard, it becomes the maximum of the window that ends before the sample, or begins behind it.
-    highest = maximum_filter1d(jump, side, mode="constant")
     shift = guard + side // 2 + 1
-    before = np.zeros_like(jump)
-    before[shift:] = highest[:-shift]
-    after = np.zeros_like(jump)
-    after[:-shift] = highest[shift:]
-    around = np.maximum(np.maximum(before, after), min_around)
-    return 20 * np.log10(np.maximum(jump, 1e-3 * MIN_JUMP) / around)
+
+    def above_surroundings(jump: Array) -> Array:
+        # `highest[i]` is the maximum of the window of length `side` around i. Shifted by half a window and
+        # the guard, it becomes the maximum of the window that ends before the sample, or begins behind it.
+        highest = maximum_filter1d(jump, side, mode="constant")
+        before = np.zeros_like(jump)
+        before[shift:] = highest[:-shift]
+        after = np.zeros_like(jump)
+        after[:-shift] = highest[shift:]
+        around = np.maximum(np.maximum(before, after), min_around)
+        return 20 * np.log10(np.maximum(jump, 1e-3 * MIN_JUMP) / around)
+
+    return in_blocks(above_surroundings, jump, shift + side)
 
 
 def _window_sums(x: Array, n: int) -> Array:
     """Return the sums of windows of n values that begin every n / 2 values."""
-    total = np.cumsum(np.concatenate(([0.0], x)))
-    return (total[n:] - total[:-n])[:: n // 2]
+    total = sums_before(x)
+    return total[n :: n // 2] - total[: -n : n // 2]

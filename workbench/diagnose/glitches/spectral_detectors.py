@@ -9,6 +9,7 @@ from scipy.ndimage import median_filter
 
 from workbench.diagnose.glitches.analysis import SPECTRUM_S, Array, Sound, Spot, decibel
 from workbench.diagnose.glitches.pitch import PITCH_BAND, VOICED, harmonicity
+from workbench.speech.frontend.audio import frame_blocks
 
 EPS_POWER = 1e-12  # keeps the logarithm of an empty bin finite
 QUIET_PERCENTILE = 10  # of the frames' levels: the quietest tenth is background
@@ -66,7 +67,7 @@ def hiss(sound: Sound) -> Iterator[Spot]:
     """Noise at 7 to 11.5 kHz; score: level of its quietest tenth, dB above loud speech."""
     if sound.active.any():
         low, high = HISS_BAND
-        band = _band_level(sound, low * sound.rate, high * sound.rate)
+        [band] = _band_levels(sound, [(low * sound.rate, high * sound.rate)])
         yield Spot(0.0, sound.seconds, float(np.percentile(band, QUIET_PERCENTILE)) - sound.loud)
 
 
@@ -76,9 +77,11 @@ def lines(sound: Sound) -> Iterator[Spot]:
     count = len(sound.wav) // n * 2 - 1  # frames that overlap by half
     if count < MIN_LINE_FRAMES or not sound.active.any():
         return
-    frames = np.stack([sound.wav[i * n // 2 : i * n // 2 + n] for i in range(count)])  # (count, n)
-    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(n)))) / n + EPS_POWER  # (count, bins)
-    lasting = decibel(np.percentile(power, LINE_PERCENTILE, axis=0))
+    power = np.empty((count, n // 2 + 1))
+    for block in frame_blocks(count, n):
+        frames = np.stack([sound.wav[i * n // 2 : i * n // 2 + n] for i in range(block.start, block.stop)])
+        power[block] = np.square(np.abs(np.fft.rfft(frames * np.hanning(n)))) / n + EPS_POWER
+    lasting = decibel(np.percentile(power, LINE_PERCENTILE, axis=0, overwrite_input=True))
     above = lasting - median_filter(lasting, LINE_AROUND, mode="nearest")
     first = max(3, round(MIN_LINE_HZ * n / sound.rate))  # bin; the first three also hold a constant offset
     peak = first + int(np.argmax(above[first:-2]))  # the last two bins have no neighbours on one side
@@ -118,12 +121,12 @@ def smear_figures(sound: Sound) -> dict[str, float]:
     voiced = sound.active & (pitch > VOICED)
     if voiced.sum() < MIN_FRAMES or sound.rate < MIN_BAND_RATE:
         return {}
-    bands = [_band_level(sound, low, high) for low, high in itertools.pairwise(SMEAR_EDGES)]
+    *bands, rasp = _band_levels(sound, [*itertools.pairwise(SMEAR_EDGES), RASP_BAND])
     levels = np.stack(bands, axis=1)  # (frames, bands)
     change = np.abs(levels[2:] - levels[:-2])[sound.active[1:-1]]  # over two frames, 20 ms
     values = {
         "flux": np.median(change),
-        "swing": _band_level(sound, *RASP_BAND)[sound.active].std(),
+        "swing": rasp[sound.active].std(),
         "rasp": harmonicity(sound, *RASP_BAND)[voiced].mean(),
         "pitch": pitch[voiced].mean(),
         "depth": np.clip(sound.loud - sound.floor, *DEPTH_RANGE),
@@ -134,8 +137,12 @@ def smear_figures(sound: Sound) -> dict[str, float]:
     return found
 
 
-def _band_level(sound: Sound, low: float, high: float) -> Array:
-    """Return the level of a frequency band in every frame of `Sound.power`, (frames,) dB."""
-    inside = (sound.frequencies >= low) & (sound.frequencies < high)
-    # Twice, because a real spectrum holds only the positive frequencies.
-    return decibel(sound.power[:, inside].sum(1) * 2 / sound.samples(SPECTRUM_S))
+def _band_levels(sound: Sound, bands: list[tuple[float, float]]) -> Array:
+    """Return the level of frequency bands in every frame of `Sound.power`, (bands, frames) dB."""
+    hertz = sound.frequencies
+    levels = []
+    for power in sound.power():
+        sums = np.stack([power[:, (hertz >= low) & (hertz < high)].sum(1) for low, high in bands])
+        # Twice, because a real spectrum holds only the positive frequencies.
+        levels.append(decibel(sums * 2 / sound.samples(SPECTRUM_S)))
+    return np.concatenate(levels, axis=1)

@@ -9,7 +9,7 @@ from pyloudnorm import Meter
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from workbench.diagnose.glitches.analysis import MAX_AMPLITUDE, decibel, intervals
+from workbench.diagnose.glitches.analysis import BLOCK_SAMPLES, MAX_AMPLITUDE, decibel, intervals
 from workbench.errors import WorkbenchError
 from workbench.speech.config import RELEASED
 
@@ -21,6 +21,7 @@ BLOCK_S = 0.4  # seconds; momentary loudness is measured over so much (ITU-R BS.
 BLOCK_OVERLAP = 4  # blocks begin a quarter of a block apart, as the standard says
 MIN_LOUDNESS_RATE = 4000  # Hz; the standard's frequency weighting needs a higher sample rate
 OVERSAMPLING = 4  # for the true peak, as the standard says
+FILTER_REACH = 16  # samples; scipy's filter for that reads 10 to either side
 FLOOR_PERCENTILE = 10  # of the frames' levels; the quietest tenth is background
 
 
@@ -57,7 +58,8 @@ def wave_stats(wav: Tensor, sample_rate: int, audio_limit: float = AUDIO_LIMIT) 
         raise WorkbenchError(
             f"a waveform of shape {tuple(wav.shape)} found; expected (samples,) and not empty"
         )
-    finite = wav[wav.isfinite()].double()
+    is_finite = wav.isfinite()
+    finite = (wav if is_finite.all() else wav[is_finite]).double()
     nonfinite = len(wav) - len(finite)
     if not len(finite):
         finite = torch.full((1,), float("nan"), dtype=torch.float64)
@@ -103,7 +105,11 @@ def wave_report(wav: Tensor, sample_rate: int, audio_limit: float = AUDIO_LIMIT)
     """
     stats = wave_stats(wav, sample_rate, audio_limit)
     x = wav.detach().cpu().double()
-    x = x[x.isfinite()].clamp(-MAX_AMPLITUDE, MAX_AMPLITUDE).numpy()
+    if not x.isfinite().all():
+        x = x[x.isfinite()]
+    x = x.numpy()
+    if np.abs(x).max(initial=0.0) > MAX_AMPLITUDE:
+        x = x.clip(-MAX_AMPLITUDE, MAX_AMPLITUDE)
 
     # Between n equal samples in a row lie n - 1 differences of zero.
     flat = max((end - first for first, end in intervals(np.diff(x) == 0)), default=0) + min(len(x), 1)
@@ -123,7 +129,7 @@ def wave_report(wav: Tensor, sample_rate: int, audio_limit: float = AUDIO_LIMIT)
         "flat": int(flat),
         "nan": int(wav.isnan().sum()),
         "inf": int(wav.isinf().sum()),
-        "denormal": int(((np.abs(x) > 0) & (np.abs(x) < tiny)).sum()),
+        "denormal": int(((x != 0) & (x > -tiny) & (x < tiny)).sum()),
     }
 
 
@@ -151,7 +157,14 @@ def _momentary_loudness(x: np.ndarray, sample_rate: int) -> float:
 
 def _true_peak(x: np.ndarray) -> float:
     """Return the highest level between samples as well as at them, dB of full scale."""
-    return float(decibel(np.square(np.abs(resample_poly(x, OVERSAMPLING, 1)).max()))) if len(x) else math.nan
+    highest = math.nan
+    for start in range(0, len(x), BLOCK_SAMPLES):
+        # Each block with the samples around it that the filter reads.
+        part = x[max(0, start - FILTER_REACH) : start + BLOCK_SAMPLES + FILTER_REACH]
+        first = OVERSAMPLING * min(start, FILTER_REACH)
+        between = resample_poly(part, OVERSAMPLING, 1)[first : first + OVERSAMPLING * BLOCK_SAMPLES]
+        highest = max(float(np.abs(between).max()), highest)
+    return float(decibel(np.square(highest))) if len(x) else math.nan
 
 
 def _frames(x: np.ndarray, n: int) -> np.ndarray:

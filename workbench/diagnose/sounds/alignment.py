@@ -10,6 +10,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.fft import irfft, next_fast_len, rfft
 from scipy.ndimage import fourier_shift
 
 from workbench.diagnose.sounds.lags import best_lag, common_part, drift, fraction_of_sample, spectral_lag
@@ -99,8 +100,8 @@ def _align_samples(x: Array, y: Array, rate: int, slope: float) -> Alignment:
     if slope:
         y = change_speed(y, 1 + slope)
     lag, correlation = best_lag(x, y)
-    sign = -1.0 if correlation < 0 else 1.0
-    y = sign * y
+    is_inverted = correlation < 0
+    y = -y if is_inverted else y
     first, second = common_part(x, y, lag)
     fraction = fraction_of_sample(first, second, rate)
     if abs(fraction) >= MIN_FRACTION:
@@ -123,7 +124,7 @@ def _align_samples(x: Array, y: Array, rate: int, slope: float) -> Alignment:
         correlation=product / energy**0.5 if energy else 0.0,
         delay=(lag + fraction) * (1 + slope) / rate,
         drift=slope * 1e6,
-        is_inverted=sign < 0,
+        is_inverted=is_inverted,
         gain=gain,
         reference=first,
         candidate=second / gain,
@@ -152,9 +153,10 @@ def _align_spectra(x: Array, y: Array, rate: int, delay: float, likeness: float)
 
 def _shift(y: Array, samples: float) -> Array:
     """Return a sound shifted to later samples by a fraction, by way of its Fourier transform."""
-    padded = np.pad(y, EDGE)
-    shifted = np.fft.irfft(fourier_shift(np.fft.rfft(padded), samples, len(padded)), len(padded))
-    return shifted[EDGE:-EDGE]
+    size = next_fast_len(len(y) + 2 * EDGE, real=True)  # a large prime would take minutes and gigabytes
+    spectrum = rfft(np.pad(y, (EDGE, size - len(y) - EDGE)), overwrite_x=True)
+    fourier_shift(spectrum, samples, size, output=spectrum)
+    return irfft(spectrum, size, overwrite_x=True)[EDGE : EDGE + len(y)]
 
 
 def _unexplained(x: Array, y: Array) -> float:

@@ -7,9 +7,10 @@ common, so that 1 means equal up to a factor.
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
-from scipy.signal import correlate, correlation_lags
+from scipy.signal import correlate
 from scipy.stats import theilslopes
 
+from workbench.diagnose.glitches.analysis import BLOCK_SAMPLES, sums_before
 from workbench.speech.config import MelConfig
 from workbench.speech.frontend.audio import log_mel
 
@@ -28,6 +29,7 @@ RANGE_DB = 50.0  # of a spectrogram; what lies deeper is background
 MEL_BANDS = 40  # of a spectrogram, fewer at very low rates
 MIN_BAND_HZ = 50.0  # two bins of the spectrum; a narrower band would be empty
 EPS = 1e-20  # energy; keeps quotients of silence finite
+CORRELATED_SAMPLES = 1 << 19  # of either sound that are correlated at once; bounds memory
 
 
 def best_lag(x: Array, y: Array) -> tuple[int, float]:
@@ -47,28 +49,48 @@ def best_lag(x: Array, y: Array) -> tuple[int, float]:
     has_polarity = x.ndim == 1
     x, y = np.atleast_2d(x), np.atleast_2d(y)  # (D, N), (D, M)
     n, m = x.shape[1], y.shape[1]
-    products = np.zeros(n + m - 1)  # one per lag
-    for row_x, row_y in zip(x, y, strict=True):
-        products += correlate(row_y, row_x, method="fft")
-    lags = correlation_lags(m, n)
-
-    # The part in common at each lag: where it begins and ends in x and in y, and its energy on both sides.
-    first_x, first_y = np.maximum(0, -lags), np.maximum(0, lags)
-    length = np.minimum(n - first_x, m - first_y)
+    products = _correlation(x, y)  # one per lag
     energy_x, energy_y = _energy_before(x), _energy_before(y)
-    energy = np.sqrt(
-        (energy_x[first_x + length] - energy_x[first_x]) * (energy_y[first_y + length] - energy_y[first_y])
-    )
     # A part in common that is almost silent has no meaningful quotient: its energy counts as a tenth of all.
-    energy = np.maximum(energy, 0.1 * np.sqrt(energy_x[-1] * energy_y[-1]) + EPS)
-    scores = np.where(length >= MIN_OVERLAP * min(n, m), products / energy, 0.0)
-    best = int((np.abs(scores) if has_polarity else scores).argmax())
-    return int(lags[best]), float(scores[best])
+    min_energy = 0.1 * np.sqrt(energy_x[-1] * energy_y[-1]) + EPS
+    best_height, best, correlation = -np.inf, 0, 0.0
+    for start in range(0, n + m - 1, BLOCK_SAMPLES):
+        part = slice(start, start + BLOCK_SAMPLES)
+        lags = np.arange(n + m - 1)[part] - (n - 1)
+        # The part in common at each lag: where it begins in x and in y, and its energy on both sides.
+        first_x, first_y = np.maximum(0, -lags), np.maximum(0, lags)
+        length = np.minimum(n - first_x, m - first_y)
+        in_x = energy_x[first_x + length] - energy_x[first_x]
+        in_y = energy_y[first_y + length] - energy_y[first_y]
+        energy = np.maximum(np.sqrt(in_x * in_y), min_energy)
+        scores = np.where(length >= MIN_OVERLAP * min(n, m), products[part] / energy, 0.0)
+        heights = np.abs(scores) if has_polarity else scores
+        highest = int(heights.argmax())
+        if heights[highest] > best_height:
+            best_height, best, correlation = heights[highest], int(lags[highest]), float(scores[highest])
+    return best, correlation
+
+
+def _correlation(x: Array, y: Array) -> Array:
+    """Return the products of (D, N) and (D, M) at every lag from 1 - N to M - 1, (N + M - 1,).
+
+    Long sounds are cut into blocks: the Fourier transform of the whole would fill the memory.
+    """
+    n, m = x.shape[1], y.shape[1]
+    products = np.zeros(n + m - 1)
+    for row_x, row_y in zip(x, y, strict=True):
+        for i in range(0, n, CORRELATED_SAMPLES):
+            block_x = row_x[i : i + CORRELATED_SAMPLES]
+            for k in range(0, m, CORRELATED_SAMPLES):
+                found = correlate(row_y[k : k + CORRELATED_SAMPLES], block_x, method="fft")
+                first = k - i - len(block_x) + n  # place of the block's lowest lag
+                products[first : first + len(found)] += found
+    return products
 
 
 def _energy_before(x: Array) -> Array:
     """Return the energy of the first 0, 1, ... N entries of the last axis, (N + 1,)."""
-    return np.concatenate(([0.0], np.cumsum(np.square(x).sum(0))))
+    return sums_before(np.square(x).sum(0))
 
 
 def common_part(x: Array, y: Array, lag: int) -> tuple[Array, Array]:
@@ -111,7 +133,7 @@ def drift(x: Array, y: Array, lag: int, rate: int) -> float:
     places, lags = [], []
     for start, energy in zip(starts[active], energies[active], strict=True):
         first = max(0, start + lag - slack)
-        around = y[first : start + lag + size + slack]
+        around = y[first : max(0, start + lag + size + slack)]  # empty where `y` begins later
         if len(around) < size + 2:
             continue
         products = correlate(around, x[start : start + size], mode="valid", method="fft")  # (places,)

@@ -9,7 +9,7 @@ from scipy.signal import welch
 
 from workbench.diagnose.glitches.wave_stats import wave_report
 from workbench.diagnose.sounds.sound_input import SoundInput
-from workbench.speech.frontend.audio import pitch, resample
+from workbench.speech.frontend.audio import frame_blocks, pitch, resample
 
 Array = np.ndarray
 BANDWIDTH_DB = 70.0  # below the strongest frequency; speech reaches its highest ones about 60 dB down
@@ -84,7 +84,14 @@ def clipped(wav: Array) -> int:
 def average_spectrum(wav: Array, rate: int) -> tuple[Array, Array]:
     """Return frequencies in Hz, and the average power of each per bin."""
     size = min(len(wav), round(WELCH_S * rate))
-    return welch(wav, rate, nperseg=size, detrend=False, scaling="spectrum")
+    hop = size - size // 2  # samples between two windows, as in `welch`
+    count = (len(wav) - size) // hop + 1  # windows
+    total = np.zeros(size // 2 + 1)
+    for block in frame_blocks(count, size):
+        part = wav[block.start * hop : (block.stop - 1) * hop + size]
+        frequencies, power = welch(part, rate, nperseg=size, detrend=False, scaling="spectrum")
+        total += power * (block.stop - block.start)
+    return frequencies, total / count
 
 
 def bandwidth(wav: Array, rate: int) -> float:

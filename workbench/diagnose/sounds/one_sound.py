@@ -103,7 +103,8 @@ def examine_sound(source: SoundSource, sample_rate: int | None = None) -> OneSou
     """
     sound = open_sound(source, sample_rate)
     check_length(sound)
-    return OneSound(sound.name, properties(sound), find_glitches(sound.trace), sound.trace)
+    glitches = find_glitches(sound.trace)
+    return OneSound(sound.name, properties(sound), glitches, sound.trace)
 
 
 def rounded(value: object) -> str:

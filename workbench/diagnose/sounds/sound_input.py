@@ -19,6 +19,7 @@ Array = np.ndarray
 SoundSource = Trace | AudioSource
 MAX_SECONDS = 300  # of a sound; one utterance is far shorter, and memory grows with it
 MAX_SAMPLES = 7_200_000  # 300 s at 24 kHz
+MAX_COMPARED = 1_920_000  # samples of each of two sounds, 80 s at 24 kHz; aligning takes 130 bytes for each
 MIN_RATE, MAX_RATE = 1000, 400_000  # Hz; others are mistaken units
 LOSSY = ("VORBIS", "OPUS", "MPEG", "GSM", "ADPCM", "ULAW", "ALAW")  # of libsndfile's names
 
@@ -55,6 +56,8 @@ class SoundInput:
     @cached_property
     def wav(self) -> Array:
         """Samples (N,) with NaN and infinities set to 0."""
+        if not self.nonfinite:
+            return self.samples
         return np.nan_to_num(self.samples, nan=0.0, posinf=0.0, neginf=0.0)
 
     @cached_property
@@ -131,12 +134,13 @@ def open_sound(source: SoundSource, sample_rate: int | None = None, name: str | 
     return found
 
 
-def check_length(sound: SoundInput) -> None:
+def check_length(sound: SoundInput, max_samples: int = MAX_SAMPLES) -> None:
     """Raise a WorkbenchError if a sound is longer than what is analysed at once."""
-    if sound.seconds > MAX_SECONDS or len(sound.samples) > MAX_SAMPLES:
+    if sound.seconds > MAX_SECONDS or len(sound.samples) > max_samples:
+        seconds = min(MAX_SECONDS, max_samples / sound.rate)
         raise WorkbenchError(
-            f"{sound.name} has {sound.seconds:.0f} s at {sound.rate} Hz; expected {MAX_SECONDS} s at most "
-            f"and {MAX_SAMPLES / 1e6:g} million samples: cut it into utterances"
+            f"{sound.name} has {sound.seconds:.0f} s at {sound.rate} Hz; expected {seconds:.0f} s at most at "
+            "this rate, which bounds memory: cut it into utterances"
         )
 
 

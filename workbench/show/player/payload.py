@@ -122,12 +122,13 @@ def _default_name(trace: Trace) -> str:
 def _sound(trace: Trace, seconds: float) -> tuple[dict, list[str]]:
     """Return the waveform at its own level with its measures, and warnings of what had to be changed."""
     rate = int(trace.sample_rate)
-    wav = _waveform(trace).double().numpy()
+    whole = _waveform(trace)
     warnings = []
-    if len(wav) > seconds * rate:
-        total = len(wav) / rate
+    if len(whole) > seconds * rate:
+        total = len(whole) / rate
         warnings.append(f"the first {seconds:g} of {total:.1f} s are included; pass seconds=... for more")
-        wav = wav[: int(seconds * rate)]
+        whole = whole[: int(seconds * rate)]
+    wav = whole.double().numpy()
     n_nan = int(np.isnan(wav).sum())
     n_clipped = int((np.abs(wav.astype(np.float32)) >= np.float32(LIMIT)).sum())  # as the vocoder's own type
     n_beyond = int((np.abs(wav) > 1).sum())

@@ -154,5 +154,6 @@ def _onnx_entries(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             yield str(tensor.name), torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
         except Exception:  # external data, broken dimensions, or a type torch does not know
-            n = math.prod(tensor.dims)
-            yield str(tensor.name), f"{n} values, {onnx.TensorProto.DataType.Name(tensor.data_type)}"
+            types = {number: name for name, number in onnx.TensorProto.DataType.items()}
+            kind = types.get(tensor.data_type, f"unknown type {tensor.data_type}")
+            yield str(tensor.name), f"{math.prod(tensor.dims)} values, {kind}"

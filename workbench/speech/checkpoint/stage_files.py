@@ -1,6 +1,6 @@
 """Load the weights of the three stages from a folder, in whatever files they lie."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +14,20 @@ from workbench.speech.checkpoint.config_yaml import YAML
 from workbench.speech.checkpoint.files import LAYOUT, RL, STEMS, weight_files
 from workbench.speech.checkpoint.layouts import FoundStage, find_stage
 from workbench.speech.checkpoint.weight_names import aliases
-from workbench.speech.checkpoint.weights import read_weights, select_weights, tie_embedding
+from workbench.speech.checkpoint.weights import read_gguf, read_weights, select_weights, tie_embedding
 from workbench.speech.config import Config
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.hift import HiFT
 from workbench.speech.models.lm import LM
-from workbench.trace.importers.dumps.gguf_files import gguf_file
 
 MODELS: dict[str, Callable[[Any], nn.Module]] = {"lm": LM, "flow": Flow, "hift": HiFT}
+
+
+class Content(NamedTuple):
+    """What a file holds."""
+
+    weights: dict[str, Any]
+    notes: list[str]  # what was changed to read it
 
 
 class LoadedStages(NamedTuple):
@@ -50,18 +56,18 @@ def load_stages(folder: Path, config: Config, lm: str = "auto") -> LoadedStages:
     """
     files = weight_files(folder)
     expected = {stage: shapes(stage, config) for stage in MODELS}
-    contents: dict[str, dict[str, Any]] = {}  # of files that may hold several stages, by name
+    contents: dict[str, Content] = {}  # of files that may hold several stages, by name
     loaded = LoadedStages({}, {}, [])
     for stage, stem in STEMS.items():
         stem = RL if stage == "lm" and lm == "rl" else stem
         if stem in files:
-            found = find_stage(stage, _read(files[stem]), expected[stage], files[stem][0].name)
+            found = _find_in(files[stem], _read(files[stem]), stage, expected)
         else:
             stem, found = _find_elsewhere(stage, folder, files, expected, contents, lm)
         tie_embedding(found.weights)
         loaded.weights[stage] = select_weights(found.weights, expected[stage], files[stem][0], found.notes)
         loaded.files[stage] = files[stem][0].name
-        loaded.notes.extend(note for note in (*_quantised(files[stem][0]), *found.notes))
+        loaded.notes.extend(found.notes)
     return loaded
 
 
@@ -70,7 +76,7 @@ def _find_elsewhere(
     folder: Path,
     files: dict[str, list[Path]],
     expected: dict[str, dict[str, tuple]],
-    contents: dict[str, dict[str, Any]],
+    contents: dict[str, Content],
     lm: str,
 ) -> tuple[str, FoundStage]:
     """Find the weights of a stage that has no file of its own: in one for several stages, or in `llm.rl`."""
@@ -84,7 +90,7 @@ def _find_elsewhere(
         try:
             if stem not in contents:
                 contents[stem] = _read(paths)
-            found = find_stage(stage, contents[stem], expected[stage], paths[0].name, others)
+            found = _find_in(paths, contents[stem], stage, expected, others)
         except WorkbenchError as error:
             unreadable.append(str(error))
             continue
@@ -99,7 +105,7 @@ def _find_elsewhere(
     if complete:
         return complete.popitem()
     if stage == "lm" and lm == "auto" and RL in files:
-        found = find_stage(stage, _read(files[RL]), expected[stage], files[RL][0].name)
+        found = _find_in(files[RL], _read(files[RL]), stage, expected)
         found.notes.append(f"{files[RL][0].name} is read, as there is no llm")
         return RL, found
     reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
@@ -109,19 +115,25 @@ def _find_elsewhere(
     )
 
 
-def _quantised(path: Path) -> list[str]:
-    """Say which types of a GGUF file became float32."""
-    if path.suffix != ".gguf":
-        return []
-    kinds = sorted({tensor.quantised for tensor in gguf_file(path).values()} - {""})
-    return [f"{path.name}: {', '.join(kinds)} became float32: weights are rounded"] if kinds else []
+def _find_in(
+    paths: list[Path],
+    content: Content,
+    stage: str,
+    expected: dict[str, dict[str, tuple]],
+    others: Collection[str] = (),
+) -> FoundStage:
+    """Find the weights of a stage in what was read; its notes begin with those on the file."""
+    found = find_stage(stage, content.weights, expected[stage], paths[0].name, others)
+    return found._replace(notes=[*content.notes, *found.notes])
 
 
-def _read(paths: list[Path]) -> dict[str, Any]:
+def _read(paths: list[Path]) -> Content:
     """Read a file, or one in several parts."""
-    content: dict[str, Any] = {}
+    content = Content({}, [])
     for path in paths:
-        content |= read_weights(path)
+        weights, notes = read_gguf(path) if path.suffix == ".gguf" else (read_weights(path), [])
+        content.weights.update(weights)
+        content.notes.extend(notes)
     return content
 
 

@@ -1,6 +1,7 @@
 """Weight files: read without running code in them, checked and hashed."""
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
@@ -15,7 +16,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError, first_line
 from workbench.speech.checkpoint.weight_names import EMBED, HEAD
 from workbench.trace.importers.dumps.gguf_files import gguf_file
-from workbench.trace.importers.dumps.stored_tensor import readable
+from workbench.trace.importers.dumps.stored_tensor import check_size, max_bytes, readable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Packages whose objects trainers store beside the weights. Placeholders are read in their place.
@@ -43,8 +44,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         When it cannot be read, is cut short, or claims more bytes than it has.
     """
     if path.suffix == ".gguf":
-        with readable(path):
-            return {name: stored.read() for name, stored in gguf_file(path).items()}
+        return read_gguf(path)[0]
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -72,6 +72,18 @@ def read_weights(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(found).__name__}; expected a state_dict: names with tensors"
         )
     return found
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Read a GGUF file, and say which of its types became float32; errors as of `read_weights`."""
+    with readable(path):
+        stored = gguf_file(path)
+        # Nothing keeps a header from giving the same bytes to thousands of tensors.
+        size = sum(4 * math.prod(tensor.shape or ()) for tensor in stored.values())
+        check_size(f"{path.name}: all tensors", size, max_bytes(path.stat().st_size))
+        found = {name: tensor.read() for name, tensor in stored.items()}
+    kinds = sorted({tensor.quantised for tensor in stored.values()} - {""})
+    return found, [f"{path.name}: {', '.join(kinds)} became float32: weights are rounded"] if kinds else []
 
 
 class ForeignObject:

@@ -8,6 +8,7 @@ is raised to float32).
 import io
 import math
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +26,10 @@ MAX_SAMPLES = 600 * 48_000  # of a file, or of a waveform that is resampled; bou
 WHISPER_RATE = 16_000  # Hz, of the speech tokenizer and of the speaker encoder
 MAX_RATE_RATIO = 1024  # numerator or denominator of two rates; torchaudio's filters grow with it
 PCM16_FULL_SCALE = 32768
+# What is computed at once of a long waveform; bounds memory. Each block is read with its neighbours' edges.
+BLOCK_SAMPLES = 1 << 18  # of resampling
+RESAMPLER_REACH = 64  # samples of the lower rate that torchaudio's filter reaches at most to either side
+BLOCK_VALUES = 1 << 19  # of the windows of spectra, and of frames whose pitch is looked for
 
 # Whisper's features, at 16 kHz.
 WHISPER_WINDOW = 400  # samples, 25 ms
@@ -59,15 +64,38 @@ def resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
             f"{to_rate} Hz; is the sample rate right?"
         )
     if max(from_rate, to_rate) // math.gcd(from_rate, to_rate) <= MAX_RATE_RATIO:
-        from torchaudio.functional import resample as sinc_resample  # slow to import
-
-        return sinc_resample(wav, from_rate, to_rate)
+        return _sinc_resample(wav, from_rate, to_rate)
     import librosa
 
     out = librosa.resample(
         wav.detach().cpu().numpy(), orig_sr=from_rate, target_sr=to_rate, res_type="soxr_hq"
     )
     return torch.from_numpy(out).to(wav)
+
+
+def _sinc_resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
+    """Resample with torchaudio's windowed sinc.
+
+    In blocks where it is float64: torch's convolution copies such a sample as often as the filter reads it.
+    """
+    from torchaudio.functional import resample as sinc_resample  # slow to import
+
+    if wav.dtype != torch.float64:
+        return sinc_resample(wav, from_rate, to_rate)
+    divisor = math.gcd(from_rate, to_rate)
+    old, new = from_rate // divisor, to_rate // divisor  # so many samples become so many
+    block = max(1, BLOCK_SAMPLES // old) * old
+    margin = RESAMPLER_REACH * -(-max(1, from_rate // to_rate) // old) * old
+    n = wav.shape[-1]
+    parts = []
+    for start in range(0, n, block):
+        first = max(0, start - margin)
+        part = sinc_resample(wav[..., first : start + block + margin], from_rate, to_rate)
+        skipped = (start - first) // old * new
+        end = skipped + block // old * new if start + block < n else None
+        parts.append(part[..., skipped:end])
+    length = int(torch.ceil(torch.as_tensor(new * n / old)))  # torchaudio's count, which float32 rounds
+    return torch.cat(parts, -1)[..., :length] if len(parts) > 1 else sinc_resample(wav, from_rate, to_rate)
 
 
 def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, sample_rate: int) -> None:
@@ -131,6 +159,13 @@ def mel_filters(
     return torch.from_numpy(filters).to(device)
 
 
+def frame_blocks(count: int, size: int) -> Iterator[slice]:
+    """Yield slices that cover `count` frames of `size` values, so that what is made of each fits memory."""
+    step = max(1, BLOCK_VALUES // size)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
 def mel_centres(n_mels: int, fmax: float, fmin: float = 0.0) -> Tensor:
     """Return the frequency at which each band of `log_mel` is most sensitive, Hz, (n_mels,) float64."""
     import librosa
@@ -172,15 +207,23 @@ def log_mel(wav: Tensor, config: MelConfig) -> Tensor:
     wav = _batched(wav, max(margin + 1, config.hop_length))  # reflection needs more samples than the margin
     window = torch.hann_window(config.win_length, device=wav.device, dtype=wav.dtype)
     padded = F.pad(wav, (margin, margin), mode="reflect")
-    spectrum = torch.stft(
-        padded, config.n_fft, config.hop_length, config.win_length, window, center=False, return_complex=True
-    )
-    power = spectrum.real.square() + spectrum.imag.square()  # (B, n_fft / 2 + 1, T)
-    magnitude = (power + 1e-9).sqrt()  # upstream's offset; it keeps the gradient finite at 0
     filters = mel_filters(
         config.sample_rate, config.n_fft, config.n_mels, config.fmin, config.fmax, wav.device, wav.dtype
     )
-    return (filters @ magnitude).clamp(min=1e-5).log()
+    hop = config.hop_length
+    # Products of other shapes may round otherwise. Prompts and runs, float32, are computed at once to 43 s:
+    # a seed gives the same bytes in every version.
+    size = config.n_fft if wav.dtype == torch.float64 else config.n_fft // 8
+    mels = []
+    for block in frame_blocks((padded.shape[-1] - config.n_fft) // hop + 1, size):
+        part = padded[:, block.start * hop : (block.stop - 1) * hop + config.n_fft]
+        spectrum = torch.stft(
+            part, config.n_fft, hop, config.win_length, window, center=False, return_complex=True
+        )
+        power = spectrum.real.square() + spectrum.imag.square()  # (B, n_fft / 2 + 1, T)
+        magnitude = (power + 1e-9).sqrt()  # upstream's offset; it keeps the gradient finite at 0
+        mels.append((filters @ magnitude).clamp(min=1e-5).log())
+    return torch.cat(mels, -1)
 
 
 def whisper_log_mel(wav16: Tensor, n_mels: int = 128) -> Tensor:
@@ -259,7 +302,13 @@ def pitch(wav: np.ndarray, sample_rate: int, low: float, high: float, hop_length
     import librosa
 
     periods = 3 * math.ceil(sample_rate / low)  # samples in a frame; YIN needs more than two periods
-    return librosa.yin(wav, fmin=low, fmax=high, sr=sample_rate, frame_length=periods, hop_length=hop_length)
+    padded = np.pad(wav, periods // 2)  # so that a frame is centred on its hop
+    settings = {"sr": sample_rate, "frame_length": periods, "hop_length": hop_length, "center": False}
+    found = []
+    for block in frame_blocks((len(padded) - periods) // hop_length + 1, periods):
+        part = padded[block.start * hop_length : (block.stop - 1) * hop_length + periods]
+        found.append(librosa.yin(part, fmin=low, fmax=high, **settings))
+    return np.concatenate(found)
 
 
 def warping_path(x: np.ndarray, y: np.ndarray) -> tuple[float, np.ndarray]:
