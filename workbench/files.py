@@ -1,6 +1,10 @@
 """Files: written as a whole or not at all, and found in a checkout as well as in an installed wheel."""
 
+import errno
+import glob
 import os
+import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -56,7 +60,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     draft = _draft_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale_drafts(path)
+        remove_stale(path.parent, f".*.partial.{glob.escape(path.name)}")
         draft.touch()
         mode = draft.stat().st_mode
         yield draft
@@ -108,7 +112,18 @@ def check_writable(path: str | os.PathLike | None) -> None:
 
 def _draft_path(path: Path) -> Path:
     """Return a new hidden name beside a file, with the same ending."""
+    check_name(path)
     return path.with_name(f".{uuid.uuid4().hex}.partial.{path.name}")
+
+
+def check_name(path: Path) -> None:
+    """Raise a WorkbenchError for a name that no file can have, such as one with a zero byte."""
+    try:
+        os.lstat(path)
+    except OSError:
+        pass  # it is not there, or too long, which whoever opens it is told
+    except ValueError as error:
+        raise WorkbenchError(f"{str(path)!r} is no name of a file ({error}); choose another") from None
 
 
 def data_path(name: str | os.PathLike = "") -> Path:
@@ -154,6 +169,7 @@ def read_text_file(path: str | os.PathLike) -> str:
     """
     path = Path(path)
     try:
+        check_regular(path)
         with path.open("rb") as file:
             content = file.read(MAX_TEXT_BYTES + 1)
     except OSError as error:
@@ -182,14 +198,25 @@ def read_text_file(path: str | os.PathLike) -> str:
     return text
 
 
+def check_regular(path: str | os.PathLike) -> None:
+    """Raise an OSError for what is no file of bytes: to open a pipe would wait for its writer."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"no name of a file: {error}") from None
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a folder, pipe or device, no file")
+
+
 def shipped_folder(name: str) -> Path:
     """Return a folder that lies inside the package in a wheel, and beside it in a checkout."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
-def _remove_stale_drafts(path: Path) -> None:
-    for draft in path.parent.glob(f".*.partial.{path.name}"):
+def remove_stale(folder: Path, pattern: str) -> None:
+    """Remove files and folders of a pattern that nobody has touched for a day: drafts of killed runs."""
+    for draft in folder.glob(pattern):
         with suppress(OSError):
             if time.time() - draft.stat().st_mtime > STALE:
-                draft.unlink()
+                shutil.rmtree(draft) if draft.is_dir() else draft.unlink()

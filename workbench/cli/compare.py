@@ -106,6 +106,7 @@ def report(
     device: Device = "cpu",
 ) -> int:
     """Write one HTML file about a run or a sound, or about two side by side."""
+    check_writable(out)
     paths = [trace] if other is None else [trace, other]
     if any_sound(paths):
         page = sound_file_report(paths, names, mapping)

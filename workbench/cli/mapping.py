@@ -1,13 +1,13 @@
 """`workbench mapping`: propose which tensor of a dump is which field."""
 
-from pathlib import Path
+import os
 from typing import Annotated
 
 import typer
 
 from workbench.cli.common import Names
 from workbench.errors import WorkbenchError
-from workbench.files import atomic_write
+from workbench.files import atomic_write, check_writable
 
 app = typer.Typer()
 
@@ -25,8 +25,9 @@ def mapping(
     from workbench.trace.importers.dumps.proposal import propose_mapping
     from workbench.trace.importers.logs.log_names import NAMES
 
-    if out and Path(out).exists():
+    if out and os.path.exists(out):  # Path.exists raises an OSError for a name that is too long
         raise WorkbenchError(f"{out} exists; expected a new file: choose another name for -o")
+    check_writable(out)
     text = propose_mapping(dump, names or NAMES)
     if out is None:
         print(text)

@@ -24,6 +24,7 @@ from workbench.cli.common import (
     table_text,
 )
 from workbench.errors import WorkbenchError, WorkbenchWarning
+from workbench.files import check_writable
 
 if TYPE_CHECKING:
     from workbench.speech.frontend.utterance import Utterance
@@ -110,6 +111,8 @@ def speak(
     for message in dict.fromkeys(message for _, utt in jobs for message in utt.warnings):
         print(f"warning: {message}", file=sys.stderr)
     paths = _free_paths(Path(out), name, [number for number, _ in jobs], force)
+    for path in paths:
+        check_writable(path.with_suffix(".trace"))  # the longer of the names of sound and trace
 
     rows = []
     written = []
@@ -186,6 +189,6 @@ def _free_paths(folder: Path, name: str, numbers: list[str], force: bool) -> lis
         ending = f"_{repeat}" if repeat else ""
         paths = [folder / f"{name}_{number}{ending}.wav" for number in numbers]
         targets = [*paths, *(path.with_suffix(".trace") for path in paths)]
-        if force or not any(target.exists() for target in targets):
+        if force or not any(os.path.exists(target) for target in targets):
             return paths
     raise AssertionError  # unreachable: count does not end

@@ -368,7 +368,7 @@ class Pipeline(StageRunner):
         if path is None and self.checkpoint.folder is None:
             raise WorkbenchError(f"{self.checkpoint!r} has no folder; pass path, the {SPK2INFO} to write")
         path = self.checkpoint.folder / SPK2INFO if path is None else Path(path)
-        speakers = read_speakers(path) if path.exists() else {}
+        speakers = read_speakers(path) if os.path.exists(path) else {}
         if not isinstance(name, str) or not name.strip():
             raise WorkbenchError(f"the speaker's name is {name!r}; expected text that is not empty")
         if name in speakers and not overwrite:

@@ -55,13 +55,17 @@ def _coarsest(forms: Iterable[Storage], values: Tensor) -> Storage | None:
 
     Quiet 16-bit samples, for example, are exact in float16 as well.
     """
-    return max(forms, key=lambda form: float(form.spacing_at(values).log_().mean()), default=None)
+    parts = values.split(BLOCK_VALUES)
+    return max(
+        forms, key=lambda form: sum(float(form.spacing_at(part).log().sum()) for part in parts), default=None
+    )
 
 
 def _telling_values(x: Tensor) -> Tensor:
     """Return the values (n,) that show a form, float64."""
-    wide = x.detach().double().cpu()
-    return wide[wide.isfinite() & (wide != 0)]
+    wide = x.detach().double().cpu().flatten()
+    parts = [part.isfinite() & (part != 0) for part in wide.split(BLOCK_VALUES)]
+    return wide[torch.cat(parts)]
 
 
 def fits(values: Tensor, form: Storage) -> bool:

@@ -217,7 +217,7 @@ def test_what_has_nothing_to_compare_is_said_so(samples, words):
         (torch.zeros(0), "not empty"),
         (wb.Trace({}, {}), "no waveform"),
         (3, "is no sound"),
-        (torch.zeros(24_000 * 81), "80 s at most at this rate"),
+        (torch.zeros(24_000 * 61), "60 s at most at this rate"),
     ],
 )
 def test_what_is_no_sound_is_an_error(source, words):

@@ -88,7 +88,7 @@ class CachedRuns:
             return None
         own = self.pipe.checkpoint.estimator if program == "estimator" else None
         path = own if which == "onnx" else Path(which)
-        if path is None or not path.is_file():
+        if path is None or not os.path.isfile(path):
             return None
         # A file is hashed once, because the pipeline also opens it once.
         if path not in self._file_hashes:

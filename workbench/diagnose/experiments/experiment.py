@@ -20,6 +20,7 @@ from workbench.diagnose.experiments.row_cache import (
     row_key,
 )
 from workbench.errors import WorkbenchError
+from workbench.files import check_writable
 from workbench.progress import ProgressBar
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
@@ -181,13 +182,7 @@ class Experiment:
     ) -> Iterator[tuple[str, ResultRow]]:
         """Yield each row with its key: rows from the folder first, then those that are computed now."""
         if self.runs.folder is not None:
-            try:
-                self.runs.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise WorkbenchError(
-                    f"{self.runs.folder} cannot be made ({error.strerror}); expected a folder "
-                    "for results that can be written"
-                ) from error
+            check_writable(self.runs.folder / "row.json")
         cache = RowCache(self.runs.folder, self.metrics)
         missing = dict(names)
         for key in names:

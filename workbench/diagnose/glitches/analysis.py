@@ -220,7 +220,7 @@ def as_sound(
             f"{MAX_SAMPLES / 1e6:g} million samples at most: pass one utterance at a time"
         )
     known = is_synthesised(trace) if synthesised is None else synthesised
-    return Sound(raw.astype(np.float64), round(rate), trace, known)
+    return Sound(raw.astype(np.float64, copy=False), round(rate), trace, known)
 
 
 def _to_array(wav: Tensor | Array) -> Array:
@@ -256,12 +256,12 @@ def sums_before(x: Array) -> Array:
     return total
 
 
-def in_blocks(function: Callable[[Array], Array], x: Array, reach: int) -> Array:
-    """Return `function(x)` (N,), computed in blocks of time.
+def in_blocks(function: Callable[[Array], Array], x: Array, reach: int, dtype: type = np.float64) -> Array:
+    """Return `function(x)` (N,) of a type, computed in blocks of time.
 
     Each value of the function rests on at most `reach` values of `x` before it and as many behind it.
     """
-    found = np.empty(len(x))
+    found = np.empty(len(x), dtype)
     for start in range(0, len(x), BLOCK_SAMPLES):
         first, end = max(0, start - reach), min(start + BLOCK_SAMPLES, len(x))
         found[start:end] = function(x[first : end + reach])[start - first : end - first]

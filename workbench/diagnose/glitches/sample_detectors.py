@@ -125,8 +125,11 @@ def clicks(sound: Sound) -> Iterator[Spot]:
     """
     prominence = _prominence(sound, max(MIN_JUMP, PULSE_SHARE * _pulse(sound)))
     width = sound.samples(CLICK_WIDTH_S)
-    highest = maximum_filter1d(prominence, 2 * width + 1)
-    is_peak = (prominence == highest) & (prominence > 0)
+
+    def highest_around(part: Array) -> Array:
+        return (part == maximum_filter1d(part, 2 * width + 1)) & (part > 0)
+
+    is_peak = in_blocks(highest_around, prominence, width, bool)
     edge = sound.samples(EDGE_S)
     is_peak[:edge] = is_peak[-edge:] = False
     for k in np.flatnonzero(is_peak):

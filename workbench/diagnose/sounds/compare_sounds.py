@@ -44,7 +44,7 @@ USUAL_RATES = (8000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # Hz; a wr
 CLEARLY = 0.1  # by so much another rate must correlate better
 LABELLED_WELL = 0.85  # correlation of spectrograms at which another rate is believed
 SAME_WORDS = 1.7  # cost of warping, see `_warping`: other words cost 2.5 and more
-MAX_WARP_S = 40.0  # seconds; the memory of warping grows with the square
+MAX_WARP_S = 30.0  # seconds; the memory of warping grows with the square
 TIMING_S = 0.06  # seconds; a larger shift of a tenth of the frames is another timing
 CEPSTRA = 13  # coefficients that describe the shape of a spectrum, as in speech recognition
 
@@ -81,7 +81,7 @@ def compare_sounds(
     ------
     WorkbenchError
         When a file cannot be read, or has no samples or more than five minutes, or one of them has more than
-        1.92 million samples: 80 s at 24 kHz, 40 s at 48 kHz.
+        1.44 million samples: 60 s at 24 kHz, 30 s at 48 kHz.
 
     Examples
     --------

@@ -19,7 +19,7 @@ Array = np.ndarray
 SoundSource = Trace | AudioSource
 MAX_SECONDS = 300  # of a sound; one utterance is far shorter, and memory grows with it
 MAX_SAMPLES = 7_200_000  # 300 s at 24 kHz
-MAX_COMPARED = 1_920_000  # samples of each of two sounds, 80 s at 24 kHz; aligning takes 130 bytes for each
+MAX_COMPARED = 1_440_000  # samples of each of two sounds, 60 s at 24 kHz: aligning takes 130 bytes for each
 MIN_RATE, MAX_RATE = 1000, 400_000  # Hz; others are mistaken units
 LOSSY = ("VORBIS", "OPUS", "MPEG", "GSM", "ADPCM", "ULAW", "ALAW")  # of libsndfile's names
 
@@ -33,7 +33,7 @@ class SoundInput:
     name : str
         The file's path, or what the caller called it.
     samples : ndarray (N,)
-        float64 as given, with NaN and infinities; full scale is 1.
+        float32 or float64 as given, with NaN and infinities; full scale is 1.
     rate : int
         Hz.
     channels : int
@@ -55,10 +55,9 @@ class SoundInput:
 
     @cached_property
     def wav(self) -> Array:
-        """Samples (N,) with NaN and infinities set to 0."""
-        if not self.nonfinite:
-            return self.samples
-        return np.nan_to_num(self.samples, nan=0.0, posinf=0.0, neginf=0.0)
+        """Samples (N,) in float64 with NaN and infinities set to 0."""
+        wav = self.samples.astype(np.float64, copy=False)
+        return np.nan_to_num(wav, nan=0.0, posinf=0.0, neginf=0.0) if self.nonfinite else wav
 
     @cached_property
     def nonfinite(self) -> int:
@@ -120,11 +119,12 @@ def open_sound(source: SoundSource, sample_rate: int | None = None, name: str | 
                 f"{source!r} has no waveform; expected hift/wav: run it to the vocoder, or record it"
             )
         text = source.attrs.get("tag") or source.attrs.get("text") or source.attrs.get("source")
-        found = SoundInput(name or str(text or "trace"), source.wav.double().numpy(), source.sample_rate)
+        wav = source.wav if source.wav.dtype == torch.float64 else source.wav.float()
+        found = SoundInput(name or str(text or "trace"), wav.numpy(), source.sample_rate)
     else:
         label = name or (str(source) if isinstance(source, (str, os.PathLike)) else "samples")
         wav, rate, channels, subtype = open_audio(source, sample_rate, label)
-        found = SoundInput(label, wav.double().numpy(), rate, channels, subtype)
+        found = SoundInput(label, wav.numpy(), rate, channels, subtype)
     if found.samples.ndim != 1 or not len(found.samples):
         raise WorkbenchError(
             f"{found.name}: samples of shape {found.samples.shape}; expected (N,), one channel, not empty"

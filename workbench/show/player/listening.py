@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import WorkbenchError
+from workbench.files import check_regular
 from workbench.tables import folded, table_html
 
 KIND, VERSION = "workbench listening test", 1  # as blind.js writes them
@@ -168,6 +169,7 @@ def listening_test(source: str | os.PathLike | dict) -> ListeningTest:
 
 def _read(path: Path) -> Any:
     try:
+        check_regular(path)
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:

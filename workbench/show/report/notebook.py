@@ -89,7 +89,7 @@ def notebook_path(name: str | os.PathLike) -> Path:
     WorkbenchError
         When no notebook or more than one has this name; the error lists those that exist.
     """
-    if Path(name).suffix == ".ipynb" and Path(name).is_file():
+    if Path(name).suffix == ".ipynb" and os.path.isfile(name):
         return Path(name)
     notebooks = sorted(FOLDER.glob("*.ipynb"))
     wanted = str(name).removesuffix(".ipynb")

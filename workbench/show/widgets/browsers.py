@@ -205,7 +205,7 @@ class FilePicker(Panel):
         self.folder = Path(folder)
         self.pattern = pattern
         self.open_file = open_file
-        if not self.folder.is_dir():
+        if not os.path.isdir(self.folder):
             raise WorkbenchError(f"{self.folder} is no folder; expected one to pick files from")
         self.choice = ipywidgets.Dropdown(description="file", style=LABEL_STYLE, layout={"width": "40em"})
         refresh = ipywidgets.Button(description="refresh")

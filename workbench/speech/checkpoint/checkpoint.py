@@ -5,6 +5,7 @@ The layout is the released one: `cosyvoice3.yaml`, `llm`, `flow` and `hift` as `
 """
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.files import atomic_write, data_path
+from workbench.files import atomic_write, check_name, data_path
 from workbench.speech.checkpoint import hyperyaml
 from workbench.speech.checkpoint.config_yaml import YAML, config_from_yaml, options_from_yaml
 from workbench.speech.checkpoint.config_yaml_write import config_to_yaml, qwen_config
@@ -133,7 +134,7 @@ class Checkpoint:
         folder = data_path(BUNDLED_VOICE) if folder is None else Path(folder)
         if lm not in ("auto", "rl"):
             raise WorkbenchError(f"lm is {lm!r}; expected 'auto' or 'rl'")
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # Path.is_dir raises an OSError for a name that is too long
             raise WorkbenchError(f"{folder} is not a folder; expected one with {LAYOUT}")
         qwen = qwen_folder(folder)
         tree = hyperyaml.read(folder / YAML)
@@ -259,6 +260,7 @@ class Checkpoint:
         WorkbenchError
             When the folder is not empty, or cannot be written.
         """
+        check_name(Path(folder))
         folder = Path(folder).resolve()
         with replace_folder(folder, overwrite) as draft:
             self.write_parts(draft)

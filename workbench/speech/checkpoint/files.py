@@ -1,5 +1,6 @@
 """The files of a checkpoint folder: their names, how to find them, and how to replace a whole folder."""
 
+import glob
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, first_line
-from workbench.files import atomic_write
+from workbench.files import atomic_write, check_name, check_regular, remove_stale
 from workbench.speech.checkpoint.config_yaml import YAML
 from workbench.speech.checkpoint.weights import read_weights
 
@@ -73,6 +74,7 @@ def has_tokenizer(folder: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """Read Qwen2's `config.json`."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             data = file.read(MAX_JSON + 1)
         if len(data) > MAX_JSON:
@@ -113,7 +115,7 @@ def replace_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     WorkbenchError
         When `folder` is not empty and may not be overwritten, or cannot be written.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if os.path.isfile(folder) or (os.path.isdir(folder) and any(folder.iterdir())):
         if not overwrite:
             raise WorkbenchError(
                 f"{folder} is not empty; pass overwrite=True, in the shell --force, or choose another folder"
@@ -122,18 +124,23 @@ def replace_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
             raise WorkbenchError(
                 f"{folder} has no {YAML}, so it is no checkpoint to overwrite; choose another folder"
             )
+    check_name(folder)
     unique = uuid.uuid4().hex
     draft = folder.with_name(f".{folder.name}.draft-{unique}")
     old = folder.with_name(f".{folder.name}.old-{unique}")
     try:
         draft.mkdir(parents=True)
+        # Of a run that was killed between the two steps below, `.old-` is the only copy.
+        kinds = ("draft", "old") if os.path.isdir(folder) else ("draft",)
+        for kind in kinds:
+            remove_stale(folder.parent, f".{glob.escape(folder.name)}.{kind}-*")
         yield draft
         # A folder that is not empty cannot be replaced in one step: move the old one away first.
         if folder.is_dir():
             os.replace(folder, old)
         os.replace(draft, folder)
     except OSError as error:
-        if old.is_dir() and not folder.exists():
+        if os.path.isdir(old) and not os.path.exists(folder):
             os.replace(old, folder)
         raise WorkbenchError(f"{folder} cannot be written: {error}") from error
     finally:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from workbench.errors import WorkbenchError
+from workbench.files import check_regular
 
 # Bounds for damaged or hostile files; the released file has about 500 nodes in 10 kB.
 MAX_BYTES = 1_000_000
@@ -97,6 +98,7 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
+        check_regular(path)
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:

@@ -1,6 +1,7 @@
 """List the tensors in a folder of weights, which may be broken or not CosyVoice3 at all."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ def inspect_folder(folder: str | Path, prefix: str = "") -> "pd.DataFrame":
     import pandas as pd
 
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises an OSError for a name that is too long
         raise WorkbenchError(
             f"{folder} is not a folder; expected one with weight files (.pt, .safetensors, .onnx)"
         )

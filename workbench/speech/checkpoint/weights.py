@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, first_line
+from workbench.files import check_regular
 from workbench.speech.checkpoint.weight_names import EMBED, HEAD
 from workbench.trace.importers.dumps.gguf_files import gguf_file
 from workbench.trace.importers.dumps.stored_tensor import check_size, max_bytes, readable
@@ -46,6 +47,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     if path.suffix == ".gguf":
         return read_gguf(path)[0]
     try:
+        check_regular(path)
         if path.suffix == ".safetensors":
             return load_file(path)
         if _is_legacy(path):
@@ -77,6 +79,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 def read_gguf(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Read a GGUF file, and say which of its types became float32; errors as of `read_weights`."""
     with readable(path):
+        check_regular(path)
         stored = gguf_file(path)
         # Nothing keeps a header from giving the same bytes to thousands of tensors.
         size = sum(4 * math.prod(tensor.shape or ()) for tensor in stored.values())

@@ -87,15 +87,15 @@ def _sinc_resample(wav: Tensor, from_rate: int, to_rate: int) -> Tensor:
     block = max(1, BLOCK_SAMPLES // old) * old
     margin = RESAMPLER_REACH * -(-max(1, from_rate // to_rate) // old) * old
     n = wav.shape[-1]
-    parts = []
+    length = int(torch.ceil(torch.as_tensor(new * n / old)))  # torchaudio's count, which float32 rounds
+    found = wav.new_empty((*wav.shape[:-1], length))
     for start in range(0, n, block):
         first = max(0, start - margin)
         part = sinc_resample(wav[..., first : start + block + margin], from_rate, to_rate)
-        skipped = (start - first) // old * new
-        end = skipped + block // old * new if start + block < n else None
-        parts.append(part[..., skipped:end])
-    length = int(torch.ceil(torch.as_tensor(new * n / old)))  # torchaudio's count, which float32 rounds
-    return torch.cat(parts, -1)[..., :length] if len(parts) > 1 else sinc_resample(wav, from_rate, to_rate)
+        place, skipped = start // old * new, (start - first) // old * new
+        size = min(block // old * new, length - place)
+        found[..., place : place + size] = part[..., skipped : skipped + size]
+    return found
 
 
 def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, sample_rate: int) -> None:

@@ -5,6 +5,7 @@ may take follows from the size of the file and of its inputs, far above what suc
 """
 
 import glob
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "
     """
     import onnxruntime
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises an OSError for a name that is too long
         raise WorkbenchError(f"{path} does not exist; expected an ONNX model")
     onnxruntime.set_default_logger_severity(LOG_FATAL)  # for what is said outside of a session
     options = onnxruntime.SessionOptions()

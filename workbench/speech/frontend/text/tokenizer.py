@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from workbench.errors import WorkbenchError, first_line
+from workbench.files import check_regular
 
 END_OF_PROMPT = "<|endofprompt|>"  # between instruction and text
 _BASE_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -112,6 +113,7 @@ def _refused(message: str) -> Iterator[None]:
 
 def _json(path: Path) -> dict:
     try:
+        check_regular(path)
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WorkbenchError(f"{path} is not readable JSON ({error}); copy it again") from None

@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.files import check_regular
 from workbench.trace.attributes import MAX_RATE, MIN_RATE
 from workbench.trace.schema import FIELDS, LOOPS, SAMPLE_RATE
 
@@ -77,6 +78,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
             raise WorkbenchError(
                 f"{path} has {path.stat().st_size:,} bytes; a mapping has {MAX_BYTES:,} at most"
             )
+        check_regular(path)
         return parse_mapping(path.read_text(encoding="utf-8-sig"), path.name)
     except (OSError, UnicodeDecodeError) as error:
         raise WorkbenchError(f"{path} cannot be read as a mapping ({error}); expected TOML") from error
@@ -88,7 +90,7 @@ def parse_mapping(text: str, name: str) -> dict[str, Any]:
         rules = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise WorkbenchError(f"{name} cannot be read as a mapping ({error}); expected TOML") from error
-    for key in rules.keys() - TOP_KEYS:
+    for key in sorted(rules.keys() - TOP_KEYS):
         raise WorkbenchError(f"{name}: {key!r} stands at the top; expected {sorted(TOP_KEYS)}")
     rate = rules.get("sample_rate", SAMPLE_RATE)
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not MIN_RATE <= rate <= MAX_RATE:

@@ -4,6 +4,7 @@ What a file is follows from its first bytes, else from its suffix. `binary_files
 `gguf_files` read the formats.
 """
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,9 +143,9 @@ def reader_of(path: Path) -> Reader | None:
 
 def _files(path: Path) -> list[Path]:
     """Return the files of a dump: the file itself, or those of a folder in the order of their names."""
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises an OSError for a name that is too long
         return [path]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise WorkbenchError(f"{path} does not exist; expected {EXPECTED}")
     with readable(path):
         files = sorted(file for file in path.iterdir() if not file.name.startswith("."))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench.errors import WorkbenchError
+from workbench.files import read_text_file
 from workbench.trace.schema import FIELDS, STATS
 
 NAMES = Path(__file__).with_name("logs.toml")  # the table that is used where no other is given
@@ -71,7 +72,7 @@ class LogNames(NamedTuple):
         """
         path = Path(path)
         try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
+            table = tomllib.loads(read_text_file(path))
             statistics = _by_spelling(table["statistics"], (*STATS, *EXTRA_STATS))
             statistics |= _by_spelling(table.get("numbers", {}), NUMBERS)
             sources = _by_spelling(table.get("sources", {}), None)

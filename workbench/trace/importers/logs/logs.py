@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
+from workbench.files import check_regular
 from workbench.trace.importers.logs.log_lines import FORMAT, IDS, NAME, NO_NAME, NUMBER, LineReader
 from workbench.trace.importers.logs.log_lists import with_whole_lists
 from workbench.trace.importers.logs.log_names import NAMES
@@ -208,6 +209,7 @@ def _describe(run: Trace) -> str:
 def _lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file, each cut to `MAX_LINE_LENGTH`, so that no line has to fit the memory."""
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
         with open(path, encoding=encoding, errors="replace") as file:
