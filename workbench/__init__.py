@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.diagnose.glitches.wave_stats import wave_stats
     from workbench.diagnose.open import open
     from workbench.diagnose.precision import bisect_precision, headroom
+    from workbench.diagnose.quantisation.recommend import Recommendation, recommend
     from workbench.diagnose.sounds.compare_sounds import compare_sounds
     from workbench.diagnose.sounds.sound_comparison import SoundComparison
     from workbench.diagnose.suspects.catalogue import faults
@@ -78,6 +79,7 @@ PUBLIC = {
     "Prompt": "workbench.speech.frontend.frontend",
     "PromptCheck": "workbench.speech.frontend.prompt_checks",
     "PromptFinding": "workbench.speech.frontend.prompt_checks",
+    "Recommendation": "workbench.diagnose.quantisation.recommend",
     "Report": "workbench.show.report.report",
     "Save": "workbench.trace.record",
     "SoundComparison": "workbench.diagnose.sounds.sound_comparison",
@@ -113,6 +115,7 @@ PUBLIC = {
     "quantise": "workbench.speech.models.quantise.quantise",
     "read_foreign": "workbench.trace.importers.dumps.mapping",
     "read_log": "workbench.trace.importers.logs.logs",
+    "recommend": "workbench.diagnose.quantisation.recommend",
     "run_report": "workbench.show.report.run_reports",
     "stream": "workbench.speech.stream",
     "streamed": "workbench.speech.stream",

@@ -63,6 +63,7 @@ def test_every_verb_has_help_and_an_example(capsys):
     assert quality.app.registered_commands
     for verb in (
         *("speak", "compare", "report", "diagnose", "suspects", "glitches", "precision", "inspect"),
+        "quantise",
         *("export-onnx", "notebook", "bench speed", "bench deviation", "bench trace", "bench glitches"),
     ):
         assert main([*verb.split(), "--help"]) == 0
@@ -94,6 +95,7 @@ def test_a_preset_is_an_option_that_others_may_change():
         ["compare", "none.wav", "none_either.wav"],
         ["bisect", "none.trace", "none_either.trace"],
         ["precision", "Hello.", "--voice", "none"],
+        ["quantise", "Hello.", "--budget", "50%", "--voice", "none"],
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(words, tmp_path, capsys):

@@ -1,7 +1,10 @@
 """`workbench glitches` and `workbench precision`: several files at once, and errors."""
 
+import pytest
 import soundfile
 
+import workbench as wb
+from tests.paths import ROOT
 from workbench.cli import main
 from workbench.files import data_path
 
@@ -48,3 +51,29 @@ def test_properties_of_a_recording_fail_only_where_it_is_called_synthesised(tmp_
 def test_precision_checks_the_device_first(tmp_path, capsys):
     assert main(["precision", "--device", "abacus", "--voice", str(tmp_path / "nowhere")]) == 2
     assert "abacus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected one of --format, --budget and --max-db"),
+        (["--budget", "50%", "--format", "q4_k"], "expected one of --format"),
+        (["--format", "float16"], "workbench precision --dtype float16"),
+        (["--format", "q4_k", "--known", "x.csv"], "--known goes with"),
+        (["--budget", "50%", "--known", "none.csv"], "none.csv"),
+        (["--format", "q9"], "there is no format 'q9'"),
+    ],
+)
+def test_quantise_says_what_it_was_not_given(words, message, capsys):
+    assert main(["quantise", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_quantise_writes_a_map_that_speak_reads(tmp_path, capsys):
+    known = str(ROOT / "data" / "accuracy" / "quantise.csv")
+    out = tmp_path / "map.toml"
+    assert main(["quantise", "Hm.", "--budget", "70%", "--known", known, "-o", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "% of float16" in said and said.splitlines()[0] in out.read_text()
+    assert wb.Options(weights=out).weights

@@ -46,7 +46,7 @@ def test_every_part_runs_alone_in_half_precision(pipe, utt, options):
         assert (found.recommended[PARTS[row["part"]]] == "bfloat16") == (row["part"] in found.safe_parts)
         assert row["safe"] or row["part"] not in found.safe_parts
     assert found.line.startswith("bfloat16 is safe for") and "<table" in found._repr_html_()
-    with pytest.raises(WorkbenchError, match="float16 or bfloat16"):
+    with pytest.raises(WorkbenchError, match="float32 is what changes nothing"):
         bisect_precision(pipe, utt, "float32", options)
 
 
@@ -64,7 +64,7 @@ def test_recommended_parts_were_measured_together(monkeypatch):
 
     monkeypatch.setattr(precision, "_mel_change", added)
     exact = wb.Options(**precision.ALL_FLOAT64)
-    safe_parts, change = precision._safe_together(fake, None, rows, "float16", exact)
+    safe_parts, change = precision._safe_together(fake, [None], rows, "float16", exact)
     assert safe_parts == ("lm", "vocoder", "f0") and change == pytest.approx(0.5)
     found = precision.PrecisionMap("float16", rows, safe_parts, change)
     assert "for flow, source alone, but not beside them; not for head" in found.line

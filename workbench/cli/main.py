@@ -9,7 +9,7 @@ import typer
 
 import workbench
 from workbench.cli import app as app_verb
-from workbench.cli import bench, bisect, checkpoint, compare, mapping, notebook, quality, speak
+from workbench.cli import bench, bisect, checkpoint, compare, mapping, notebook, quality, quantise, speak
 from workbench.cli.common import print_help_without_verb
 from workbench.errors import WorkbenchError
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (speak, compare, bisect, quality, mapping, checkpoint, notebook, app_verb):
+for module in (speak, compare, bisect, quality, quantise, mapping, checkpoint, notebook, app_verb):
     app.registered_commands += module.app.registered_commands
 app.add_typer(bench.app, name="bench")
 

@@ -1,10 +1,11 @@
 """Find the parts of the model that may run in half precision.
 
 `headroom` says how near the values of every module come to the largest number of a dtype. `bisect_precision`
-runs one part at a time in half precision and measures what that changes in the result.
+runs one part at a time in half precision and measures what that changes in the result; formats of quantised
+weights are tried in `quantisation`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from workbench.diagnose.compare.transitions import transitions
+from workbench.diagnose.quantisation.bisect import FormatMap, bisect_format
+from workbench.diagnose.quantisation.measure import MAX_LM_CHANGE, MAX_SOUND_CHANGE, as_utterances
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.frontend.audio import log_mel
@@ -28,8 +31,6 @@ from workbench.trace.trace import Trace
 MAX_FINITE = {name: torch.finfo(getattr(torch, name)).max for name in ("float16", "bfloat16", "float32")}
 HALF_DTYPES = ("float16", "bfloat16")
 DB_PER_NEPER = 20 / torch.tensor(10.0).log().item()  # decibels per unit of a natural-log amplitude: 8.69
-MAX_MEL_CHANGE = 1.0  # dB, rms over the waveform's log-mel: about the smallest level change that is heard
-MAX_LM_CHANGE = 0.01  # nat, mean divergence of the next token's distribution: drawn tokens hardly change
 
 # Part -> the option with its dtype, in the order of the run. The last three are parts of the vocoder.
 PARTS = {
@@ -167,27 +168,43 @@ def headroom(pipe: Pipeline, trace: Trace, dtype: str = "float16") -> pd.DataFra
 
 
 def bisect_precision(
-    pipe: Pipeline, utt: Utterance, dtype: str = "float16", options: Options | None = None
-) -> PrecisionMap:
-    """Find out by trying which parts may run in half precision.
+    pipe: Pipeline,
+    utts: Utterance | Sequence[Utterance],
+    format: str = "float16",
+    options: Options | None = None,
+    seeds: Sequence[int] | None = None,
+) -> "PrecisionMap | FormatMap":
+    """Find out by trying which parts may run in half precision, or have quantised weights.
 
-    1. Everything runs in float64 once: the reference.
-    2. Each part runs in `dtype` alone, from the same tokens, all others in float64. If the flow or the
-       vocoder changes the result too much, each of its blocks runs in `dtype` alone as well.
-    3. All safe parts run in `dtype` together. While that changes the waveform too much, the part that changed
-       most stays in float64.
+    1. Every utterance runs once for each seed: the references. For half precision these run in float64.
+    2. Each part runs in `format` alone, from the same tokens. If it changes the result too much, each of its
+       blocks runs in `format` alone as well (of half precision those of flow and vocoder), and of quantised
+       weights each layer of a block that does.
+    3. All safe parts run in `format` together. While that changes the sound too much, the part that changed
+       most is left out.
 
     Parameters
     ----------
     pipe : Pipeline
-    utt : Utterance
-    dtype : {"float16", "bfloat16"}
+    utts : Utterance or sequence of Utterance
+        The worst counts. More make the answer hold for more texts.
+    format : str
+        "float16" or "bfloat16": the arithmetic and the weights of a part. Or a format of quantised weights,
+        such as "q4_k" or "int4:group=128"; `wb.formats()` lists them.
     options : Options, optional
         The checkpoint's own by default.
+    seeds : sequence of int, optional
+        That of the options by default.
 
     Returns
     -------
-    PrecisionMap
+    PrecisionMap or FormatMap
+        With `rows`, `line` and `recommended`.
+
+    Raises
+    ------
+    WorkbenchError
+        When there is no such format, or no utterance.
 
     Examples
     --------
@@ -195,25 +212,31 @@ def bisect_precision(
     >>> found = wb.bisect_precision(pipe, utt, "bfloat16", short)
     >>> sorted(found.recommended)
     ['f0_dtype', 'flow_dtype', 'head_dtype', 'hift_dtype', 'lm_dtype', 'source_dtype']
+    >>> found = wb.bisect_precision(pipe, utt, "q8_0", short)
+    >>> pipe.options(None).but(weights=found.recommended).weights.startswith("lm=q8_0")
+    True
     """
-    if dtype not in HALF_DTYPES:
-        raise WorkbenchError(f"dtype is {dtype!r}; expected float16 or bfloat16")
-    float64 = pipe.options(options).but(**ALL_FLOAT64)
-    reference = pipe.synthesise(utt, options=float64, save=("lm/logp", "lm/drawn_token"))
+    options = pipe.options(options)
+    utts, seeds = as_utterances(utts), list(seeds or [options.seed])
+    if format not in HALF_DTYPES:
+        return bisect_format(pipe, utts, format, options, seeds)
+    float64 = options.but(**ALL_FLOAT64)
+    kept = ("lm/logp", "lm/drawn_token")
+    references = [pipe.synthesise(utt, options=float64.but(seed=s), save=kept) for utt in utts for s in seeds]
     rows = []
     for part, option in PARTS.items():
-        change = _change(pipe, reference, part, float64.but(**{option: dtype}))
-        single = _change(pipe, reference, part, float64.but(**{option: ALL_FLOAT32[option]}))
+        change = _change(pipe, references, part, float64.but(**{option: format}))
+        single = _change(pipe, references, part, float64.but(**{option: ALL_FLOAT32[option]}))
         row = _row(part, change, single)
         rows.append(row)
         if not row["safe"] and part in ("flow", "vocoder"):
             for name, module in _blocks(pipe, part, float64):
-                with module_in_dtype(module, getattr(torch, dtype)):
-                    change = _change(pipe, reference, part, float64)
+                with module_in_dtype(module, getattr(torch, format)):
+                    change = _change(pipe, references, part, float64)
                 rows.append(_row(f"{part}/{name}", change, None))
     table = pd.DataFrame(rows)
-    safe_parts, combined_change = _safe_together(pipe, reference, table, dtype, float64)
-    return PrecisionMap(dtype, table, safe_parts, combined_change)
+    safe_parts, combined_change = _safe_together(pipe, references, table, format, float64)
+    return PrecisionMap(format, table, safe_parts, combined_change)
 
 
 def repeatable(pipe: Pipeline, utt: Utterance, options: Options | None = None) -> dict[str, float]:
@@ -238,15 +261,26 @@ def repeatable(pipe: Pipeline, utt: Utterance, options: Options | None = None) -
 # ---- measuring a change
 
 
-def _change(pipe: Pipeline, reference: Trace, part: str, options: Options) -> Change:
-    """Run one part with other options on the reference's own inputs, and measure what that changes."""
-    if part == "lm":
-        return _lm_change(pipe, reference, options)
-    start = "flow" if part == "flow" else "hift"
-    try:
-        return _mel_change(pipe, reference, pipe.replay(reference, start, options))
-    except WorkbenchError:  # the flow made a mel of NaN
-        return Change(float("inf"), reference["flow/mel"].numel())
+def _change(pipe: Pipeline, references: Sequence[Trace], part: str, options: Options) -> Change:
+    """Run one part with other options on the references' own inputs; return the largest change."""
+    changes = []
+    for reference in references:
+        if part == "lm":
+            changes.append(_lm_change(pipe, reference, options))
+            continue
+        start = "flow" if part == "flow" else "hift"
+        try:
+            changes.append(_mel_change(pipe, reference, pipe.replay(reference, start, options)))
+        except WorkbenchError:  # the flow made a mel of NaN
+            changes.append(Change(float("inf"), reference["flow/mel"].numel()))
+    return _largest(changes)
+
+
+def _largest(changes: Sequence[Change]) -> Change:
+    size = max(
+        (change.size for change in changes), key=lambda size: (size != size, size)
+    )  # NaN is the largest
+    return Change(size, sum(change.nonfinite for change in changes))
 
 
 def _lm_change(pipe: Pipeline, reference: Trace, options: Options) -> Change:
@@ -270,7 +304,7 @@ def _mel_change(pipe: Pipeline, reference: Trace, other: Trace) -> Change:
 
 
 def _row(part: str, change: Change, single: Change | None) -> dict[str, Any]:
-    limit = MAX_LM_CHANGE if part == "lm" else MAX_MEL_CHANGE
+    limit = MAX_LM_CHANGE if part == "lm" else MAX_SOUND_CHANGE
     return {
         "part": part,
         "change": change.size,
@@ -282,7 +316,7 @@ def _row(part: str, change: Change, single: Change | None) -> dict[str, Any]:
 
 
 def _safe_together(
-    pipe: Pipeline, reference: Trace, rows: pd.DataFrame, dtype: str, float64: Options
+    pipe: Pipeline, references: Sequence[Trace], rows: pd.DataFrame, dtype: str, float64: Options
 ) -> tuple[tuple[str, ...], float]:
     """Return the parts that may be in `dtype` at once, in the order of the run, and their change in dB."""
     safe = rows[rows["safe"] & rows["part"].isin(PARTS)].sort_values("change")
@@ -292,8 +326,9 @@ def _safe_together(
     combined_change = 0.0
     while audio_parts:
         options = float64.but(**{PARTS[part]: dtype for part in audio_parts})
-        change = _mel_change(pipe, reference, pipe.replay(reference, "flow", options))
-        if change.size <= MAX_MEL_CHANGE and not change.nonfinite:
+        runs = [(reference, pipe.replay(reference, "flow", options)) for reference in references]
+        change = _largest([_mel_change(pipe, *pair) for pair in runs])
+        if change.size <= MAX_SOUND_CHANGE and not change.nonfinite:
             combined_change = change.size
             break
         audio_parts.pop()  # the one that changes most

@@ -1,0 +1,130 @@
+"""`bisect_format`: which parts, blocks and layers may be in one format, alone and all together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import pandas as pd
+
+from workbench.diagnose.quantisation.measure import (
+    MAX_LM_CHANGE,
+    MAX_SOUND_CHANGE,
+    STAGES_IN_ORDER,
+    Change,
+    References,
+)
+from workbench.diagnose.quantisation.units import Tree, weights_of
+from workbench.errors import WorkbenchError
+from workbench.speech.config import Options
+from workbench.speech.config.formats import parse_format
+from workbench.speech.frontend.frontend import Utterance
+from workbench.speech.pipeline import Pipeline
+from workbench.tables import table_html
+
+
+@dataclass(frozen=True)
+class FormatMap:
+    """The result of `bisect_precision` for a format of quantised weights.
+
+    Attributes
+    ----------
+    format : str
+    rows : DataFrame
+        One row for each part, block or layer that was quantised alone: `part`, `kl`, `redrawn`, `mel_l1`,
+        `sound_db`, `snr_db` (see `Change`), `safe`. Blocks are tried where their stage is not safe, layers
+        where their block is not.
+    safe_parts : tuple of str
+        What may have the format all at once.
+    together : Change
+        What they change then.
+    runs : int
+        How many runs were measured.
+    """
+
+    format: str
+    rows: pd.DataFrame
+    safe_parts: tuple[str, ...]
+    together: Change
+    runs: int
+
+    @property
+    def recommended(self) -> dict[str, str]:
+        """Globs with formats, for `Options(weights=...)`."""
+        return dict.fromkeys(self.safe_parts, self.format)
+
+    @property
+    def line(self) -> str:
+        """The answer in one line."""
+        rows = self.rows.set_index("part")["safe"]
+        dropped = [part for part in rows.index[rows] if not self._is_covered(part)]
+        blocked = rows.index[~rows]
+        lowest = [part for part in blocked if not any(other.startswith(f"{part}.") for other in rows.index)]
+        safe = ", ".join(self.safe_parts[:6]) or "nothing"
+        more = f" and {len(self.safe_parts) - 6} more" if len(self.safe_parts) > 6 else ""
+        changes = f"{self.together.sound_db:.2g} dB and {self.together.kl:.2g} nat together"
+        texts = [f"{self.format} is safe for {safe}{more} ({changes}, {self.runs} runs)"]
+        if dropped:
+            texts.append(f"for {', '.join(dropped[:4])} alone, but not beside them")
+        if lowest:
+            texts.append(f"not for {', '.join(lowest[:6])}" + (" and others" if len(lowest) > 6 else ""))
+        return "; ".join(texts)
+
+    def _is_covered(self, part: str) -> bool:
+        """Whether a part, or all that was tried inside of it, is among the safe ones."""
+        return any(part == safe or part.startswith(f"{safe}.") for safe in self.safe_parts)
+
+    def __repr__(self) -> str:
+        return self.line
+
+    def _repr_html_(self) -> str:
+        return f"<div><b>{escape(self.line)}</b>{table_html(self.rows)}</div>"
+
+
+def bisect_format(
+    pipe: Pipeline,
+    utts: Utterance | Sequence[Utterance],
+    name: str,
+    options: Options | None = None,
+    seeds: Sequence[int] = (0,),
+) -> FormatMap:
+    """Find out by trying which weights may have a format; see `bisect_precision`."""
+    name = str(parse_format(name))
+    if name == "float32":
+        raise WorkbenchError("float32 is what changes nothing; expected float16, bfloat16 or such as q4_k")
+    references = References(pipe, utts, pipe.options(options), seeds)
+    tree = Tree(references)
+    rows, safe = [], []
+    todo = list(STAGES_IN_ORDER)
+    while todo:
+        unit = todo.pop(0)
+        change = references.change(weights_of([(unit, name)]))
+        is_safe = change.within(MAX_SOUND_CHANGE, MAX_LM_CHANGE)
+        rows.append({"part": unit, **change._asdict(), "safe": is_safe})
+        if is_safe:
+            safe.append((change, unit))
+        else:
+            todo = tree.parts(unit) + todo
+    kept, together = _safe_together(references, safe, name)
+    return FormatMap(name, pd.DataFrame(rows), kept, together, len(references.runs))
+
+
+def _safe_together(
+    references: References, safe: list[tuple[Change, str]], name: str
+) -> tuple[tuple[str, ...], Change]:
+    """Return the most units that change little enough together, leaving out those that change most.
+
+    The number is searched by halving: with one unit more, a change is hardly ever smaller.
+    """
+    order = sorted(safe, key=lambda pair: pair[0].sound_db / MAX_SOUND_CHANGE + pair[0].kl / MAX_LM_CHANGE)
+    fits, most = 0, len(order)
+    together = Change()
+    count = most  # all of them fit more often than not
+    while fits < most:
+        change = references.change(weights_of((unit, name) for _, unit in order[:count]))
+        if change.within(MAX_SOUND_CHANGE, MAX_LM_CHANGE):
+            fits, together = count, change
+        else:
+            most = count - 1
+        count = (fits + most + 1) // 2
+    kept = {unit for _, unit in order[:fits]}
+    return tuple(unit for _, unit in safe if unit in kept), together

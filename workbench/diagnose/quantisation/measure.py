@@ -1,0 +1,187 @@
+"""What quantised weights change: `References` are the runs without them, `References.change` measures."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from workbench.diagnose.compare.transitions import transitions
+from workbench.diagnose.experiments.metrics import mel_l1, sound_db
+from workbench.errors import WorkbenchError
+from workbench.speech.config import FLOW, HIFT, LM, Options
+from workbench.speech.config.formats import Rule, check_globs, rules_of, rules_of_stage, rules_text
+from workbench.speech.frontend.frontend import Utterance
+from workbench.speech.models.quantise.modules import layers_of, quantise_layers
+from workbench.speech.models.sampling import nucleus
+from workbench.speech.pipeline import Pipeline
+from workbench.trace.trace import Trace
+
+STAGES_IN_ORDER = (LM, FLOW, HIFT)
+MAX_SOUND_CHANGE = 1.0  # dB, rms over the sound's log-mel: about the smallest change of level that is heard
+MAX_LM_CHANGE = 0.01  # nat, mean divergence of the next token's distribution: drawn tokens hardly change
+KEPT = ("lm/logp", "lm/drawn_token", "flow/mel")
+
+
+class Change(NamedTuple):
+    """What quantised weights change; the mean over the runs, and for the sound the worst run.
+
+    Attributes
+    ----------
+    kl : float
+        Mean Kullback-Leibler divergence of the next token's distribution [nat], along the reference's tokens.
+    redrawn : float
+        Share of draws that would take another token, at least: half the distance between the distributions
+        that tokens are drawn from.
+    mel_l1 : float
+        Mean absolute difference of the flow's mels [ln], from the same tokens.
+    sound_db : float
+        RMS difference of the sounds' log-mels [dB], from the same tokens.
+    snr_db : float
+        Level of the reference's sound over that of the difference [dB], from the same tokens. The phase of
+        the voice counts here, which is hardly heard.
+    """
+
+    kl: float = 0.0
+    redrawn: float = 0.0
+    mel_l1: float = 0.0
+    sound_db: float = 0.0
+    snr_db: float = float("inf")
+
+    def within(self, max_db: float, max_kl: float) -> bool:
+        """Whether sound and tokens change by no more than this; NaN is no."""
+        return self.sound_db <= max_db and self.kl <= max_kl
+
+
+class References:
+    """Runs of several utterances and seeds with the weights as they are.
+
+    Parameters
+    ----------
+    pipe : Pipeline
+        Its eager models are used; each is put back after a measurement.
+    utts : Utterance or sequence of Utterance
+    options : Options
+        Run with `compute="eager"` and without `weights`.
+    seeds : sequence of int
+
+    Raises
+    ------
+    WorkbenchError
+        When there is no utterance or no seed.
+    """
+
+    def __init__(
+        self, pipe: Pipeline, utts: Utterance | Sequence[Utterance], options: Options, seeds: Sequence[int]
+    ) -> None:
+        if not seeds:
+            raise WorkbenchError("expected one or more seeds")
+        self.pipe = pipe
+        self.options = options.but(compute="eager", weights=None)
+        self.runs = [
+            pipe.synthesise(utt, seed=seed, options=self.options, save=KEPT)
+            for utt in as_utterances(utts)
+            for seed in seeds
+        ]
+
+    def change(self, weights: str) -> Change:
+        """Measure what formats change.
+
+        Parameters
+        ----------
+        weights : str
+            As `Options.weights`.
+        """
+        rules = rules_of(rules_text(weights))
+        check_globs(rules, [name for stage in STAGES_IN_ORDER for name in self.layers(stage)])
+        concerned = {stage for stage in STAGES_IN_ORDER if rules_of_stage(weights, stage)}
+        with self._quantised(rules):
+            changes = [self._change_of(run, concerned) for run in self.runs]
+        means = [sum(values) / len(values) for values in zip(*changes, strict=True)]
+        worst = max((each.sound_db for each in changes), key=lambda db: (db != db, db))  # NaN is the worst
+        return Change(*means)._replace(sound_db=worst)
+
+    def layers(self, stage: str) -> dict[str, nn.Module]:
+        """Return the layers of a stage's eager model that can be quantised, by name."""
+        return layers_of(self._model(stage), stage)
+
+    def _model(self, stage: str) -> nn.Module:
+        o = self.options
+        parts = (o.f0_dtype, o.source_dtype) if stage == HIFT else ()
+        return self.pipe.stage(stage, o.dtype_of(stage), *parts)
+
+    @contextmanager
+    def _quantised(self, rules: tuple[Rule, ...]) -> Iterator[None]:
+        """Quantise layers of the pipeline's own models until the block ends."""
+        changed: list[tuple[nn.Module, dict[str, Tensor]]] = []
+        try:
+            for stage in STAGES_IN_ORDER:
+                for name, layer in self.layers(stage).items():
+                    if any(rule.matches(name) for rule in rules):
+                        state = {key: value.clone() for key, value in layer.state_dict().items()}
+                        changed.append((layer, state))
+                quantise_layers(self._model(stage), stage, rules)
+            yield
+        finally:
+            for layer, state in changed:
+                layer.load_state_dict(state)
+
+    def _change_of(self, run: Trace, concerned: set[str]) -> Change:
+        found = Change()
+        if LM in concerned:
+            found = found._replace(**self._lm_change(run))
+        if FLOW in concerned or HIFT in concerned:
+            start = FLOW if FLOW in concerned else HIFT
+            try:
+                other = self.pipe.replay(
+                    run, start, self.options.but(seed=run.attrs["options"]["seed"]), KEPT
+                )
+            except WorkbenchError:  # the flow made a mel of NaN
+                infinite = float("inf")
+                return found._replace(mel_l1=infinite, sound_db=infinite, snr_db=-infinite)
+            mel = mel_l1(other, run) if FLOW in concerned else 0.0
+            found = found._replace(mel_l1=mel, sound_db=sound_db(other, run), snr_db=_snr_db(other, run))
+        return found
+
+    def _lm_change(self, run: Trace) -> dict[str, float]:
+        step = next(step for step in transitions(run) if step.outputs == ("lm/logp",))
+        (logp,) = step.recompute(self.pipe, run, self.options)
+        right, found = run["lm/logp"].double(), logp.cpu().double()  # (draw, vocab)
+        kl = (right.exp() * (right - found)).sum(-1).mean()
+        distances = []
+        for x, y in zip(right, found, strict=True):
+            distances.append(_distance(x, y, self.options.top_p, self.options.top_k))
+        is_finite = not bool(found.isnan().any())
+        infinite = float("inf")
+        return {
+            "kl": max(float(kl), 0.0) if is_finite else infinite,
+            "redrawn": sum(distances) / len(distances) if is_finite else 1.0,
+        }
+
+
+def as_utterances(utts: Utterance | Sequence[Utterance]) -> list[Utterance]:
+    """Return one or several utterances as a list; raise a WorkbenchError for anything else."""
+    found = [utts] if isinstance(utts, Utterance) else list(utts) if isinstance(utts, Sequence) else []
+    if not found or not all(isinstance(utt, Utterance) for utt in found):
+        raise WorkbenchError(
+            f"utts is a {type(utts).__name__}; expected one or more utterances of pipe.prepare"
+        )
+    return found
+
+
+def _distance(x: Tensor, y: Tensor, top_p: float, top_k: int) -> float:
+    """Return the total variation distance of the nuclei of two distributions (vocab,)."""
+    shares = []
+    for logp in (x, y):
+        ids, probs = nucleus(logp.nan_to_num(-1e9).float(), top_p, top_k)
+        share = torch.zeros_like(x)
+        share[ids] = (probs / probs.sum()).double()
+        shares.append(share)
+    return float((shares[0] - shares[1]).abs().sum() / 2)
+
+
+def _snr_db(other: Trace, run: Trace) -> float:
+    noise = (other.wav - run.wav).double().square().sum()
+    signal = run.wav.double().square().sum()
+    return float(10 * torch.log10(signal / noise)) if noise > 0 else float("inf")
