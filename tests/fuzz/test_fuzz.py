@@ -16,7 +16,7 @@ import workbench as wb
 from tests.fuzz.mutations import Tools
 from tests.fuzz.targets import TARGETS
 
-MAX_SECONDS = 10  # of CPU time, for one case
+MAX_SECONDS = 20  # of CPU time, for one case; a search for suspects takes 10 on a busy machine
 MAX_GROWTH = 500  # MB that one case may add to the peak of the process
 SHOWN = 5  # failures that a message shows in full
 

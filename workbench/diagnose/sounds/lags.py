@@ -6,6 +6,7 @@ common, so that 1 means equal up to a factor.
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 from scipy.optimize import minimize_scalar
 from scipy.signal import correlate
 from scipy.stats import theilslopes
@@ -108,12 +109,15 @@ def fraction_of_sample(x: Array, y: Array, rate: int) -> float:
     """
     middle, half = len(x) // 2, round(FRACTION_S * rate / 2)
     part = slice(max(0, middle - half), middle + half)
-    size = 2 * len(x[part])  # zeros behind the sounds, so that the end does not meet the start
-    cross = np.fft.rfft(y[part], size) * np.conj(np.fft.rfft(x[part], size))
+    # Zeros behind the sounds, so that the end does not meet the start; a large prime would take gigabytes.
+    size = next_fast_len(2 * len(x[part]), real=True)
+    cross = np.fft.rfft(y[part], size)
+    cross *= np.conj(np.fft.rfft(x[part], size))
     radians = 2 * np.pi * np.fft.rfftfreq(size)  # per sample
 
     def height(place: float) -> float:
-        return -abs(float((cross * np.exp(1j * radians * place)).real.sum()))
+        angles = radians * place
+        return -abs(float(cross.real @ np.cos(angles) - cross.imag @ np.sin(angles)))
 
     return float(minimize_scalar(height, bounds=(-1, 1), method="bounded", options={"xatol": 1e-4}).x)
 
