@@ -185,7 +185,7 @@ def _decibels(level: float) -> float | None:
 def _lufs(wav: np.ndarray, rate: int) -> float | None:
     """Return the integrated loudness, None of silence. Less than one block is filled up with silence."""
     block = math.ceil(BLOCK_S * rate) + 1
-    value = loudness(np.pad(wav, (0, max(0, block - len(wav)))), rate)
+    value = loudness(wav if len(wav) >= block else np.pad(wav, (0, block - len(wav))), rate)
     return round(value, 2) if math.isfinite(value) else None
 
 
