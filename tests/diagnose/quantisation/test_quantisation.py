@@ -41,8 +41,8 @@ def additive(monkeypatch):
                 if f"{block}.".startswith(f"{unit}.")
             ]
             rows += [table.loc[(block, name)] for block in inside or [block_of(unit)]]
-        sound_db = sum(row["sound_db"] ** 2 for row in rows) ** 0.5
-        return Change(sum(row["kl"] for row in rows), 0.0, 0.0, sound_db)
+        sound_db, f0_hz = (sum(row[name] ** 2 for row in rows) ** 0.5 for name in ("sound_db", "f0_hz"))
+        return Change(kl=sum(row["kl"] for row in rows), sound_db=sound_db, f0_hz=f0_hz)
 
     monkeypatch.setattr(References, "change", change)
     return asked
@@ -73,8 +73,17 @@ def test_the_change_is_that_of_a_run_with_these_options(references, pipe, short,
     if stage == "lm":
         assert found.kl > 0 and found.redrawn > 0 and found.sound_db == 0
         return
-    other = pipe.replay(run, stage, short.but(weights=weights), save="flow/mel")
-    assert found.sound_db == pytest.approx(wb.metrics.sound_db(other, run), rel=1e-4)
+    other = pipe.replay(run, stage, short.but(weights=weights), save=("flow/mel", "hift/f0"))
+    assert found.own_db == pytest.approx(wb.metrics.sound_db(other, run), rel=1e-4)
+    hift = pipe.stage(
+        "hift", "float32", short.f0_dtype, short.source_dtype, weights=short.but(weights=weights).weights
+    )
+    noise = pipe.checkpoint.noise.excitation(other["flow/mel"].shape[-1] * 480)
+    with torch.no_grad():
+        held = hift(other["flow/mel"][None], noise, source=run["hift/source"][None, None]).wav[0]
+    assert found.sound_db == pytest.approx(
+        wb.metrics.sound_db(wb.Trace({"hift/wav": held}, {}), run), rel=1e-3
+    )
     assert found.mel_l1 == pytest.approx(wb.metrics.mel_l1(other, run), rel=1e-4, abs=1e-12)
 
 

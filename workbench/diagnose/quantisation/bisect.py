@@ -7,6 +7,7 @@ from html import escape
 import pandas as pd
 
 from workbench.diagnose.quantisation.measure import (
+    MAX_F0_CHANGE,
     MAX_LM_CHANGE,
     MAX_SOUND_CHANGE,
     STAGES_IN_ORDER,
@@ -30,9 +31,8 @@ class FormatMap:
     ----------
     format : str
     rows : DataFrame
-        One row for each part, block or layer that was quantised alone: `part`, `kl`, `redrawn`, `mel_l1`,
-        `sound_db`, `snr_db` (see `Change`), `safe`. Blocks are tried where their stage is not safe, layers
-        where their block is not.
+        One row for each part, block or layer that was quantised alone: `part`; what it changes, see `Change`;
+        `safe`. Blocks are tried where their stage is not safe, layers where their block is not.
     safe_parts : tuple of str
         What may have the format all at once.
     together : Change
@@ -61,8 +61,8 @@ class FormatMap:
         lowest = [part for part in blocked if not any(other.startswith(f"{part}.") for other in rows.index)]
         safe = ", ".join(self.safe_parts[:6]) or "nothing"
         more = f" and {len(self.safe_parts) - 6} more" if len(self.safe_parts) > 6 else ""
-        changes = f"{self.together.sound_db:.2g} dB and {self.together.kl:.2g} nat together"
-        texts = [f"{self.format} is safe for {safe}{more} ({changes}, {self.runs} runs)"]
+        changes = f"{self.together.sound_db:.2g} dB, {self.together.f0_hz:.2g} Hz, {self.together.kl:.2g} nat"
+        texts = [f"{self.format} is safe for {safe}{more} ({changes} together; runs: {self.runs})"]
         if dropped:
             texts.append(f"for {', '.join(dropped[:4])} alone, but not beside them")
         if lowest:
@@ -115,7 +115,7 @@ def _safe_together(
 
     The number is searched by halving: with one unit more, a change is hardly ever smaller.
     """
-    order = sorted(safe, key=lambda pair: pair[0].sound_db / MAX_SOUND_CHANGE + pair[0].kl / MAX_LM_CHANGE)
+    order = sorted(safe, key=lambda pair: _share_of_limits(pair[0]))
     fits, most = 0, len(order)
     together = Change()
     count = most  # all of them fit more often than not
@@ -128,3 +128,7 @@ def _safe_together(
         count = (fits + most + 1) // 2
     kept = {unit for _, unit in order[:fits]}
     return tuple(unit for _, unit in safe if unit in kept), together
+
+
+def _share_of_limits(change: Change) -> float:
+    return change.sound_db / MAX_SOUND_CHANGE + change.kl / MAX_LM_CHANGE + change.f0_hz / MAX_F0_CHANGE

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.diagnose.compare.transitions import transitions
-from workbench.diagnose.experiments.metrics import mel_l1, sound_db
+from workbench.diagnose.experiments.metrics import f0_change, mel_l1, sound_db
 from workbench.errors import WorkbenchError
 from workbench.speech.config import FLOW, HIFT, LM, Options
 from workbench.speech.config.formats import Rule, check_globs, rules_of, rules_of_stage, rules_text
@@ -21,11 +21,14 @@ from workbench.trace.trace import Trace
 STAGES_IN_ORDER = (LM, FLOW, HIFT)
 MAX_SOUND_CHANGE = 1.0  # dB, rms over the sound's log-mel: about the smallest change of level that is heard
 MAX_LM_CHANGE = 0.01  # nat, mean divergence of the next token's distribution: drawn tokens hardly change
-KEPT = ("lm/logp", "lm/drawn_token", "flow/mel")
+MAX_F0_CHANGE = (
+    1.0  # Hz, median over voiced frames: about the smallest change of a voice's pitch that is heard
+)
+KEPT = ("lm/logp", "lm/drawn_token", "flow/mel", "hift/f0", "hift/source")
 
 
 class Change(NamedTuple):
-    """What quantised weights change; the mean over the runs, and for the sound the worst run.
+    """What quantised weights change; the mean over the runs, and of sound and pitch the worst run.
 
     Attributes
     ----------
@@ -37,21 +40,32 @@ class Change(NamedTuple):
     mel_l1 : float
         Mean absolute difference of the flow's mels [ln], from the same tokens.
     sound_db : float
-        RMS difference of the sounds' log-mels [dB], from the same tokens.
+        RMS difference of the sounds' log-mels [dB], from the same tokens and with the reference's excitation.
+    f0_hz : float
+        Median absolute difference of f0 over voiced frames [Hz].
+    own_db : float
+        As `sound_db`, each with its own excitation. A change of f0 by a tenth of a hertz shifts the harmonics
+        against the noise, and that alone makes near 2 dB which are hardly heard: the number says little.
     snr_db : float
-        Level of the reference's sound over that of the difference [dB], from the same tokens. The phase of
-        the voice counts here, which is hardly heard.
+        Level of the reference's sound over that of the difference [dB], each with its own excitation.
     """
 
     kl: float = 0.0
     redrawn: float = 0.0
     mel_l1: float = 0.0
     sound_db: float = 0.0
+    f0_hz: float = 0.0
+    own_db: float = 0.0
     snr_db: float = float("inf")
 
-    def within(self, max_db: float, max_kl: float) -> bool:
-        """Whether sound and tokens change by no more than this; NaN is no."""
-        return self.sound_db <= max_db and self.kl <= max_kl
+    def within(self, max_db: float, max_kl: float, max_f0: float = MAX_F0_CHANGE) -> bool:
+        """Whether sound, tokens and pitch change by no more than this; NaN is no."""
+        return self.sound_db <= max_db and self.kl <= max_kl and self.f0_hz <= max_f0
+
+
+BROKEN = {name: float("inf") for name in ("mel_l1", "sound_db", "f0_hz", "own_db")} | {
+    "snr_db": float("-inf")
+}
 
 
 class References:
@@ -98,9 +112,13 @@ class References:
         concerned = {stage for stage in STAGES_IN_ORDER if rules_of_stage(weights, stage)}
         with self._quantised(rules):
             changes = [self._change_of(run, concerned) for run in self.runs]
-        means = [sum(values) / len(values) for values in zip(*changes, strict=True)]
-        worst = max((each.sound_db for each in changes), key=lambda db: (db != db, db))  # NaN is the worst
-        return Change(*means)._replace(sound_db=worst)
+        means = Change(*(sum(values) / len(values) for values in zip(*changes, strict=True)))
+        worst = {}
+        for name in ("sound_db", "f0_hz", "own_db"):
+            worst[name] = max(
+                (getattr(each, name) for each in changes), key=lambda x: (x != x, x)
+            )  # NaN is worst
+        return means._replace(**worst)
 
     def layers(self, stage: str) -> dict[str, nn.Module]:
         """Return the layers of a stage's eager model that can be quantised, by name."""
@@ -134,15 +152,25 @@ class References:
         if FLOW in concerned or HIFT in concerned:
             start = FLOW if FLOW in concerned else HIFT
             try:
-                other = self.pipe.replay(
-                    run, start, self.options.but(seed=run.attrs["options"]["seed"]), KEPT
-                )
+                other = self.pipe.replay(run, start, self.options, KEPT)  # draws nothing, so it needs no seed
             except WorkbenchError:  # the flow made a mel of NaN
-                infinite = float("inf")
-                return found._replace(mel_l1=infinite, sound_db=infinite, snr_db=-infinite)
-            mel = mel_l1(other, run) if FLOW in concerned else 0.0
-            found = found._replace(mel_l1=mel, sound_db=sound_db(other, run), snr_db=_snr_db(other, run))
+                return found._replace(**BROKEN)
+            f0_hz = f0_change(other, run)
+            found = found._replace(
+                mel_l1=mel_l1(other, run),
+                sound_db=sound_db(self._with_excitation_of(run, other), run),
+                f0_hz=0.0 if f0_hz != f0_hz else f0_hz,  # nothing voiced
+                own_db=sound_db(other, run),
+                snr_db=_snr_db(other, run),
+            )
         return found
+
+    def _with_excitation_of(self, run: Trace, other: Trace) -> Trace:
+        """Return the other run's sound as its vocoder makes it with the excitation of the reference."""
+        inputs = Trace({"flow/mel": other["flow/mel"], "hift/source": run["hift/source"]}, other.attrs)
+        step = next(step for step in transitions(inputs) if "hift/wav" in step.outputs)
+        wav = step.recompute(self.pipe, inputs, self.options)[step.outputs.index("hift/wav")]
+        return Trace({"hift/wav": wav.cpu().float()}, other.attrs)
 
     def _lm_change(self, run: Trace) -> dict[str, float]:
         step = next(step for step in transitions(run) if step.outputs == ("lm/logp",))

@@ -13,6 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from workbench.diagnose.quantisation.measure import (
+    MAX_F0_CHANGE,
     MAX_LM_CHANGE,
     MAX_SOUND_CHANGE,
     Change,
@@ -92,10 +93,12 @@ class Recommendation:
             name = self.weights.get(block, KEPT)
             counts[name] = counts.get(name, 0) + 1
         kinds = ", ".join(f"{count} in {name}" for name, count in counts.items())
+        change = self.change
         return (
             f"{self.nbytes / 1e6:.1f} MB, {self.nbytes / self.base_nbytes:.0%} of float16: {kinds}. "
-            f"The sound changes by {self.change.sound_db:.2g} dB, the next token by {self.change.kl:.2g} nat "
-            f"({self.runs} runs). An LM that waits for its weights is {self.speed_up:.2g} times as fast"
+            f"The sound changes by {change.sound_db:.2g} dB, f0 by {change.f0_hz:.2g} Hz, the next token by "
+            f"{change.kl:.2g} nat (runs: {self.runs}). An LM that waits for its weights is "
+            f"{self.speed_up:.2g} times as fast"
         )
 
     @property
@@ -188,7 +191,8 @@ def recommend(
     budget : str or int, optional
         Bytes of all matrices, such as "200 MB", or "50%" of float16. Either this or `max_db`.
     max_db : float, optional
-        Largest RMS difference of the sounds' log-mels [dB]; `max_kl` then holds too.
+        Largest RMS difference of the sounds' log-mels [dB], with the excitation held; `max_kl` and 1 Hz of f0
+        then hold too.
     max_kl : float
         Largest mean divergence of the next token's distribution [nat].
     formats : sequence of str
@@ -308,7 +312,7 @@ def _way(sensitivity: pd.DataFrame, max_db: float, max_kl: float) -> list[_Step]
     now: dict[str, _Choice] = {}  # what each block has
     choices: list[_Choice] = []
     for row in sensitivity.itertuples():
-        cost = (row.sound_db / max_db) ** 2 + row.kl / max_kl
+        cost = (row.sound_db / max_db) ** 2 + row.kl / max_kl + (row.f0_hz / MAX_F0_CHANGE) ** 2
         choice = _Choice(row.block, row.format, int(row.nbytes), row.sound_db, row.kl, cost)
         if choice.format == KEPT:
             now[choice.block] = choice

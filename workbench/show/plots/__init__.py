@@ -19,6 +19,7 @@ closes a figure.
 - `headroom`: how often the largest value of a module could double before it overflows
 - `provenance`: the line below a figure
 - `PALETTE`: the colours of lines, for figures of your own
+- `sensitivity`, `size_curve`: what quantised weights change, by block and by size
 
 Read `mel.py` first; `axes.py` holds what all figures have in common.
 """
@@ -28,6 +29,7 @@ from workbench.show.plots.flow import guidance_gap, trajectory
 from workbench.show.plots.mel import mel, mel_difference, mel_steps
 from workbench.show.plots.palette import PALETTE
 from workbench.show.plots.provenance import provenance
+from workbench.show.plots.quantisation import sensitivity, size_curve
 from workbench.show.plots.sound import f0, spectrogram, waveform
 from workbench.show.plots.tokens import tokens
 from workbench.show.plots.verdicts import comparison, headroom, suspects
@@ -44,6 +46,8 @@ __all__ = [
     "mel_difference",
     "mel_steps",
     "provenance",
+    "sensitivity",
+    "size_curve",
     "spectrogram",
     "suspects",
     "tokens",
