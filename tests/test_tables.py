@@ -17,7 +17,7 @@ def test_numbers_have_three_digits_and_no_needless_zeros():
 
 
 def test_every_verdict_has_a_colour_that_white_letters_are_readable_on():
-    assert set(VERDICTS) == set(NAMES)
+    assert set(NAMES) <= set(VERDICTS)  # and those of claims
     for color in VERDICTS.values():
         channels = [int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]

@@ -3,6 +3,7 @@
 import errno
 import glob
 import os
+import re
 import shutil
 import stat
 import time
@@ -22,7 +23,20 @@ BYTE_ORDER_MARKS = {
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path("https://a") is "https:/a"; "C:/a" is a path
 STALE = 24 * 3600  # seconds after which a draft belongs to a run that was killed
+
+
+def about_address(path: str | os.PathLike) -> str:
+    """Return the end of an error on a path that leads to no file: what to do where it is an address.
+
+    Examples
+    --------
+    >>> about_address("https://example.com/a.wav"), about_address("a.wav")
+    ('. An address is not opened: download the file and give its path', '')
+    """
+    is_address = ADDRESS.match(os.fspath(path)) is not None
+    return ". An address is not opened: download the file and give its path" if is_address else ""
 
 
 @contextmanager

@@ -189,7 +189,8 @@ def _cell(value: Any, right: bool) -> str:
         return f'<td style="text-align:left">{badge(text, VERDICTS[text])}</td>'
     if len(text) > LONG_CELL:
         return f'<td class="long" style="text-align:left;{WRAPPED}">{escape(text)}</td>'
-    return f'<td style="text-align:{align};white-space:nowrap">{escape(text)}</td>'
+    kind = ' class="number"' if right else ""  # not broken on paper, where other cells are
+    return f'<td{kind} style="text-align:{align};white-space:nowrap">{escape(text)}</td>'
 
 
 def _text(value: Any) -> str:

@@ -129,3 +129,17 @@ def test_a_missing_dump_is_told_in_one_line(verb, tmp_path, capsys):
     assert main([*verb, str(tmp_path / "none.npz")]) == 2
     err = capsys.readouterr().err
     assert "none.npz does not exist" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["compare mine.trace {}", "glitches {}", "report {}", "inspect {}", "speak hello --voice {}", "app {}"],
+)
+@pytest.mark.parametrize("address", ["https://example.com/theirs.wav", "s3://bucket/theirs.npz"])
+def test_an_address_is_not_opened_and_the_error_says_what_to_do(
+    tmp_path, monkeypatch, capsys, recorded, line, address
+):
+    monkeypatch.chdir(tmp_path)
+    recorded.save("mine.trace")
+    assert main(line.format(address).split()) == 2
+    assert "An address is not opened: download the file" in capsys.readouterr().err

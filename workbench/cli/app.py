@@ -9,6 +9,7 @@ import typer
 
 from workbench.cli.common import Device, OtherVoice, check_device
 from workbench.errors import WorkbenchError
+from workbench.files import about_address
 
 app = typer.Typer()
 
@@ -50,7 +51,9 @@ def serve_app(
 def _existing(path: str) -> str:
     """Return an absolute path; `server.log#2` is the second run of a log."""
     if not os.path.exists(path) and not os.path.exists(path.rpartition("#")[0]):
-        raise WorkbenchError(f"{path} does not exist; expected a trace, a dump, a log or a sound")
+        raise WorkbenchError(
+            f"{path} does not exist; expected a trace, a dump, a log or a sound{about_address(path)}"
+        )
     return _absolute(path)
 
 

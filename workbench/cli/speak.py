@@ -24,7 +24,7 @@ from workbench.cli.common import (
     table_text,
 )
 from workbench.errors import WorkbenchError, WorkbenchWarning
-from workbench.files import check_writable
+from workbench.files import about_address, check_writable
 
 if TYPE_CHECKING:
     from workbench.speech.frontend.utterance import Utterance
@@ -163,7 +163,10 @@ def _check_inputs(
 
     is_file = os.path.isfile(recording)  # Path.is_file raises an OSError for a name that is too long
     if not is_file and (recording.suffix or len(recording.parts) != 1):  # otherwise it may name a speaker
-        raise WorkbenchError(f"--prompt {str(recording)!r:.80} is not a file; expected a recording to clone")
+        raise WorkbenchError(
+            f"--prompt {str(recording)!r:.80} is not a file; expected a recording to clone"
+            f"{about_address(recording)}"
+        )
     if is_file and recording.suffix.lower() in HEADERLESS and prompt_rate is None:
         raise WorkbenchError(f"{recording} has no header that states its rate; give --prompt-rate in Hz")
     if mode == "instruct" and not (instruct or "").strip():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, first_line
-from workbench.files import atomic_write
+from workbench.files import about_address, atomic_write
 from workbench.tables import table_html
 from workbench.trace.attributes import KEY, read_attributes
 from workbench.trace.record import in_causal_order, summarise, summarise_regions
@@ -266,7 +266,9 @@ class Trace(Mapping[str, Tensor]):
                 "Compare sounds with wb.compare_sounds or `workbench compare`, and play them with wb.player"
             )
         if not os.path.isfile(path):  # Path.is_file raises an OSError for a name that is too long
-            raise WorkbenchError(f"{path} does not exist; expected a file that Trace.save wrote")
+            raise WorkbenchError(
+                f"{path} does not exist; expected a file that Trace.save wrote{about_address(path)}"
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 attrs = read_attributes((file.metadata() or {}).get(KEY), path)

@@ -116,7 +116,10 @@ def test_a_missing_field_is_never_ok(pipe, trace):
     found = compare(trace, changed(trace, hift_f0=None), pipe)
     assert found.verdict == "MISSING" and not found.ok and "missing" in found.line
     assert "hift/source" in found.unchecked
-    assert compare(trace, wb.Trace({}, {"sample_rate": 24000})).verdict == "MISSING"
+    nothing = compare(trace, wb.Trace({}, {"sample_rate": 24000}))
+    assert nothing.verdict == "MISSING" and "nothing was compared" in nothing.line
+    mel = compare(trace, wb.Trace({"flow/mel": trace["flow/mel"]}, {"sample_rate": 24000}))
+    assert mel.line.startswith("MISSING; what both sides have agrees: flow/mel; ")
 
 
 def test_nan_on_either_side_is_never_ok(trace):

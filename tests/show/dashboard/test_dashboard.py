@@ -131,7 +131,7 @@ def test_a_log_has_no_sound_and_a_sound_names_no_fault(folder):
     assert "only its values were judged" in opened(dashboard, "findings").static()
     sound = wb.Dashboard(KUMO)
     assert "No fault can be named from a sound alone" in opened(sound, "suspects").static()
-    assert "the trace has no" in opened(sound, "trajectory").static()
+    assert "a sound has no steps" in opened(sound, "trajectory").static()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ def test_trajectory_draws_the_statistics_of_the_trace(trace, one_step, kept, sta
     names = ("flow/x", "flow/velocity_cond", "flow/velocity_uncond", "flow/velocity")
     for ax, name in zip(axes, names, strict=True):
         for region, row in (("prompt", 0), ("target", 1)):
-            mine, other = line(ax, region), line(ax, f"{region}, reference")
+            mine, other = line(ax, f"{region}, candidate"), line(ax, f"{region}, reference")
             column = STATS.index(stat)
             assert np.array_equal(mine.get_ydata(), trace.statistics(name)[:, row, column])
             assert np.array_equal(other.get_ydata(), one_step.statistics(name)[:, row, column])
@@ -49,7 +49,9 @@ def test_trajectory_of_a_replay_begins_at_its_first_step(pipe, trace):
 
 def test_trajectory_of_a_text_log(trace, log):
     axes = rendered(plots.trajectory(log, reference=trace, stat="max"))
-    assert np.array_equal(line(axes[0], "whole").get_ydata(), [np.nan, 1.5, 2.5, np.nan, 4.5], equal_nan=True)
+    assert np.array_equal(
+        line(axes[0], "whole, candidate").get_ydata(), [np.nan, 1.5, 2.5, np.nan, 4.5], equal_nan=True
+    )
     assert len(line(axes[0], "whole, reference").get_ydata()) == STEPS + 1
     assert all("not recorded" in texts(ax)[0] for ax in axes[1:])
     assert len(axes[1].get_legend().get_texts()) == 2
@@ -86,10 +88,16 @@ def test_guidance_gap_draws_distance_cosine_and_ratio(trace, one_step):
         norm(c, axis=1) / norm(u, axis=1),
     ]
     for ax, values in zip(axes, expected, strict=True):
-        assert line(ax, "target").get_ydata() == pytest.approx(np.array(values), rel=1e-9)
+        assert line(ax, "target, candidate").get_ydata() == pytest.approx(np.array(values), rel=1e-9)
         assert len(line(ax, "prompt, reference").get_ydata()) == 1
         assert ax.get_title("left").endswith("\nprompt and target")
     with pytest.raises(
         WorkbenchError, match=r"velocity_uncond \(.*only statistics.*\); .* save=wb\.EVERYTHING"
     ):
         plots.guidance_gap(summary(trace))
+
+
+def test_guidance_of_one_step_has_one_tick_and_no_offset_over_its_title(one_step):
+    for ax in rendered(plots.guidance_gap(one_step)):
+        assert ax.get_xticks().tolist() == [0]
+        assert ax.yaxis.get_offset_text().get_text() == ""

@@ -80,13 +80,13 @@ def test_f0_leaves_gaps_and_marks_impossible_values(trace):
     f0 = torch.full((20,), 200.0)
     f0[5:8], f0[10], f0[12], f0[13] = 3.0, 1e5, torch.nan, torch.inf
     ax = rendered(plots.f0(changed(trace, hift_f0=f0), reference=trace))
-    mine = line(ax, "f0")
+    mine = line(ax, "f0, candidate")
     voiced = [k for k in range(20) if k not in (5, 6, 7, 10, 12, 13)]
     assert np.flatnonzero(np.isfinite(mine.get_ydata())).tolist() == voiced
     assert set(mine.get_ydata()[voiced]) == {200.0} and mine.get_xdata()[0] == 0.01
-    assert "1 of 20 frames,\nup to 100,000 Hz" in line(ax, "above 1000 Hz:").get_label()
-    assert line(ax, "above 1000 Hz:").get_xdata() == pytest.approx(10.5 / 50)
-    assert line(ax, "NaN or Inf:").get_xdata() == pytest.approx([12.5 / 50, 13.5 / 50])
+    assert "1 of 20 frames,\nup to 100,000 Hz" in line(ax, "above 1000 Hz, candidate:").get_label()
+    assert line(ax, "above 1000 Hz, candidate:").get_xdata() == pytest.approx(10.5 / 50)
+    assert line(ax, "NaN or Inf, candidate:").get_xdata() == pytest.approx([12.5 / 50, 13.5 / 50])
     assert ax.get_ylim()[1] < 1200
     other = line(ax, "f0, reference").get_ydata()
     expected = trace["hift/f0"].numpy()

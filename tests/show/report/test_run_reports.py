@@ -10,6 +10,7 @@ import workbench as wb
 from workbench.cli import main
 from workbench.diagnose.benchmarks.accuracy import own_deviation
 from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, inject
+from workbench.show.report.run_reports import provenance_table
 
 pytestmark = pytest.mark.slow
 
@@ -113,3 +114,13 @@ def test_reports_are_written_from_the_shell(traces, tmp_path, capsys):
     assert "b.trace beside a.trace" in (tmp_path / "ab.html").read_text()
     assert main(["report", str(tmp_path / "none.trace"), "-o", str(tmp_path / "none.html")]) == 2
     assert not (tmp_path / "none.html").exists() and torch.equal(wb.Trace.load(a).wav, traces[0].wav)
+
+
+def test_provenance_has_rounded_seconds_and_not_the_precision_of_each_printed_number(traces, tmp_path):
+    (tmp_path / "a.log").write_text("step 0: x min=-4.1, max=4.2")
+    log = wb.open(tmp_path / "a.log")
+    assert "half_units" in log.attrs
+    run = wb.Trace(traces[0].data, traces[0].attrs | {"timings": {"flow": 1.23456789}})
+    table = provenance_table({"run": run, "log": log})
+    assert table.loc["timings.flow", "run"] == "1.23 s"
+    assert not [name for name in table.index if "half_units" in name]

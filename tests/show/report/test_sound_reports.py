@@ -33,3 +33,10 @@ def test_report_of_one_sound_names_no_fault():
     report = one_sound_report(speech("kumo_1", seconds=1.5), 24_000)
     assert titles(report) == ["Sound", "Findings", "Properties"]
     assert "No fault can be named from one sound" in report.lead
+
+
+def test_what_sounds_wrong_in_either_of_two_sounds_stands_in_the_lead():
+    wav = speech("nezumi_0", seconds=1.5)
+    clicked = wav.copy()
+    clicked[12_000] += 0.9
+    assert "theirs: 1 finding in 1.50 s: click" in sound_report(wav, clicked, ("mine", "theirs"), 24_000).lead

@@ -129,6 +129,12 @@ class Comparison:
         counts = self.rows["verdict"].value_counts()
         if "ALIKE" in counts:
             parts.append(f"{counts['ALIKE']} rows have statistics that are alike, which proves no equality")
+        if self.verdict == "MISSING":
+            both = self.rows.loc[self.rows["verdict"].isin(EQUAL), "field"].unique()
+            if len(both):
+                parts.append(f"what both sides have agrees: {', '.join(both)}")
+            elif "ALIKE" not in counts:
+                parts.append("the two have no field in common, so nothing was compared")
         if "MISSING" in counts:
             parts.append(f"{counts['MISSING']} rows missing on one side")
         return "; ".join(parts)
@@ -225,7 +231,8 @@ class Comparison:
         shown = table_html(wrong[columns].reset_index(drop=True), max_rows=MAX_ROWS) if len(wrong) else ""
         every = folded(f"all {len(self.rows)} rows", table_html(self.rows, max_rows=len(self.rows)))
         verdict = badge(self.verdict, VERDICT_COLORS[self.verdict])
-        return f"<div>{verdict} <b>{escape(self.line)}</b><ul>{items}</ul>{shown}{every}</div>"
+        rest = self.line.removeprefix(self.verdict).removeprefix("; ")
+        return f"<div>{verdict} <b>{escape(rest)}</b><ul>{items}</ul>{shown}{every}</div>"
 
 
 def _describe(row: pd.Series) -> str:

@@ -109,4 +109,6 @@ def examine_sound(source: SoundSource, sample_rate: int | None = None) -> OneSou
 
 def rounded(value: object) -> str:
     """Return a number with the digits that it means; text as it is."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"

@@ -226,6 +226,8 @@ class TrajectoryTab(Tab):
 
     def answer(self, chosen: Chosen, values: dict[str, Any], bar: Bar) -> list[Any]:
         run, reference = chosen.run, chosen.reference
+        if list(run.trace) == ["hift/wav"]:
+            raise WorkbenchError("a sound has no steps; record a trace, a dump or a log of the run")
         has_steps = reference is not None and any(name.startswith("flow/") for name in reference.trace)
         beside = {"reference": reference.trace, "names": chosen.names} if has_steps else {}
         wanted = values[STATISTIC]

@@ -88,7 +88,7 @@ def trajectory(
         set_title(ax, f"{title}: {_frames_drawn(curves[name])}" if curves[name] else title)
         ax.set_ylabel(f"{stat} of {name}", fontsize="small")
         for curve in curves[name]:
-            _draw_curve(ax, curve, stat, names[0])
+            _draw_curve(ax, curve, stat, _owner(names, reference, curve.is_reference))
         if not curves[name]:
             note(ax, f"{stat} of {name}\nwas not recorded")
     for ax in axes[2:]:
@@ -145,20 +145,24 @@ def guidance_gap(
     axes = grid(axes, (1, 3), (10, 3), *(side for side, _ in sides), names=names)
     for side, is_reference in sides:
         for region in ("prompt", "target"):
-            _draw_gap(axes, side, region, is_reference, names[0])
-    regions = " and ".join(region for region in ("prompt", "target") if _has_line(axes[0], region))
+            _draw_gap(axes, side, region, is_reference, _owner(names, reference, is_reference))
+    owner = _owner(names, reference, False)
+    regions = " and ".join(region for region in ("prompt", "target") if _has_line(axes[0], region + owner))
     titles = ("|cond - uncond| / |cond|", "cosine", "|cond| / |uncond|")
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(f"{title}\n{regions}", fontsize="medium", loc="left")  # one line would be too long
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.ticklabel_format(axis="y", useOffset=False)  # it would stand in the title
+        if ax.lines and all(len(line.get_xdata()) == 1 for line in ax.lines):
+            ax.set_xticks([ax.lines[0].get_xdata()[0]])
     legend(axes[-1])
     return axes
 
 
-def _has_line(ax: Axes, region: str) -> bool:
-    """Return whether a line of the trace itself was drawn for a region."""
-    return region in ax.get_legend_handles_labels()[1]
+def _has_line(ax: Axes, label: str) -> bool:
+    """Return whether a line with a label was drawn."""
+    return label in ax.get_legend_handles_labels()[1]
 
 
 def _check_choice(name: str, value: str | None, allowed: Sequence[str | None]) -> None:
@@ -166,9 +170,7 @@ def _check_choice(name: str, value: str | None, allowed: Sequence[str | None]) -
         raise WorkbenchError(f"{name} is {value!r}; expected one of {', '.join(map(str, allowed))}")
 
 
-def _draw_gap(
-    axes: Sequence[Axes], trace: Trace, region: str, is_reference: bool, name_of_reference: str
-) -> None:
+def _draw_gap(axes: Sequence[Axes], trace: Trace, region: str, is_reference: bool, owner: str) -> None:
     """Draw the three curves of `guidance_gap` for one trace and region."""
     cond_name, uncond_name = BRANCH_VELOCITIES
     cond = trace.select(cond_name, region).double().flatten(1)  # (steps, M * T)
@@ -182,7 +184,7 @@ def _draw_gap(
     ratio = cond_norm / uncond_norm
     x = first_step(trace) + np.arange(len(cond))
     for ax, curve in zip(axes, (distance, cosine, ratio), strict=True):
-        ax.plot(x, as_float64(curve), **_line_style(ax, region, is_reference, name_of_reference))
+        ax.plot(x, as_float64(curve), **_line_style(ax, region, is_reference, owner))
 
 
 class _Curve(NamedTuple):
@@ -245,12 +247,12 @@ def _positions(trace: Trace, count: int, against: str) -> NDArray[np.float64]:
     return np.pad(t, (0, max(0, count - len(t))), constant_values=np.nan)[:count]
 
 
-def _draw_curve(ax: Axes, curve: _Curve, stat: str, name_of_reference: str) -> None:
+def _draw_curve(ax: Axes, curve: _Curve, stat: str, owner: str) -> None:
     """Draw a line, and a marker at the lower edge for entries with values that are not finite."""
     ax.plot(
         curve.x,
         curve.stats[:, STATS.index(stat)],
-        **_line_style(ax, curve.region, curve.is_reference, name_of_reference),
+        **_line_style(ax, curve.region, curve.is_reference, owner),
     )
     nonfinite = curve.stats[:, STATS.index("nonfinite")] > 0
     if not nonfinite.any():
@@ -269,8 +271,13 @@ def _draw_curve(ax: Axes, curve: _Curve, stat: str, name_of_reference: str) -> N
     )
 
 
-def _line_style(ax: Axes, region: str, is_reference: bool, name_of_reference: str) -> dict[str, object]:
+def _owner(names: Names, reference: Trace | None, is_reference: bool) -> str:
+    """Return what follows a label to say whose line it is; nothing for a trace alone."""
+    return "" if reference is None else f", {names[0] if is_reference else names[1]}"
+
+
+def _line_style(ax: Axes, region: str, is_reference: bool, owner: str) -> dict[str, object]:
     color, marker = REGION_STYLES[region]
     if is_reference:
-        return {"marker": marker, "label": f"{region}, {name_of_reference}"} | reference_style(ax)
-    return {"color": color, "marker": marker, "markersize": 5, "linewidth": 2.6, "label": region}
+        return {"marker": marker, "label": f"{region}{owner}"} | reference_style(ax)
+    return {"color": color, "marker": marker, "markersize": 5, "linewidth": 2.6, "label": f"{region}{owner}"}

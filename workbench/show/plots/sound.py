@@ -231,7 +231,8 @@ def f0(trace: Trace, *, reference: Trace | None = None, names: Names = SIDES, ax
     ax = single_axes(ax, (8, 2.8), *(side for side, _ in sides), names=names)
     highest = 0.0  # Hz, of the voiced frames
     for side, is_reference in sides:
-        highest = max(highest, _draw_f0(ax, as_float64(side["hift/f0"]), is_reference, names[0]))
+        owner = "" if reference is None else f", {names[0] if is_reference else names[1]}"
+        highest = max(highest, _draw_f0(ax, as_float64(side["hift/f0"]), is_reference, owner))
     duration = max(len(side["hift/f0"]) for side, _ in sides) / RELEASED.mel.frame_rate
     ax.set(ylabel="f0 (Hz)", ylim=(0, 1.15 * highest or MAX_F0), xlim=(0, duration))
     set_title(ax, trace.attrs.get("text", ""))
@@ -240,9 +241,8 @@ def f0(trace: Trace, *, reference: Trace | None = None, names: Names = SIDES, ax
     return ax
 
 
-def _draw_f0(ax: Axes, values: NDArray, is_reference: bool, name_of_reference: str) -> float:
+def _draw_f0(ax: Axes, values: NDArray, is_reference: bool, owner: str) -> float:
     """Draw one side (T,) and return the highest voiced value in Hz."""
-    owner = f", {name_of_reference}" if is_reference else ""
     style = {"color": BLUE, "marker": "o", "markersize": 4, "linewidth": 2.6}
     if is_reference:
         style = {"marker": "s"} | reference_style(ax)

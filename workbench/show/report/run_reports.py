@@ -22,6 +22,7 @@ from workbench.show.player.player import player
 from workbench.show.plots.axes import close_figures
 from workbench.show.report.report import Report
 from workbench.speech.pipeline import Pipeline
+from workbench.trace.print_errors import HALF_UNITS
 from workbench.trace.trace import Trace
 
 Draw = Callable[[], Any]
@@ -159,11 +160,14 @@ def _flat_attributes(trace: Trace) -> dict[str, str]:
     """Return the attributes of a trace as text; an entry of a dictionary is named `options.seed`."""
     flat: dict[str, str] = {}
     for name, value in trace.attrs.items():
+        if name == HALF_UNITS:  # a number for each number of a log
+            continue
         if not isinstance(value, dict):
             flat[name] = str(value)
             continue
         for key, part in value.items():
-            flat[f"{name}.{key}"] = str(part)
+            is_seconds = name == "timings" and isinstance(part, float)
+            flat[f"{name}.{key}"] = f"{part:.3g} s" if is_seconds else str(part)
     return flat
 
 

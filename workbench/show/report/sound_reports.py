@@ -49,7 +49,12 @@ def sound_report(
         Hz, of bare samples.
     """
     found = compare_sounds(reference, candidate, sample_rate)
-    lead = [found.line, *found.remarks[-2:]]  # the last two say what a sound cannot tell, and what to do next
+    heard = [f"{name}: {each!r}" for name, each in zip(names, found.glitches, strict=True) if len(each)]
+    lead = [
+        found.line,
+        *heard,
+        *found.remarks[-2:],
+    ]  # the last two: what a sound cannot tell, what to do next
     undecided = found.verdict == "NOT COMPARABLE"
     state = "good" if found.ok else "open" if undecided else "bad"
     report = Report(f"{names[1]} beside {names[0]}", "\n".join(lead), state=state)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.files import atomic_write, check_name, data_path
+from workbench.files import about_address, atomic_write, check_name, data_path
 from workbench.speech.checkpoint import hyperyaml
 from workbench.speech.checkpoint.config_yaml import YAML, config_from_yaml, options_from_yaml
 from workbench.speech.checkpoint.config_yaml_write import config_to_yaml, qwen_config
@@ -135,7 +135,9 @@ class Checkpoint:
         if lm not in ("auto", "rl"):
             raise WorkbenchError(f"lm is {lm!r}; expected 'auto' or 'rl'")
         if not os.path.isdir(folder):  # Path.is_dir raises an OSError for a name that is too long
-            raise WorkbenchError(f"{folder} is not a folder; expected one with {LAYOUT}")
+            raise WorkbenchError(
+                f"{folder} is not a folder; expected one with {LAYOUT}{about_address(folder)}"
+            )
         qwen = qwen_folder(folder)
         tree = hyperyaml.read(folder / YAML)
         config = config_from_yaml(tree, read_json(qwen / "config.json"))

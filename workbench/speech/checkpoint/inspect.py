@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, first_line
+from workbench.files import about_address
 from workbench.speech.checkpoint.files import RL, STEMS, SUFFIXES
 from workbench.speech.checkpoint.hyperyaml import show
 from workbench.speech.checkpoint.weights import hash_file, is_dense, read_weights
@@ -52,6 +53,7 @@ def inspect_folder(folder: str | Path, prefix: str = "") -> "pd.DataFrame":
     if not os.path.isdir(folder):  # Path.is_dir raises an OSError for a name that is too long
         raise WorkbenchError(
             f"{folder} is not a folder; expected one with weight files (.pt, .safetensors, .onnx)"
+            f"{about_address(folder)}"
         )
     stages = {f"{stem}{suffix}": stage for stage, stem in STEMS.items() for suffix in SUFFIXES}
     stages |= {f"{RL}{suffix}": "lm" for suffix in SUFFIXES}

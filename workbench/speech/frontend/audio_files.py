@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, first_line
+from workbench.files import about_address
 from workbench.speech.frontend.audio import MAX_SAMPLES, resample
 
 MAX_FILE_SECONDS = 600  # of an audio file
@@ -145,7 +146,9 @@ def _existing_file(path: str | os.PathLike) -> Path:
         if path.is_dir():
             raise WorkbenchError(f"{path} is a folder; expected a sound file inside it")
         if not path.is_file():
-            raise WorkbenchError(f"{path} does not exist or is not a file; expected a sound file")
+            raise WorkbenchError(
+                f"{path} does not exist or is not a file; expected a sound file{about_address(path)}"
+            )
         if path.stat().st_size == 0:
             raise WorkbenchError(f"{path} is empty (0 bytes); expected a sound file")
     except (OSError, ValueError) as error:

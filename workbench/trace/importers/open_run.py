@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from workbench.errors import WorkbenchError
+from workbench.files import about_address
 from workbench.trace.attributes import KEY
 from workbench.trace.importers.dumps.shipped import open_dump
 from workbench.trace.importers.dumps.stored_tensor import readable
@@ -78,6 +79,7 @@ def _open(
     if not os.path.isfile(path):  # Path.is_file raises an OSError for a name that is too long
         raise WorkbenchError(
             f"{path} does not exist or is no file; expected a trace, a log, a sound or a dump: {EXPECTED}"
+            f"{about_address(path)}"
         )
     if is_safetensors(path):
         return Trace.load(path) if _is_trace(path) else open_dump(path, mapping)

@@ -159,5 +159,35 @@ def test_what_has_no_field_is_listed(tmp_path):
 
 def test_a_dump_without_known_names_gets_no_proposal(tmp_path):
     np.savez(tmp_path / "dump.npz", a=np.zeros(3), b=np.zeros((4, 4)))
-    with pytest.raises(WorkbenchError, match=r"dump.npz holds a, b, and no name of logs.toml"):
+    with pytest.raises(WorkbenchError, match=r"dump.npz holds a 3, b 4x4, and no name of logs.toml"):
         propose_mapping(tmp_path / "dump.npz")
+
+
+@pytest.mark.parametrize(
+    "file", ["mel_80_38.f32", "mel_1x80x38.f16", "mel_1x80x38.f64", "mel.npy", "mel.pth", "mel.csv"]
+)
+def test_a_file_of_one_tensor_is_read_by_its_name_without_suffix_and_shape(tmp_path, file):
+    mel, path = torch.rand(80, 38, dtype=torch.float64), tmp_path / file
+    if path.suffix == ".npy":
+        np.save(path, mel.numpy())
+    elif path.suffix == ".pth":
+        torch.save(mel, path)
+    elif path.suffix == ".csv":
+        np.savetxt(path, mel.numpy(), delimiter=",")
+    else:
+        mel.numpy().astype({".f16": "<f2", ".f32": "<f4", ".f64": "<f8"}[path.suffix]).tofile(path)
+    assert torch.allclose(wb.open(path)["flow/mel"].double(), mel, atol=1e-3)
+
+
+def test_a_folder_without_a_name_is_named_in_errors(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", abc=np.zeros((2, 3)))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkbenchError, match=rf"^{tmp_path.name} holds a\.abc 2x3, and no shipped"):
+        wb.open(".")
+
+
+def test_a_folder_of_sounds_asks_for_one_of_them(tmp_path):
+    for name in ("a.wav", "b.flac"):
+        (tmp_path / name).write_bytes(b"RIFF")
+    with pytest.raises(WorkbenchError, match=r"is a folder of 2 sounds; name one: a\.wav"):
+        wb.open(tmp_path)

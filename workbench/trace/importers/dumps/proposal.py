@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from workbench.errors import WorkbenchError
-from workbench.trace.importers.dumps.binary_files import SHAPE_IN_NAME
 from workbench.trace.importers.dumps.mapping_file import BATCH, ONE, parse_mapping
-from workbench.trace.importers.dumps.tensor_files import TensorDump, open_tensors
+from workbench.trace.importers.dumps.tensor_files import ONE_TENSOR, TensorDump, open_tensors
 from workbench.trace.importers.logs.log_names import NAMES, LogNames
 from workbench.trace.schema import BRANCH_VELOCITIES, FIELDS, LOOPS, USUAL_LENGTHS
 
@@ -25,6 +24,7 @@ PLACES = re.compile(
     "|torch|onnx|trt|mlx"
 )
 WORD = re.compile(r"[a-z]+[0-9]?(?![a-z])|[a-z]+|[0-9]+")
+FILE_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, ONE_TENSOR))})$")
 NUMBER = re.compile(r"[0-9]+")
 MAX_LISTED = 40  # names without a field
 
@@ -87,7 +87,7 @@ def propose_mapping(path: str | os.PathLike, names: str | os.PathLike = NAMES) -
         seen.add(field)
     if not tables:
         raise WorkbenchError(
-            f"{dump.path.name} holds {', '.join(list(dump.tensors)[:8])}, and no name of {Path(names).name}; "
+            f"{dump.path.name} holds {dump.described()}, and no name of {Path(names).name}; "
             "write a mapping by hand: workbench/trace/importers/dumps/mapping_file.py describes it"
         )
     head = [
@@ -120,7 +120,7 @@ def _proposals(dump: TensorDump, table: LogNames) -> tuple[list[Proposed], list[
     unknown = []
     exact = set()
     for group in _groups(dump):
-        fields, is_exact = _fields_of(group, table)
+        fields, is_exact = _fields_of(group, _spellings(group, dump), table)
         for field in fields:
             by_field.setdefault(field, []).append(group)
         if not fields:
@@ -160,16 +160,25 @@ def _groups(dump: TensorDump) -> Iterator[Group]:
             yield Group(name, (name,), (), tensor.shape)
 
 
-def _fields_of(group: Group, table: LogNames) -> tuple[list[str], bool]:
+def _spellings(group: Group, dump: TensorDump) -> list[str]:
+    """Return the name of a group, and that of a file without its suffix and shape, the shortest first."""
+    aliases = [alias for alias, name in dump.aliases.items() if name == group.template]
+    return [*sorted(aliases, key=len), group.template]
+
+
+def _fields_of(group: Group, spellings: list[str], table: LogNames) -> tuple[list[str], bool]:
     """Return the fields that a group may be, and whether its name says no more than the field's.
 
     There are two fields for the branches of a velocity, and none for an unknown name.
     """
     if not group.template.isprintable() or "{" in group.template.replace("{step}", ""):
         return [], False  # no name that a mapping can hold
-    stem = re.sub(r"\.(npy|f32|bin|raw|dat|csv|txt|pt)$", "", group.template.replace("{step}", " ").lower())
-    if not group.steps:  # a shape in the name of a raw file is no word of it
-        stem = SHAPE_IN_NAME.sub("", stem)
+    return next((found for each in spellings if (found := _fields_named(each, group, table))[0]), ([], False))
+
+
+def _fields_named(name: str, group: Group, table: LogNames) -> tuple[list[str], bool]:
+    """Return the fields that a group of a name may be, and whether the name says no more than the field's."""
+    stem = FILE_SUFFIX.sub("", name.replace("{step}", " ").lower())
     words = WORD.findall(stem.replace("_", " ").replace("-", " ").replace(".", " "))
     field = ""
     is_exact = True

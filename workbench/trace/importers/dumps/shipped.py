@@ -10,14 +10,13 @@ from workbench.files import data_path
 from workbench.trace.importers.dumps.mapping import apply_mapping, tensor_names
 from workbench.trace.importers.dumps.mapping_file import ONE, has_step, name_pattern, read_mapping
 from workbench.trace.importers.dumps.proposal import certain_rules
-from workbench.trace.importers.dumps.tensor_files import TensorDump, open_tensors
+from workbench.trace.importers.dumps.tensor_files import MAX_SHOWN, TensorDump, open_tensors
 from workbench.trace.schema import FIELDS
 from workbench.trace.trace import Trace
 
 SCHEMA_NAMES = "the names of the schema"
 TABLE_NAMES = "names that logs.toml has"
 MIN_SHARE = 0.5  # of the tensors that have known names, before these are taken for what they say
-MAX_SHOWN = 8  # names in an error
 
 
 def open_dump(path: str | os.PathLike, mapping: str | os.PathLike | None = None, **attrs: Any) -> Trace:
@@ -56,7 +55,7 @@ def open_dump(path: str | os.PathLike, mapping: str | os.PathLike | None = None,
         return trace
     found = f"; {problems[0]}" if problems else ""
     raise WorkbenchError(
-        f"{dump.path.name} holds {_some(list(dump.tensors))}, and no shipped mapping fits{found}. "
+        f"{dump.path.name} holds {dump.described()}, and no shipped mapping fits{found}. "
         f"Expected a mapping: `workbench mapping {dump.path.name}` proposes one; pass the file as mapping "
         "(--mapping in the shell)"
     )

@@ -21,10 +21,18 @@ from workbench.trace.importers.dumps.binary_files import (
 from workbench.trace.importers.dumps.gguf_files import gguf_file
 from workbench.trace.importers.dumps.nested_files import is_number_text, json_file, number_file, pt_file
 from workbench.trace.importers.dumps.stored_tensor import StoredTensor, max_bytes, readable
+from workbench.trace.schema import SOUND_SUFFIXES
 
 PT_SUFFIXES = (".pt", ".pth", ".ckpt")
 NUMBER_SUFFIXES = (".csv", ".tsv", ".txt")
+ONE_TENSOR = (
+    ".npy",
+    *RAW_SUFFIXES,
+    *PT_SUFFIXES,
+    *NUMBER_SUFFIXES,
+)  # endings of files whose name is the tensor's
 MAX_FILES = 10_000  # of a folder
+MAX_SHOWN = 8  # names in an error
 LEGACY_PT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # of torch before 1.6
 # Places in nested files that say nothing of a tensor: an index, or a word for all that was saved.
 CONTAINERS = re.compile(r"^(?:(?:[0-9]{1,9}|outputs?|tensors?|data|traces?|dumps?|results?|fields?)[./])+")
@@ -59,6 +67,15 @@ class TensorDump:
     max_bytes: int
     problems: Sequence[str] = ()
 
+    def described(self) -> str:
+        """Name the first tensors with their shapes, for an error."""
+        shown = [
+            f"{name} {'x'.join(map(str, tensor.shape))}" if tensor.shape else name
+            for name, tensor in list(self.tensors.items())[:MAX_SHOWN]
+        ]
+        more = len(self.tensors) - len(shown)
+        return ", ".join(shown) + (f" and {more} more" if more else "")
+
 
 def open_tensors(path: Path) -> TensorDump:
     """Open a dump; its tensors are read when their readers are called.
@@ -73,6 +90,7 @@ def open_tensors(path: Path) -> TensorDump:
     WorkbenchError
         When the file is of another kind, cannot be read, or holds more than tensors. A reader raises it too.
     """
+    path = Path(os.path.abspath(path)) if path.is_dir() else path  # "." and ".." have no name
     tensors: dict[str, StoredTensor] = {}
     spellings: list[tuple[str, str]] = []
     problems: list[str] = []
@@ -103,7 +121,10 @@ def open_tensors(path: Path) -> TensorDump:
             tensors[full] = tensor
     if not tensors:
         found_instead = f" ({problems[0]})" if problems else ""
-        raise WorkbenchError(f"{path.name} holds no tensors{found_instead}; expected {EXPECTED}")
+        sounds = [file.name for file in _files(path) if file.suffix.lower() in SOUND_SUFFIXES]
+        if sounds:
+            raise WorkbenchError(f"{path.name} is a folder of {len(sounds)} sounds; name one: {sounds[0]}")
+        raise WorkbenchError(f"{path.name or path} holds no tensors{found_instead}; expected {EXPECTED}")
     return TensorDump(path, tensors, _unambiguous(spellings, tensors), max_bytes(size), problems)
 
 
