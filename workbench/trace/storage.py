@@ -65,7 +65,8 @@ def _telling_values(x: Tensor) -> Tensor:
     """Return the values (n,) that show a form, float64."""
     wide = x.detach().double().cpu().flatten()
     parts = [part.isfinite() & (part != 0) for part in wide.split(BLOCK_VALUES)]
-    return wide[torch.cat(parts)]
+    is_telling = torch.cat(parts)
+    return wide if bool(is_telling.all()) else wide[is_telling]
 
 
 def fits(values: Tensor, form: Storage) -> bool:

@@ -128,7 +128,7 @@ def _sound(trace: Trace, seconds: float) -> tuple[dict, list[str]]:
         total = len(whole) / rate
         warnings.append(f"the first {seconds:g} of {total:.1f} s are included; pass seconds=... for more")
         whole = whole[: int(seconds * rate)]
-    wav = whole.double().numpy()
+    wav = whole.to(torch.float64, copy=True).numpy()  # changed in place below: five minutes are 58 MB
     n_nan = int(np.isnan(wav).sum())
     n_clipped = int((np.abs(wav.astype(np.float32)) >= np.float32(LIMIT)).sum())  # as the vocoder's own type
     n_beyond = int((np.abs(wav) > 1).sum())
@@ -139,7 +139,8 @@ def _sound(trace: Trace, seconds: float) -> tuple[dict, list[str]]:
         warnings.append(
             f"samples beyond \u00b11 were clipped ({n_beyond} of {len(wav)} samples, up to {peak:.3g})"
         )
-    wav = np.clip(np.nan_to_num(wav, posinf=2.0, neginf=-2.0), -1, 1)
+    np.nan_to_num(wav, copy=False, posinf=2.0, neginf=-2.0)
+    np.clip(wav, -1, 1, out=wav)
     if not RATES[0] <= rate <= RATES[1]:
         played = min(max(rate, RATES[0]), RATES[1])
         warnings.append(
@@ -148,8 +149,8 @@ def _sound(trace: Trace, seconds: float) -> tuple[dict, list[str]]:
         wav = resample(torch.from_numpy(wav), rate, played).clamp(-1, 1).numpy()
         rate = played
     sound = {
-        "peak_db": _decibels(np.abs(wav).max()),
-        "rms_db": _decibels(math.sqrt(np.square(wav).mean())),
+        "peak_db": _decibels(max(wav.max(), -wav.min())),
+        "rms_db": _decibels(math.sqrt(np.dot(wav, wav) / len(wav))),
         "lufs": _lufs(wav, rate),
         "gain_db": 0.0,
         "clipped": n_clipped,

@@ -27,7 +27,7 @@ WHISPER_RATE = 16_000  # Hz, of the speech tokenizer and of the speaker encoder
 MAX_RATE_RATIO = 1024  # numerator or denominator of two rates; torchaudio's filters grow with it
 PCM16_FULL_SCALE = 32768
 # What is computed at once of a long waveform; bounds memory. Each block is read with its neighbours' edges.
-BLOCK_SAMPLES = 1 << 18  # of resampling
+BLOCK_SAMPLES = 1 << 18  # of resampling, and of what becomes PCM
 RESAMPLER_REACH = 64  # samples of the lower rate that torchaudio's filter reaches at most to either side
 BLOCK_VALUES = 1 << 19  # of the windows of spectra, and of frames whose pitch is looked for
 
@@ -135,8 +135,12 @@ def flac_file(samples: np.ndarray, sample_rate: int) -> bytes:
 
 def to_pcm16(samples: np.ndarray) -> np.ndarray:
     """Return samples as 16-bit integers; 1.0 is full scale, and samples beyond it are clipped."""
-    scaled = np.rint(samples * PCM16_FULL_SCALE)
-    return np.clip(scaled, -PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1).astype(np.int16)
+    made = np.empty(samples.shape, np.int16)
+    for start in range(0, len(samples), BLOCK_SAMPLES):  # in blocks, which bounds the memory of copies
+        part = slice(start, start + BLOCK_SAMPLES)
+        scaled = np.rint(samples[part] * PCM16_FULL_SCALE)
+        made[part] = np.clip(scaled, -PCM16_FULL_SCALE, PCM16_FULL_SCALE - 1)
+    return made
 
 
 @lru_cache(maxsize=16)
