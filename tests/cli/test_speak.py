@@ -166,3 +166,9 @@ def test_weights_that_cannot_be_used_are_named_before_a_voice_is_opened(tmp_path
     assert main(["speak", "It is late.", *both, "-o", str(tmp_path)]) == 2
     assert "expected one of them" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_of_a_sound_is_no_folder_for_the_output(tmp_path, capsys):
+    assert main(["speak", "Hm.", "--out", str(tmp_path / "mine.wav")]) == 2
+    assert "--name mine names the files" in capsys.readouterr().err
+    assert not (tmp_path / "mine.wav").exists()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from workbench.speech.frontend.utterance import Utterance
 
 app = typer.Typer()
+SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")  # of what is no folder
 SHOWN_TEXT = 48  # characters of a text in the table
 SHOWN_CHANGE = 400  # characters of a text that is spoken otherwise than typed
 EPILOG = (
@@ -87,6 +88,11 @@ def speak(
     _check_inputs(recording, prompt_text, prompt_rate, mode, instruct)
     changes = {"seed": seed} | run_options(option, weights)
     check_device(device)
+    if Path(out).suffix.lower() in SOUND_SUFFIXES and not Path(out).is_dir():
+        stem = Path(out).stem
+        raise WorkbenchError(
+            f"--out {out} is the name of a sound; expected a folder: --name {stem} names the files"
+        )
 
     import pandas as pd
 
