@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.diagnose.glitches.wave_stats import wave_stats
     from workbench.diagnose.open import open
     from workbench.diagnose.precision import bisect_precision, headroom
+    from workbench.diagnose.quantisation.outliers import outliers
     from workbench.diagnose.quantisation.recommend import Recommendation, recommend
     from workbench.diagnose.sounds.compare_sounds import compare_sounds
     from workbench.diagnose.sounds.sound_comparison import SoundComparison
@@ -109,6 +110,7 @@ PUBLIC = {
     "log_mel": "workbench.speech.frontend.audio",
     "metrics": "workbench.diagnose.experiments.metrics",
     "open": "workbench.diagnose.open",
+    "outliers": "workbench.diagnose.quantisation.outliers",
     "player": "workbench.show.player.player",
     "plots": "workbench.show.plots",
     "propose_mapping": "workbench.trace.importers.dumps.proposal",
