@@ -21,9 +21,9 @@ VIEW = """<style>.workbench-view {{ line-height: 1.4 }} .workbench-view table {{
 <div class="jp-RenderedHTMLCommon workbench-view">{}</div>"""
 
 
-# The twin stands below the widget. It is hidden while the widget is drawn; where its model is gone, the message
-# in its place is hidden, and in a page of nbconvert without its script the empty place. This is CSS alone, so
-# that a saved notebook needs no kernel and no script.
+# The twin stands below the widget. It is hidden while the widget is drawn; where its model is gone, the
+# message in its place is hidden, and in a page of nbconvert without its script the empty place. This is CSS
+# alone, so that a saved notebook needs no kernel and no script.
 TWIN = """<style>
 .jp-OutputArea-child:has(.widget-vbox) + .jp-OutputArea-child:has(.workbench-twin),
 .jp-OutputArea-child:not(:has(.widget-vbox)):has(+ .jp-OutputArea-child .workbench-twin)
