@@ -90,7 +90,7 @@ def open_tensors(path: Path) -> TensorDump:
     WorkbenchError
         When the file is of another kind, cannot be read, or holds more than tensors. A reader raises it too.
     """
-    path = Path(os.path.abspath(path)) if path.is_dir() else path  # "." and ".." have no name
+    path = Path(os.path.abspath(path)) if os.path.isdir(path) else path  # "." and ".." have no name
     tensors: dict[str, StoredTensor] = {}
     spellings: list[tuple[str, str]] = []
     problems: list[str] = []
