@@ -15,9 +15,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from workbench.diagnose.compare.transitions import transitions
 from workbench.diagnose.quantisation.bisect import FormatMap, bisect_format
-from workbench.diagnose.quantisation.measure import MAX_LM_CHANGE, MAX_SOUND_CHANGE, as_utterances
+from workbench.diagnose.quantisation.measure import (
+    MAX_LM_CHANGE,
+    MAX_SOUND_CHANGE,
+    as_utterances,
+    eager_model,
+    largest,
+    lm_logp,
+    mean_kl,
+)
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
 from workbench.speech.frontend.audio import log_mel
@@ -146,9 +153,8 @@ def headroom(pipe: Pipeline, trace: Trace, dtype: str = "float16") -> pd.DataFra
         raise WorkbenchError(f"dtype is {dtype!r}; expected one of {', '.join(MAX_FINITE)}")
     # The Euler solver calls the estimator once a step, so that calls can be counted as steps.
     options = _eager_options(pipe, trace).but(solver="euler")
-    estimator = pipe.stage("flow", options.flow_dtype, weights=options.weights).decoder.estimator
-    dtypes = options.hift_dtype, options.f0_dtype, options.source_dtype
-    hift = pipe.stage("hift", *dtypes, weights=options.weights)
+    estimator = eager_model(pipe, "flow", options).decoder.estimator
+    hift = eager_model(pipe, "hift", options)
     with taps(estimator, "*", keep=_peaks) as flow_peaks, taps(hift, "*", keep=_peaks) as hift_peaks:
         pipe.replay(trace, "flow", options)
 
@@ -277,20 +283,15 @@ def _change(pipe: Pipeline, references: Sequence[Trace], part: str, options: Opt
 
 
 def _largest(changes: Sequence[Change]) -> Change:
-    size = max(
-        (change.size for change in changes), key=lambda size: (size != size, size)
-    )  # NaN is the largest
+    size = largest(change.size for change in changes)
     return Change(size, sum(change.nonfinite for change in changes))
 
 
 def _lm_change(pipe: Pipeline, reference: Trace, options: Options) -> Change:
     """Return the mean Kullback-Leibler divergence of the next token, along the reference's tokens."""
-    step = next(step for step in transitions(reference) if step.outputs == ("lm/logp",))
-    (logp,) = step.recompute(pipe, reference, options)
-    exact, logp = reference["lm/logp"].double(), logp.cpu().double()  # (draw, vocab)
-    divergence = (exact.exp() * (exact - logp)).sum(-1).mean()
+    logp = lm_logp(pipe, reference, options)
     nonfinite = int(logp.isnan().sum())  # log-probabilities of -Inf are right
-    return Change(float("inf") if nonfinite else float(divergence), nonfinite)
+    return Change(float("inf") if nonfinite else mean_kl(reference["lm/logp"].double(), logp), nonfinite)
 
 
 def _mel_change(pipe: Pipeline, reference: Trace, other: Trace) -> Change:
@@ -341,10 +342,9 @@ def _safe_together(
 def _blocks(pipe: Pipeline, part: str, options: Options) -> Iterator[tuple[str, nn.Module]]:
     """Yield (name, module) of the blocks of a stage; lists of modules are opened."""
     if part == "flow":
-        root = pipe.stage("flow", options.flow_dtype, weights=options.weights).decoder.estimator
+        root = eager_model(pipe, "flow", options).decoder.estimator
     else:
-        dtypes = options.hift_dtype, options.f0_dtype, options.source_dtype
-        root = pipe.stage("hift", *dtypes, weights=options.weights)
+        root = eager_model(pipe, "hift", options)
     for name, child in root.named_children():
         if isinstance(child, nn.ModuleList):
             for inner_name, module in child.named_children():

@@ -185,6 +185,12 @@ def test_a_limit_is_used_up(additive, pipe, utt, short):
     assert found.curve["measured_db"].notna().sum() <= np.ceil(np.log2(len(found.curve))) + 1
 
 
+def test_a_limit_that_nothing_holds_leaves_all_as_it_is(pipe, utt, short, monkeypatch):
+    monkeypatch.setattr(References, "change", lambda self, weights: Change(sound_db=9.0))
+    found = recommend(pipe, utt, max_db=1.0, options=short, sensitivity=pd.read_csv(KNOWN))
+    assert found.weights == {} and found.change == Change() and found.nbytes == 2 * found.base_nbytes
+
+
 def test_formats_go_to_options_toml_llama_and_mlx(additive, pipe, utt, short, tmp_path):
     known = pd.read_csv(KNOWN)
     found = recommend(pipe, utt, budget="60%", options=short, sensitivity=known)

@@ -1,29 +1,27 @@
 """What quantised weights change: `References` are the runs without them, `References.change` measures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from workbench.diagnose.compare.distance import measure
 from workbench.diagnose.compare.transitions import transitions
 from workbench.diagnose.experiments.metrics import f0_change, mel_l1, sound_db
 from workbench.errors import WorkbenchError
-from workbench.speech.config import FLOW, HIFT, LM, Options
-from workbench.speech.config.formats import Rule, check_globs, rules_of, rules_of_stage, rules_text
+from workbench.speech.config import FLOW, HIFT, LM, STAGES, Options
+from workbench.speech.config.formats import Rule, check_globs, format_of, rules_of, rules_of_stage, rules_text
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.quantise.modules import layers_of, quantise_layers
 from workbench.speech.models.sampling import nucleus
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
 
-STAGES_IN_ORDER = (LM, FLOW, HIFT)
 MAX_SOUND_CHANGE = 1.0  # dB, rms over the sound's log-mel: about the smallest change of level that is heard
 MAX_LM_CHANGE = 0.01  # nat, mean divergence of the next token's distribution: drawn tokens hardly change
-MAX_F0_CHANGE = (
-    1.0  # Hz, median over voiced frames: about the smallest change of a voice's pitch that is heard
-)
+MAX_F0_CHANGE = 1.0  # Hz, median over voiced frames: about the smallest change of pitch that is heard
 KEPT = ("lm/logp", "lm/drawn_token", "flow/mel", "hift/f0", "hift/source")
 
 
@@ -63,6 +61,7 @@ class Change(NamedTuple):
         return self.sound_db <= max_db and self.kl <= max_kl and self.f0_hz <= max_f0
 
 
+WORST = ("sound_db", "f0_hz", "own_db")  # of which the worst run counts
 BROKEN = {name: float("inf") for name in ("mel_l1", "sound_db", "f0_hz", "own_db")} | {
     "snr_db": float("-inf")
 }
@@ -107,39 +106,31 @@ class References:
         weights : str
             As `Options.weights`.
         """
-        rules = rules_of(rules_text(weights))
-        check_globs(rules, [name for stage in STAGES_IN_ORDER for name in self.layers(stage)])
-        concerned = {stage for stage in STAGES_IN_ORDER if rules_of_stage(weights, stage)}
+        weights = rules_text(weights)
+        rules = rules_of(weights)
+        check_globs(rules, [name for stage in STAGES for name in self.layers(stage)])
+        concerned = {stage for stage in STAGES if rules_of_stage(weights, stage)}
         with self._quantised(rules):
             changes = [self._change_of(run, concerned) for run in self.runs]
         means = Change(*(sum(values) / len(values) for values in zip(*changes, strict=True)))
-        worst = {}
-        for name in ("sound_db", "f0_hz", "own_db"):
-            worst[name] = max(
-                (getattr(each, name) for each in changes), key=lambda x: (x != x, x)
-            )  # NaN is worst
+        worst = {name: largest(getattr(each, name) for each in changes) for name in WORST}
         return means._replace(**worst)
 
     def layers(self, stage: str) -> dict[str, nn.Module]:
         """Return the layers of a stage's eager model that can be quantised, by name."""
-        return layers_of(self._model(stage), stage)
-
-    def _model(self, stage: str) -> nn.Module:
-        o = self.options
-        parts = (o.f0_dtype, o.source_dtype) if stage == HIFT else ()
-        return self.pipe.stage(stage, o.dtype_of(stage), *parts)
+        return layers_of(eager_model(self.pipe, stage, self.options), stage)
 
     @contextmanager
     def _quantised(self, rules: tuple[Rule, ...]) -> Iterator[None]:
         """Quantise layers of the pipeline's own models until the block ends."""
         changed: list[tuple[nn.Module, dict[str, Tensor]]] = []
         try:
-            for stage in STAGES_IN_ORDER:
+            for stage in STAGES:
                 for name, layer in self.layers(stage).items():
-                    if any(rule.matches(name) for rule in rules):
+                    if format_of(rules, name) is not None:
                         state = {key: value.clone() for key, value in layer.state_dict().items()}
                         changed.append((layer, state))
-                quantise_layers(self._model(stage), stage, rules)
+                quantise_layers(eager_model(self.pipe, stage, self.options), stage, rules)
             yield
         finally:
             for layer, state in changed:
@@ -161,7 +152,7 @@ class References:
                 sound_db=sound_db(self._with_excitation_of(run, other), run),
                 f0_hz=0.0 if f0_hz != f0_hz else f0_hz,  # nothing voiced
                 own_db=sound_db(other, run),
-                snr_db=_snr_db(other, run),
+                snr_db=measure(run.wav, other.wav)["snr_db"],
             )
         return found
 
@@ -173,17 +164,14 @@ class References:
         return Trace({"hift/wav": wav.cpu().float()}, other.attrs)
 
     def _lm_change(self, run: Trace) -> dict[str, float]:
-        step = next(step for step in transitions(run) if step.outputs == ("lm/logp",))
-        (logp,) = step.recompute(self.pipe, run, self.options)
-        right, found = run["lm/logp"].double(), logp.cpu().double()  # (draw, vocab)
-        kl = (right.exp() * (right - found)).sum(-1).mean()
+        right, found = run["lm/logp"].double(), lm_logp(self.pipe, run, self.options)
         distances = []
         for x, y in zip(right, found, strict=True):
             distances.append(_distance(x, y, self.options.top_p, self.options.top_k))
         is_finite = not bool(found.isnan().any())
         infinite = float("inf")
         return {
-            "kl": max(float(kl), 0.0) if is_finite else infinite,
+            "kl": max(mean_kl(right, found), 0.0) if is_finite else infinite,
             "redrawn": sum(distances) / len(distances) if is_finite else 1.0,
         }
 
@@ -198,6 +186,29 @@ def as_utterances(utts: Utterance | Sequence[Utterance]) -> list[Utterance]:
     return found
 
 
+def largest(values: Iterable[float]) -> float:
+    """Return the largest value; NaN is larger than all."""
+    return max(values, key=lambda x: (x != x, x))
+
+
+def eager_model(pipe: Pipeline, stage: str, options: Options) -> nn.Module:
+    """Return the model of a stage that eager runs with these options use."""
+    parts = (options.f0_dtype, options.source_dtype) if stage == HIFT else ()
+    return pipe.stage(stage, getattr(options, f"{stage}_dtype"), *parts, weights=options.weights)
+
+
+def lm_logp(pipe: Pipeline, run: Trace, options: Options) -> Tensor:
+    """Return the log-probabilities (draw, vocab) of the LM along a run's tokens, float64."""
+    step = next(step for step in transitions(run) if step.outputs == ("lm/logp",))
+    (logp,) = step.recompute(pipe, run, options)
+    return logp.cpu().double()
+
+
+def mean_kl(right: Tensor, found: Tensor) -> float:
+    """Return the mean Kullback-Leibler divergence of log-probabilities (draw, vocab) from the right ones."""
+    return float((right.exp() * (right - found)).sum(-1).mean())
+
+
 def _distance(x: Tensor, y: Tensor, top_p: float, top_k: int) -> float:
     """Return the total variation distance of the nuclei of two distributions (vocab,)."""
     shares = []
@@ -207,9 +218,3 @@ def _distance(x: Tensor, y: Tensor, top_p: float, top_k: int) -> float:
         share[ids] = (probs / probs.sum()).double()
         shares.append(share)
     return float((shares[0] - shares[1]).abs().sum() / 2)
-
-
-def _snr_db(other: Trace, run: Trace) -> float:
-    noise = (other.wav - run.wav).double().square().sum()
-    signal = run.wav.double().square().sum()
-    return float(10 * torch.log10(signal / noise)) if noise > 0 else float("inf")

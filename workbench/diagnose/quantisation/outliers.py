@@ -7,10 +7,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from workbench.diagnose.compare.transitions import transitions
-from workbench.diagnose.quantisation.measure import STAGES_IN_ORDER
+from workbench.diagnose.quantisation.measure import eager_model, lm_logp
 from workbench.errors import WorkbenchError
-from workbench.speech.config import FLOW, HIFT, LM
+from workbench.speech.config import FLOW, STAGES
 from workbench.speech.models.quantise.modules import layers_of
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.trace import Trace
@@ -56,12 +55,10 @@ def outliers(pipe: Pipeline, trace: Trace) -> pd.DataFrame:
         raise WorkbenchError(f"the trace lacks {', '.join(missing)}; save 'lm/drawn_token' when it is made")
     options = pipe.checkpoint.options.but(**trace.attrs.get("options", {})).but(compute="eager", weights=None)
     layers: dict[str, nn.Module] = {}
-    for stage in STAGES_IN_ORDER:
-        parts = (options.f0_dtype, options.source_dtype) if stage == HIFT else ()
-        layers |= layers_of(pipe.stage(stage, getattr(options, f"{stage}_dtype"), *parts), stage)
+    for stage in STAGES:
+        layers |= layers_of(eager_model(pipe, stage, options), stage)
     with _watched(layers) as seen:
-        step = next(step for step in transitions(trace) if step.outputs == (f"{LM}/logp",))
-        step.recompute(pipe, trace, options)
+        lm_logp(pipe, trace, options)
         pipe.replay(trace, FLOW, options)
     rows = []
     for name, layer in layers.items():

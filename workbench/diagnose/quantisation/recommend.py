@@ -3,14 +3,13 @@
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from workbench.diagnose.quantisation.measure import (
     MAX_F0_CHANGE,
@@ -19,7 +18,7 @@ from workbench.diagnose.quantisation.measure import (
     Change,
     References,
 )
-from workbench.diagnose.quantisation.units import block_of, weights_of
+from workbench.diagnose.quantisation.units import block_of, largest_count, weights_of
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
 from workbench.speech.checkpoint.layers import layers
@@ -232,7 +231,7 @@ def recommend(
     if sensitivity is None:
         sensitivity = _sensitivity(references, formats)
     curve = _way(sensitivity, max_db or MAX_SOUND_CHANGE, max_kl)
-    measured: dict[int, Change] = {}
+    measured = {0: Change()}
 
     def measure(count: int) -> Change:
         if count not in measured:
@@ -249,7 +248,8 @@ def recommend(
             )
         chosen = fitting[0]
     else:
-        chosen = _last_within(curve, measure, max_db, max_kl)
+        half = (len(curve) + 1) // 2
+        chosen = largest_count(len(curve), half, lambda count: measure(count).within(max_db, max_kl))
     change = measure(chosen)
     table = pd.DataFrame(curve)
     table["measured_db"] = [
@@ -264,7 +264,7 @@ def _sensitivity(references: References, formats: Sequence[str]) -> pd.DataFrame
     """Measure each block alone in each format."""
     sizes = {name: _sizes(references.pipe, name) for name in (KEPT, *formats)}
     rows = []
-    for block in tqdm(sizes[KEPT], "blocks", leave=False, disable=not references.pipe.progress):
+    for block in references.pipe.bar(iter(sizes[KEPT]), "blocks", " block", len(sizes[KEPT])):
         for name in sizes:
             change = Change() if name == KEPT else references.change(weights_of([(block, name)]))
             rows.append({"block": block, "format": name, "nbytes": sizes[name][block], **change._asdict()})
@@ -338,20 +338,6 @@ def _price(choice: _Choice, now: _Choice) -> float:
 def _formats_after(curve: Sequence[_Step], count: int) -> dict[str, str]:
     """Return block -> format after some steps; later steps replace earlier ones of a block."""
     return {step.block: step.format for step in curve[:count]}
-
-
-def _last_within(
-    curve: Sequence[_Step], measure: Callable[[int], Change], max_db: float, max_kl: float
-) -> int:
-    """Return how many steps may be taken, by halving: with one step more a change is hardly ever smaller."""
-    fits, most = 0, len(curve)
-    while fits < most:
-        count = (fits + most + 1) // 2
-        if measure(count).within(max_db, max_kl):
-            fits = count
-        else:
-            most = count - 1
-    return fits
 
 
 def _bytes(budget: str | int, base_nbytes: int) -> float:

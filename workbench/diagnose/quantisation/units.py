@@ -1,8 +1,9 @@
 """The parts of a model that are quantised together: a stage, its blocks, their layers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from workbench.diagnose.quantisation.measure import STAGES_IN_ORDER, References
+from workbench.diagnose.quantisation.measure import References
+from workbench.speech.config import STAGES
 
 
 class Tree:
@@ -12,7 +13,7 @@ class Tree:
     """
 
     def __init__(self, references: References) -> None:
-        self.layers = [name for stage in STAGES_IN_ORDER for name in references.layers(stage)]
+        self.layers = [name for stage in STAGES for name in references.layers(stage)]
 
     def blocks(self, stage: str | None = None) -> list[str]:
         """Return the blocks of a stage, or of all, in the order of the model."""
@@ -21,7 +22,7 @@ class Tree:
 
     def parts(self, unit: str) -> list[str]:
         """Return the units one level below; none below a layer."""
-        if unit in STAGES_IN_ORDER:
+        if unit in STAGES:
             return self.blocks(unit)
         return [name for name in self.layers if name.startswith(f"{unit}.")]
 
@@ -44,3 +45,21 @@ def block_of(layer: str) -> str:
 def weights_of(formats: Iterable[tuple[str, str]]) -> str:
     """Return rules as `Options.weights` has them, from pairs of a unit and its format."""
     return ";".join(f"{unit}={name}" for unit, name in formats)
+
+
+def largest_count(n: int, first: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest count from 0, which fits, to `n` that fits; `first` is tried first, then by halving.
+
+    What is larger than a count that does not fit is taken not to fit.
+
+    >>> largest_count(10, 10, lambda count: count <= 3)
+    3
+    """
+    low, high, count = 0, n, first
+    while low < high:
+        if fits(count):
+            low = count
+        else:
+            high = count - 1
+        count = (low + high + 1) // 2
+    return low

@@ -9,7 +9,7 @@ from workbench.diagnose.quantisation.recommend import KEPT, Recommendation
 from workbench.show.plots.axes import colorbar, legend, set_title, single_axes
 from workbench.show.plots.palette import BLUE, COLORS, GREY, VERMILLION
 
-LEAST, MOST = 0.003, 10.0  # of a limit; the ends of the colours
+MIN_SHARE, MAX_SHARE = 0.003, 10.0  # of a limit; the ends of the colours
 
 
 def sensitivity(found: Recommendation, *, ax: Axes | None = None) -> Axes:
@@ -48,8 +48,8 @@ def sensitivity(found: Recommendation, *, ax: Axes | None = None) -> Axes:
     values = cells.to_numpy(dtype=float)  # (blocks, formats)
     ax = single_axes(ax, (8, 1.6 + 0.19 * len(cells)))
     image = ax.imshow(
-        np.clip(values, LEAST, MOST), aspect="auto", interpolation="nearest", cmap=COLORS,
-        norm=LogNorm(LEAST, MOST),
+        np.clip(values, MIN_SHARE, MAX_SHARE), aspect="auto", interpolation="nearest", cmap=COLORS,
+        norm=LogNorm(MIN_SHARE, MAX_SHARE),
     )  # fmt: skip
     chosen = [found.weights.get(block) for block in cells.index]
     places = [
