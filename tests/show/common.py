@@ -1,6 +1,7 @@
 """Helpers of the tests in a browser: traces, players, what the page says, and what a user does."""
 
 import math
+from contextlib import contextmanager
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import torch
 import workbench as wb
 from workbench.trace.trace import Trace
 
+SLOW = 60_000  # milliseconds; the machine may be busy
 LEFT, RIGHT = 46, 10  # pixels beside the time axis
 LIGHT_AND_DARK = pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
 
@@ -92,3 +94,25 @@ def play(page):
 
 def is_playing(page):
     return page.locator("[data-action=play]").first.get_attribute("aria-label") == "Pause"
+
+
+@contextmanager
+def page_that_stays(browser, prefix, width, height):
+    """An empty page with which a request beside `prefix`, or a complaint of the page, fails the test."""
+    context = browser.new_context(viewport={"width": width, "height": height})
+    context.set_default_timeout(SLOW)
+    wrong = []
+
+    def gate(route):
+        if route.request.url.startswith((prefix, "data:", "blob:")):
+            return route.continue_()
+        wrong.append(f"request of {route.request.url}")
+        route.abort()
+
+    context.route("**/*", gate)
+    page = context.new_page()
+    page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    yield page
+    context.close()
+    assert not wrong

@@ -13,6 +13,7 @@ import nbformat
 import pytest
 
 from tests.paths import ROOT
+from tests.show.common import page_that_stays
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
 
@@ -86,24 +87,10 @@ def run_all(page, address):
 @pytest.fixture
 def lab(browser, address):
     """The notebook after Run All, all of it in view; a request elsewhere or a complaint fails the test."""
-    context = browser.new_context(viewport={"width": 1300, "height": 4000})
-    context.set_default_timeout(60_000)
-    wrong, host = [], address.partition("/lab")[0]
-
-    def gate(route):
-        if route.request.url.startswith((f"{host}/", "data:", "blob:")):
-            return route.continue_()
-        wrong.append(f"request of {route.request.url}")
-        route.abort()
-
-    context.route("**/*", gate)
-    page = context.new_page()
-    page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    run_all(page, address)
-    yield page
-    context.close()
-    assert not wrong
+    host = address.partition("/lab")[0]
+    with page_that_stays(browser, f"{host}/", 1300, 4000) as page:
+        run_all(page, address)
+        yield page
 
 
 def test_widgets_respond_in_jupyterlab(lab):

@@ -10,9 +10,9 @@ import urllib.request
 import pytest
 
 from tests.paths import ROOT
+from tests.show.common import SLOW, page_that_stays
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
-SLOW = 60_000  # milliseconds; the machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -39,25 +39,10 @@ def server(tmp_path_factory):
 def page(browser, server):
     """The dashboard; a request to another address or an error in the console fails the test."""
     _, address = server
-    context = browser.new_context(viewport={"width": 1200, "height": 1400})
-    context.set_default_timeout(SLOW)
-    wrong = []
-
-    def gate(route):
-        if route.request.url.startswith((address.partition("?")[0], "data:", "blob:")):
-            return route.continue_()
-        wrong.append(f"request of {route.request.url}")
-        route.abort()
-
-    context.route("**/*", gate)
-    page = context.new_page()
-    page.on("console", lambda said: said.type == "error" and wrong.append(said.text))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.goto(address)
-    page.locator(".wb-drop").wait_for()
-    yield page
-    context.close()
-    assert not wrong
+    with page_that_stays(browser, address.partition("?")[0], 1200, 1400) as page:
+        page.goto(address)
+        page.locator(".wb-drop").wait_for()
+        yield page
 
 
 def drop(page, *paths):
