@@ -103,7 +103,8 @@ def test_values_are_those_of_ggufs_own_quantiser(name, seed, power):
 @given(seed=strategies.integers(0, 2**32 - 1), power=strategies.integers(1, 7))
 @settings(max_examples=examples(20), deadline=None)
 def test_gguf_reads_super_blocks_as_they_were_computed(name, seed, power):
-    weight = (np.random.default_rng(seed).standard_normal((2, 256)) ** power / 8**power).astype(np.float32)
+    weight = (np.random.default_rng(seed).standard_normal((2, 256)) ** power).astype(np.float32)
+    weight /= np.abs(weight).max()  # far smaller ones meet the coarse steps of float16's subnormal scales
     blocks = quantise_blocks(weight, name)
     read = gguf.quants.dequantize(packed(name, blocks), GGUF_TYPES[name])
     np.testing.assert_array_equal(bits(blocks.values), bits(read))
