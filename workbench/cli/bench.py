@@ -132,6 +132,40 @@ def trace(
     return 0
 
 
+@app.command(epilog="Example: workbench bench answers --rounds 5 -o data/speed/answers.csv")
+def answers(
+    released: Annotated[
+        bool, typer.Option("--released", help="Compare and diagnose at released sizes, with random weights.")
+    ] = False,
+    notebook: Annotated[
+        list[str] | None, typer.Option(help="Run this notebook as well; may be repeated.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Measure this answer alone, such as speak; may be repeated.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of turns.")] = 3,
+    out: Csv = None,
+) -> int:
+    """Measure how long an answer takes: whole processes on a CPU, with their peak memory."""
+    check_writable(out)
+    from tqdm import tqdm
+
+    from workbench.diagnose.benchmarks.answers import measure_answers
+    from workbench.diagnose.benchmarks.tables import write_csv
+
+    table = measure_answers(
+        released,
+        notebook or (),
+        rounds,
+        only or (),
+        lambda turns, total: tqdm(turns, "answers", total, unit=" process"),
+    )
+    print(table_text(table))
+    if out:
+        write_csv(table, out)
+    return 0
+
+
 @app.command(epilog="Example: workbench bench bisect --each 3 --healthy 25 -o data/accuracy/bisect.csv")
 def bisect(
     voice: Voice = None,
