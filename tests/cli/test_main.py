@@ -64,7 +64,15 @@ def test_every_verb_has_help_and_an_example(capsys):
     for verb in (
         *("speak", "compare", "report", "diagnose", "suspects", "glitches", "precision", "inspect"),
         "quantise",
-        *("export-onnx", "notebook", "bench speed", "bench deviation", "bench trace", "bench glitches"),
+        *(
+            "export-onnx",
+            "notebook",
+            "bench speed",
+            "bench deviation",
+            "bench trace",
+            "bench glitches",
+            "bench answers",
+        ),
     ):
         assert main([*verb.split(), "--help"]) == 0
         assert f"Example: workbench {verb}" in " ".join(capsys.readouterr().out.split())
@@ -102,3 +110,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(words, tmp_pa
     (tmp_path / "file").touch()
     assert main([*words, "-o", str(tmp_path / "file" / "out")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_speak_imports_neither_a_compiler_nor_signal_processing_that_it_does_not_use(tmp_path):
+    code = (
+        "import sys; from workbench.cli import main; main(sys.argv[1:]); "
+        "print([name for name in ('numba', 'librosa', 'scipy.signal', 'matplotlib') if name in sys.modules])"
+    )
+    verb = ["speak", "One.", "--option", "n_timesteps=1", "--option", "max_tokens=4", "-o", str(tmp_path)]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *verb], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.splitlines()[-1] == "[]"

@@ -7,6 +7,6 @@ stand inside the verb, so that help is quick. Arguments that several verbs share
 """
 
 from workbench.cli.common import options_of
-from workbench.cli.main import main
+from workbench.cli.main import main, shell
 
-__all__ = ["main", "options_of"]
+__all__ = ["main", "options_of", "shell"]

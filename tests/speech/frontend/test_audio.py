@@ -1,5 +1,7 @@
 """Resampling, written sound files and features: equal to upstream's, and errors for unusable waveforms."""
 
+import librosa
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -118,3 +120,17 @@ def test_paths_that_cannot_be_written_are_named(tmp_path):
     with pytest.raises(WorkbenchError, match="could not be written"):
         audio.write_wav(tmp_path / "folder.wav", tone(), 24_000)
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "size", [(24_000, 1920, 80, 0.0, None), (16_000, 400, 128, 0.0, None), (22_050, 512, 20, 1500.0, 9000.0)]
+)
+def test_mel_filters_are_librosas_to_the_last_bit(size, dtype):
+    rate, n_fft, n_mels, fmin, fmax = size
+    kind = np.float32 if dtype == torch.float32 else np.float64
+    expected = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax, dtype=kind)
+    found = audio.mel_filters(*size, torch.device("cpu"), dtype)
+    assert found.dtype == dtype and np.array_equal(found.numpy(), expected)
+    centres = librosa.mel_frequencies(n_mels + 2, fmin=fmin, fmax=fmax or rate / 2)[1:-1]
+    assert np.array_equal(audio.mel_centres(n_mels, fmax or rate / 2, fmin).numpy(), centres)

@@ -5,8 +5,6 @@ import warnings
 
 import numpy as np
 import torch
-from pyloudnorm import Meter
-from scipy.signal import resample_poly
 from torch import Tensor
 
 from workbench.diagnose.glitches.analysis import BLOCK_SAMPLES, MAX_AMPLITUDE, decibel, intervals
@@ -140,6 +138,8 @@ def loudness(x: np.ndarray, sample_rate: int) -> float:
     """
     if len(x) <= BLOCK_S * sample_rate or sample_rate < MIN_LOUDNESS_RATE:
         return math.nan
+    from pyloudnorm import Meter  # imports scipy.signal, half a second that `wave_stats` alone does not need
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # silence has no loudness, which pyloudnorm warns of
         found = float(Meter(sample_rate, block_size=BLOCK_S).integrated_loudness(x))
@@ -157,6 +157,8 @@ def _momentary_loudness(x: np.ndarray, sample_rate: int) -> float:
 
 def _true_peak(x: np.ndarray) -> float:
     """Return the highest level between samples as well as at them, dB of full scale."""
+    from scipy.signal import resample_poly  # slow to import; `wave_stats` does not need it
+
     highest = math.nan
     for start in range(0, len(x), BLOCK_SAMPLES):
         # Each block with the samples around it that the filter reads.
