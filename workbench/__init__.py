@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.show.report.run_reports import comparison_report, run_report
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.checkpoint.for_upstream import export_for_upstream
-    from workbench.speech.checkpoint.layers import layers
+    from workbench.speech.checkpoint.quantised.layers import layers
     from workbench.speech.config import Config, Options
     from workbench.speech.frontend.audio import log_mel
     from workbench.speech.frontend.frontend import Prompt, Utterance
@@ -105,7 +105,7 @@ PUBLIC = {
     "formats": "workbench.speech.models.quantise.quantise",
     "headroom": "workbench.diagnose.precision",
     "implausible": "workbench.diagnose.compare.plausibility",
-    "layers": "workbench.speech.checkpoint.layers",
+    "layers": "workbench.speech.checkpoint.quantised.layers",
     "listening_test": "workbench.show.player.listening",
     "log_mel": "workbench.speech.frontend.audio",
     "metrics": "workbench.diagnose.experiments.metrics",

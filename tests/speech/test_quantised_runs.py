@@ -7,7 +7,7 @@ import torch
 
 import workbench as wb
 from tests.paths import ROOT
-from workbench.speech.checkpoint.layers import quantised
+from workbench.speech.checkpoint.quantised.layers import quantised
 from workbench.speech.config import RELEASED
 from workbench.speech.model_cache import MAX_QUANTISED
 

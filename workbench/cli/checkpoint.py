@@ -1,5 +1,6 @@
 """`inspect`, `export` and `export-onnx`: what a checkpoint holds, and how others get it."""
 
+import os
 from enum import StrEnum
 from typing import Annotated
 
@@ -19,10 +20,10 @@ class Target(StrEnum):
 
 @app.command(epilog="Example: workbench inspect pretrained_models/Fun-CosyVoice3-0.5B --prefix flow.decoder")
 def inspect(
-    folder: Annotated[str, typer.Argument(help="Checkpoint folder, also a broken one.")],
+    folder: Annotated[str, typer.Argument(help="Checkpoint folder, also a broken one, or a weight file.")],
     prefix: Annotated[str, typer.Option(help="Stage and start of the key, such as flow.decoder.")] = "",
 ) -> int:
-    """List the tensors of a checkpoint folder, and each file's totals."""
+    """List the tensors of a checkpoint folder or a weight file, and each file's totals."""
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.checkpoint.inspect import inspect_folder
     from workbench.speech.frontend.speakers import describe_speakers
@@ -46,6 +47,8 @@ def inspect(
         print(f"unreadable: {note}")
     for _, row in tensors[tensors["note"] != ""].iterrows():
         print(f"{row['file']} {row['key']}: {row['note']}")
+    if os.path.isfile(folder):
+        return 0
     try:
         opened = Checkpoint.load(folder)
         for note in opened.notes:

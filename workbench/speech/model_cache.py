@@ -10,7 +10,7 @@ from torch import nn
 from workbench.errors import WorkbenchError
 from workbench.progress import ProgressBar
 from workbench.speech.checkpoint.checkpoint import Checkpoint
-from workbench.speech.checkpoint.layers import quantised
+from workbench.speech.checkpoint.quantised.layers import quantised
 from workbench.speech.config import Options
 from workbench.speech.config.formats import rules_of, rules_of_stage, rules_text
 from workbench.speech.fast.cuda_graphs import CudaGraphPool

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint.layers import quantised
+from workbench.speech.checkpoint.quantised.layers import quantised
 from workbench.speech.config import FLOW, HIFT, Config, Options
 from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.frontend.text import TextStream

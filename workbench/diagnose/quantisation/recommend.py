@@ -21,7 +21,7 @@ from workbench.diagnose.quantisation.measure import (
 from workbench.diagnose.quantisation.units import block_of, largest_count, weights_of
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
-from workbench.speech.checkpoint.layers import layers
+from workbench.speech.checkpoint.quantised.layers import layers
 from workbench.speech.config import Options
 from workbench.speech.config.formats import parse_format
 from workbench.speech.frontend.frontend import Utterance

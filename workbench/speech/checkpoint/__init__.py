@@ -7,6 +7,7 @@ Read `checkpoint.py` first: `Checkpoint` holds configuration, weights and noise,
 `layouts.py`              the weights in what others save: prefixes, nesting, folded weight norm
 `weight_names.py`         what others call the weights
 `weights.py`              weight files: safe reading, shapes, hashes
+`quantised/`              weights that others quantised
 `hyperyaml.py`            the language of `cosyvoice3.yaml`, read as data: nothing in it is executed
 `validate.py`             checked access to the values of that file
 `config_yaml.py`          the file as `Config` and `Options`

@@ -22,7 +22,7 @@ from workbench.speech.checkpoint.weights import read_weights
 STEMS = {"lm": "llm", "flow": "flow", "hift": "hift"}  # file names of the weights, without suffix
 RL = "llm.rl"  # the LM after reinforcement learning
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".gguf")
-PART = re.compile(r"-\d+-of-\d+$")  # of a file that was saved in several
+PART = re.compile(r"-(\d+)-of-(\d+)$")  # of a file that was saved in several
 DEEPSPEED = "mp_rank_00_model_states.pt"
 QWEN = "CosyVoice-BlankEN"  # folder of the LM's sizes and of the text tokenizer
 CAMPPLUS = "campplus.onnx"  # speaker encoder
@@ -54,6 +54,16 @@ def weight_files(folder: Path) -> dict[str, list[Path]]:
         if stem not in found and path.is_file():
             found[stem] = [path]
     return found
+
+
+def check_parts(paths: list[Path]) -> None:
+    """Raise a WorkbenchError when a file that was saved in several parts lacks some of them."""
+    found = PART.search(paths[0].stem)
+    total = int(found.group(2)[:6]) if found else 1
+    if len(paths) != total:
+        raise WorkbenchError(
+            f"{paths[0].name} is one of {total} parts, and {len(paths)} are there; copy the others beside it"
+        )
 
 
 def qwen_folder(folder: Path) -> Path:

@@ -1,6 +1,5 @@
-"""List the tensors in a folder of weights, which may be broken or not CosyVoice3 at all."""
+"""List the tensors in a file or folder of weights, which may be broken or not CosyVoice3 at all."""
 
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError, first_line
+from workbench.errors import WorkbenchError
 from workbench.files import about_address
 from workbench.speech.checkpoint.files import RL, STEMS, SUFFIXES
 from workbench.speech.checkpoint.hyperyaml import show
+from workbench.speech.checkpoint.quantised.dequantised import Dequantised
+from workbench.speech.checkpoint.quantised.onnx_weights import onnx_entries
 from workbench.speech.checkpoint.weights import hash_file, is_dense, read_weights
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ DIRECTIONS = ("original1", "weight_v")  # last part of the name of a direction i
 
 
 def inspect_folder(folder: str | Path, prefix: str = "") -> "pd.DataFrame":
-    """List every tensor of every weight file in a folder.
+    """List every tensor of a weight file, or of every one in a folder.
 
     Parameters
     ----------
     folder : str or Path
-        Any folder; it needs no configuration.
+        Any folder, which needs no configuration, or a single file.
     prefix : str
         Keep rows whose `stage.key` starts with this, such as "flow.decoder".
 
@@ -39,37 +40,41 @@ def inspect_folder(folder: str | Path, prefix: str = "") -> "pd.DataFrame":
     -------
     pandas.DataFrame
         One row per tensor: file, stage, key, shape, dtype, MB, nan, inf, note. A note tells what breaks ports
-        that compute in float16. A file that cannot be read has one row, whose note is the reason.
+        that compute in float16. A quantised tensor has its format as dtype, the shape and the values after
+        dequantisation, and the MB of the file. A file that cannot be read has one row, whose note is the
+        reason.
         `attrs["sha256"]` has the hash of each file.
 
     Raises
     ------
     WorkbenchError
-        When it is no folder, or holds no weight files.
+        When it does not exist, or holds no weight files.
     """
     import pandas as pd
 
     folder = Path(folder)
-    if not os.path.isdir(folder):  # Path.is_dir raises an OSError for a name that is too long
+    is_file = os.path.isfile(folder)  # Path.is_file raises an OSError for a name that is too long
+    if not is_file and not os.path.isdir(folder):
         raise WorkbenchError(
-            f"{folder} is not a folder; expected one with weight files (.pt, .safetensors, .onnx)"
+            f"{folder} is neither a file nor a folder; expected weights (.pt, .safetensors, .gguf, .onnx)"
             f"{about_address(folder)}"
         )
     stages = {f"{stem}{suffix}": stage for stage, stem in STEMS.items() for suffix in SUFFIXES}
     stages |= {f"{RL}{suffix}": "lm" for suffix in SUFFIXES}
     rows: list[dict[str, Any]] = []
     hashes = {}
-    paths = [p for p in sorted(folder.iterdir()) if p.suffix in (*SUFFIXES, ".onnx") and p.is_file()]
+    candidates = [folder] if is_file else sorted(folder.iterdir())
+    paths = [p for p in candidates if p.suffix in (*SUFFIXES, ".onnx") and p.is_file()]
     if not paths:
         kinds = ", ".join((*SUFFIXES, ".onnx"))
         raise WorkbenchError(
-            f"{folder} holds no tensors: it has no file of {kinds}; expected a checkpoint folder"
+            f"{folder} holds no tensors: no file of {kinds}; expected a checkpoint folder, or such a file"
         )
     for path in paths:
         stage = stages.get(path.name, path.stem)
         try:
             hashes[path.name] = hash_file(path)
-            entries = _onnx_entries(path) if path.suffix == ".onnx" else _flatten(read_weights(path))
+            entries = onnx_entries(path) if path.suffix == ".onnx" else _flatten(read_weights(path))
             found = [_describe(k, value) for k, value in entries if f"{stage}.{k}".startswith(prefix)]
         except (WorkbenchError, OSError) as error:
             found = [{"key": "", "note": str(error)}]
@@ -94,6 +99,8 @@ def _flatten(found: dict[Any, Any], prefix: str = "", depth: int = 0) -> Iterato
 
 
 def _describe(key: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Dequantised):
+        return _describe(key, value.values) | {"dtype": value.format, "MB": value.nbytes / 1e6}
     if not isinstance(value, Tensor):
         return {"key": key, "dtype": type(value).__name__, "note": show(value)}
     row: dict[str, Any] = {
@@ -144,19 +151,3 @@ def _float16_note(key: str, value: Tensor) -> str:
         n_small = int((finite < MIN_NORMAL_FLOAT16).sum())
         return f"{n_small} of {value.numel()} norms are near zero: the smallest is {float(finite.min()):.2g}"
     return ""
-
-
-def _onnx_entries(path: Path) -> Iterator[tuple[str, Any]]:
-    import onnx
-
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception as error:  # of protobuf or onnx, which have no common class
-        raise WorkbenchError(f"{path} is not an ONNX model ({first_line(error)}); copy it again") from error
-    for tensor in graph.initializer:
-        try:
-            yield str(tensor.name), torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
-        except Exception:  # external data, broken dimensions, or a type torch does not know
-            types = {number: name for name, number in onnx.TensorProto.DataType.items()}
-            kind = types.get(tensor.data_type, f"unknown type {tensor.data_type}")
-            yield str(tensor.name), f"{math.prod(tensor.dims)} values, {kind}"

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint import weight_names
+from workbench.speech.checkpoint.quantised.dequantised import Dequantised
+from workbench.speech.checkpoint.quantised.schemes import check_schemes
 from workbench.speech.checkpoint.weights import describe, is_dense, narrowest
 from workbench.speech.models.dit import RotaryEmbed
 
@@ -51,6 +53,10 @@ COUNTERS = frozenset(
 # What changes the weights themselves. To leave it out would load another model.
 ADAPTERS = re.compile(r"(^|[._])(lora|dora|ia3|hada|lokr|loha|oft|boft|vera|adapter|delta)([._]|$)", re.I)
 QUANTISED = re.compile(r"(scales?|scale_inv|zero_points?|q?zeros|qweight|g_idx|absmax|quant_\w+|SCB)$", re.I)
+
+
+WEIGHTS = (Tensor, Dequantised)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class FoundStage(NamedTuple):
@@ -94,6 +100,8 @@ def find_stage(
     """
     notes: list[str] = []
     names = _without_wrappers(_flatten(content, file), file, notes)
+    formats = {name: value.format for name, value in names.items() if isinstance(value, Dequantised)}
+    names = {name: value.values if name in formats else value for name, value in names.items()}
     known = weight_names.aliases(stage, expected)
     prefix, complete = _prefix(names, known, expected, file)
     if prefix:
@@ -101,6 +109,7 @@ def find_stage(
 
     weights: dict[str, Any] = {}
     rest: dict[str, Any] = {}
+    counts: Counter[str] = Counter()  # by format in the file
     for name, value in names.items():
         meant = known.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
         if meant is None:
@@ -110,6 +119,7 @@ def find_stage(
             raise WorkbenchError(f"{file}: {name} and another name both mean {meant}; expected one of them")
         else:
             weights[meant] = value
+            counts[formats.get(name, "")] += 1
 
     embedding = weights.get(weight_names.EMBED)
     is_merged = is_dense(embedding) and embedding.shape > expected[weight_names.EMBED]
@@ -119,7 +129,14 @@ def find_stage(
             "it, one vocabulary for text and speech, which does not say where speech begins. Use the llm.pt "
             "that it was made from"
         )
+    if not complete or any(isinstance(v, Tensor) and v.dtype not in FLOATS for v in weights.values()):
+        check_schemes(list(names), file)  # codes and scales in place of weights
     unknown = _leave_out(rest, prefix, file, notes)
+    counts.pop("", None)
+    if counts:
+        first, *more = [f"{n} tensors in {kind}" for kind, n in counts.most_common()]
+        listed = ", ".join([first, *(each.replace(" tensors", "") for each in more)])
+        notes.append(f"{stage}: {listed}, dequantised to float32")
     _cast_float64(weights, notes)
     if stage == "hift":
         _unfold_weight_norm(weights, expected, file, notes)
@@ -155,9 +172,9 @@ def _without_wrappers(flat: dict[str, Any], file: str, notes: list[str]) -> dict
         parts = name.split(".")
         dropped |= WRAPPERS.intersection(parts)
         short = ".".join(part for part in parts if part not in WRAPPERS)
-        if isinstance(plain.get(short), Tensor) and isinstance(value, Tensor):
+        if isinstance(plain.get(short), WEIGHTS) and isinstance(value, WEIGHTS):
             raise WorkbenchError(f"{file}: {name} and another name both mean {short}; expected one of them")
-        if not isinstance(plain.get(short), Tensor):
+        if not isinstance(plain.get(short), WEIGHTS):
             plain[short] = value
     if dropped:
         notes.append(f"{', '.join(sorted(dropped))} was taken out of names")

@@ -1,6 +1,6 @@
 """Load the weights of the three stages from a folder, in whatever files they lie."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,11 @@ from torch.overrides import TorchFunctionMode
 
 from workbench.errors import WorkbenchError, first_line
 from workbench.speech.checkpoint.config_yaml import YAML
-from workbench.speech.checkpoint.files import LAYOUT, RL, STEMS, weight_files
+from workbench.speech.checkpoint.files import LAYOUT, RL, STEMS, check_parts, weight_files
 from workbench.speech.checkpoint.layouts import FoundStage, find_stage
+from workbench.speech.checkpoint.quantised.gguf_weights import check_header, read_gguf
 from workbench.speech.checkpoint.weight_names import aliases
-from workbench.speech.checkpoint.weights import read_gguf, read_weights, select_weights, tie_embedding
+from workbench.speech.checkpoint.weights import read_weights, select_weights, tie_embedding
 from workbench.speech.config import Config
 from workbench.speech.models.flow import Flow
 from workbench.speech.models.hift import HiFT
@@ -27,7 +28,7 @@ class Content(NamedTuple):
     """What a file holds."""
 
     weights: dict[str, Any]
-    notes: list[str]  # what was changed to read it
+    header: dict[str, Any]  # of a GGUF file: numbers and texts
 
 
 class LoadedStages(NamedTuple):
@@ -61,9 +62,11 @@ def load_stages(folder: Path, config: Config, lm: str = "auto") -> LoadedStages:
     for stage, stem in STEMS.items():
         stem = RL if stage == "lm" and lm == "rl" else stem
         if stem in files:
-            found = _find_in(files[stem], _read(files[stem]), stage, expected)
+            content = _read(files[stem])
+            found = find_stage(stage, content.weights, expected[stage], files[stem][0].name)
         else:
-            stem, found = _find_elsewhere(stage, folder, files, expected, contents, lm)
+            stem, found, content = _find_elsewhere(stage, folder, files, expected, contents, lm)
+        check_header(content.header, stage, config, files[stem][0].name)
         tie_embedding(found.weights)
         loaded.weights[stage] = select_weights(found.weights, expected[stage], files[stem][0], found.notes)
         loaded.files[stage] = files[stem][0].name
@@ -78,7 +81,7 @@ def _find_elsewhere(
     expected: dict[str, dict[str, tuple]],
     contents: dict[str, Content],
     lm: str,
-) -> tuple[str, FoundStage]:
+) -> tuple[str, FoundStage, Content]:
     """Find the weights of a stage that has no file of its own: in one for several stages, or in `llm.rl`."""
     names = STEMS | {"lm": RL if lm == "rl" else STEMS["lm"]}
     others = {name for other in MODELS if other != stage for name in aliases(other, expected[other])}
@@ -90,7 +93,7 @@ def _find_elsewhere(
         try:
             if stem not in contents:
                 contents[stem] = _read(paths)
-            found = _find_in(paths, contents[stem], stage, expected, others)
+            found = find_stage(stage, contents[stem].weights, expected[stage], paths[0].name, others)
         except WorkbenchError as error:
             unreadable.append(str(error))
             continue
@@ -103,11 +106,13 @@ def _find_elsewhere(
             f"you mean to {names[stage]}, or take the others away"
         )
     if complete:
-        return complete.popitem()
+        stem, found = complete.popitem()
+        return stem, found, contents[stem]
     if stage == "lm" and lm == "auto" and RL in files:
-        found = _find_in(files[RL], _read(files[RL]), stage, expected)
+        content = _read(files[RL])
+        found = find_stage(stage, content.weights, expected[stage], files[RL][0].name)
         found.notes.append(f"{files[RL][0].name} is read, as there is no llm")
-        return RL, found
+        return RL, found, content
     reasons = f" ({'; '.join(unreadable)})" if unreadable else ""
     raise WorkbenchError(
         f"{folder} has neither {names[stage]}.safetensors nor {names[stage]}.pt, nor these weights in "
@@ -115,25 +120,14 @@ def _find_elsewhere(
     )
 
 
-def _find_in(
-    paths: list[Path],
-    content: Content,
-    stage: str,
-    expected: dict[str, dict[str, tuple]],
-    others: Collection[str] = (),
-) -> FoundStage:
-    """Find the weights of a stage in what was read; its notes begin with those on the file."""
-    found = find_stage(stage, content.weights, expected[stage], paths[0].name, others)
-    return found._replace(notes=[*content.notes, *found.notes])
-
-
 def _read(paths: list[Path]) -> Content:
     """Read a file, or one in several parts."""
-    content = Content({}, [])
+    check_parts(paths)
+    content = Content({}, {})
     for path in paths:
-        weights, notes = read_gguf(path) if path.suffix == ".gguf" else (read_weights(path), [])
+        weights, header = read_gguf(path) if path.suffix == ".gguf" else (read_weights(path), {})
         content.weights.update(weights)
-        content.notes.extend(notes)
+        content.header.update(header)
     return content
 
 

@@ -1,7 +1,6 @@
 """Weight files: read without running code in them, checked and hashed."""
 
 import hashlib
-import math
 import zipfile
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
@@ -9,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from workbench.errors import WorkbenchError, first_line
 from workbench.files import check_regular
+from workbench.speech.checkpoint.quantised import torchao_weights as torchao
+from workbench.speech.checkpoint.quantised.gguf_weights import read_gguf
 from workbench.speech.checkpoint.weight_names import EMBED, HEAD
-from workbench.trace.importers.dumps.gguf_files import gguf_file
-from workbench.trace.importers.dumps.stored_tensor import check_size, max_bytes, readable
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Packages whose objects trainers store beside the weights. Placeholders are read in their place.
@@ -37,7 +36,13 @@ def read_weights(path: Path) -> dict[str, Any]:
     Parameters
     ----------
     path : Path
-        .safetensors, .gguf (quantised tensors become float32), or what torch.save wrote.
+        .safetensors, .gguf, or what torch.save wrote.
+
+    Returns
+    -------
+    dict
+        Names with tensors, with `Dequantised` where a tensor is quantised in the file, and with whatever
+        plain values a trainer stored beside them.
 
     Raises
     ------
@@ -49,7 +54,9 @@ def read_weights(path: Path) -> dict[str, Any]:
     try:
         check_regular(path)
         if path.suffix == ".safetensors":
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                header = file.metadata()
+            return torchao.unflattened(load_file(path), header, path.name)
         if _is_legacy(path):
             # Before torch 1.6, one pickle after the other: read into memory, each storage as long as it says.
             found = torch.load(path, weights_only=True, map_location="cpu")
@@ -73,20 +80,8 @@ def read_weights(path: Path) -> dict[str, Any]:
         raise WorkbenchError(
             f"{path} holds a {type(found).__name__}; expected a state_dict: names with tensors"
         )
+    torchao.dequantise_torchao(found, path)
     return found
-
-
-def read_gguf(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Read a GGUF file, and say which of its types became float32; errors as of `read_weights`."""
-    with readable(path):
-        check_regular(path)
-        stored = gguf_file(path)
-        # Nothing keeps a header from giving the same bytes to thousands of tensors.
-        size = sum(4 * math.prod(tensor.shape or ()) for tensor in stored.values())
-        check_size(f"{path.name}: all tensors", size, max_bytes(path.stat().st_size))
-        found = {name: tensor.read() for name, tensor in stored.items()}
-    kinds = sorted({tensor.quantised for tensor in stored.values()} - {""})
-    return found, [f"{path.name}: {', '.join(kinds)} became float32: weights are rounded"] if kinds else []
 
 
 class ForeignObject:
@@ -102,13 +97,15 @@ class ForeignObject:
 def _load_pickle(path: Path) -> Any:
     """Load what torch.save wrote: tensors, and placeholders for objects that trainers store beside them."""
     classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    foreign = [name for name in classes if name.split(".")[0] not in SIDE_OBJECTS]
+    replaced = {name: ForeignObject for name in classes}
+    replaced |= {name: torchao.placeholder(name) for name in classes if name.split(".")[0] == torchao.PACKAGE}
+    foreign = [name for name in classes if name.split(".")[0] not in (*SIDE_OBJECTS, torchao.PACKAGE)]
     if foreign:
         raise WorkbenchError(
             f"{path} holds no plain weights: it stores objects of {', '.join(sorted(foreign)[:3])}, and "
             "nothing but tensors is read. Where that class is at hand, save model.state_dict()"
         )
-    with torch.serialization.safe_globals([(ForeignObject, name) for name in classes]):
+    with torch.serialization.safe_globals([(cls, name) for name, cls in replaced.items()]):
         return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
 
 

@@ -1,21 +1,32 @@
 """Read the tensors of GGUF files with the library gguf, which need not be installed."""
 
 import functools
+import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.trace.importers.dumps.stored_tensor import StoredTensor, check_size, from_numpy, readable
 
 LENGTH = struct.Struct("<Q")  # of a text
+PLAIN = re.compile(r"[FI]\d+")  # types that are not quantised
 MAX_READS = 300_000  # of the header: 40,000 tensors; bounds memory and time
 
 
 def gguf_file(path: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of a GGUF file, quantised ones as float32; shapes are in row-major order.
+    """Return the tensors of a GGUF file; see `open_gguf`."""
+    return open_gguf(path)[0]
+
+
+def open_gguf(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """Return the tensors of a GGUF file, and the numbers and texts of its header, without lists.
+
+    Quantised tensors are read as float32, bfloat16 as it is; shapes are in row-major order.
 
     Raises
     ------
@@ -62,9 +73,18 @@ def gguf_file(path: Path) -> dict[str, StoredTensor]:
         size = int(tensor.n_elements) * 4
         with readable(path):
             check_size(tensor.name, size)
-            if tensor.data.dtype.kind == "f" or tensor.tensor_type.name.startswith("I"):
+            kind = tensor.tensor_type.name
+            if PLAIN.fullmatch(kind):
                 return from_numpy(np.array(tensor.data))
-            return from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+            if kind == "BF16":
+                return torch.from_numpy(np.array(tensor.data)).view(torch.bfloat16)
+            try:
+                return from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+            except NotImplementedError as error:
+                raise WorkbenchError(
+                    f"{path.name}: {tensor.name} is in {kind}, which the library gguf does not dequantise; "
+                    "take a file in Q8_0, Q6_K or Q4_K"
+                ) from error
 
     with np.errstate(all="raise"):
         reader = BoundedReader(path)
@@ -74,6 +94,9 @@ def gguf_file(path: Path) -> dict[str, StoredTensor]:
         found[tensor.name] = StoredTensor(
             tuple(map(int, reversed(tensor.shape))),
             functools.partial(read, tensor),
-            quantised="" if kind.startswith(("F", "I", "BF")) and not kind.startswith("IQ") else kind,
+            quantised="" if kind == "BF16" or PLAIN.fullmatch(kind) else kind,
+            nbytes=int(tensor.n_bytes),
         )
-    return found
+    is_single = {name: field.types[:1] != [gguf.GGUFValueType.ARRAY] for name, field in reader.fields.items()}
+    header = {name: field.contents() for name, field in reader.fields.items() if is_single[name]}
+    return found, header

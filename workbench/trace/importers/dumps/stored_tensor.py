@@ -26,6 +26,7 @@ class StoredTensor(NamedTuple):
     read: Callable[[], Tensor]
     aliases: tuple[str, ...] = ()  # other names that a mapping may use
     quantised: str = ""  # the type in the file, where reading turns it into float32
+    nbytes: int = 0  # in the file, where it is known
 
 
 def max_bytes(file_size: int) -> int:
