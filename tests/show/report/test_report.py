@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
+from workbench.show.report.figures import page_image
 from workbench.show.report.render import MAX_ROWS, render, smallest_image
 from workbench.show.report.report import Report
 from workbench.trace.trace import Trace
@@ -98,6 +99,16 @@ def test_figures_are_stored_as_the_smaller_of_svg_and_png():
     many = Figure()
     many.subplots().scatter(range(5000), range(5000))
     assert smallest_image(many).startswith("data:image/png")
+
+
+def test_panels_are_arranged_once_for_both_pages_and_as_before_afterwards(monkeypatch):
+    figure = Figure(layout="constrained")
+    figure.subplots(1, 2)[0].set_ylabel("mel L1 [ln]")
+    engine = figure.get_layout_engine()
+    arranged = []
+    monkeypatch.setattr(engine, "execute", lambda figure, run=engine.execute: arranged.append(run(figure)))
+    page_image(figure)
+    assert len(arranged) == 1 and figure.get_layout_engine() is engine
     assert not matplotlib._pylab_helpers.Gcf.figs  # drawn beside pyplot's list of open ones
 
 

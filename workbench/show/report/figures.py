@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -14,7 +15,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-PNG_DPI = 120
+# Arguments of `Figure.savefig` by kind of image.
+SAVE: dict[str, dict[str, Any]] = {
+    "image/svg+xml": {"format": "svg", "metadata": {"Date": None}},
+    "image/png": {"format": "png", "dpi": 120},
+}
 WHITE, BLACK = "#ffffff", "#000000"
 DARK, LIGHT = "#16191d", "#e4e8ec"  # ground and ink of a report's dark page
 SWAPPED = {WHITE: DARK, BLACK: LIGHT}
@@ -44,34 +49,60 @@ def describe(figure: Figure) -> str:
     return "; ".join(title for title in titles if title) or "figure"
 
 
-def smallest_image(figure: Figure, ground: str = WHITE) -> str:
+def smallest_image(figure: Figure) -> str:
     """Return a figure as a data address, SVG or PNG, whichever is smaller."""
-    svg = io.BytesIO()
-    png = io.BytesIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None}, facecolor=ground)
-    figure.savefig(png, format="png", dpi=PNG_DPI, facecolor=ground)
-    images = {"image/svg+xml": svg.getvalue(), "image/png": png.getvalue()}
-    kind = min(images, key=lambda kind: len(images[kind]))
-    return f"data:{kind};base64,{base64.b64encode(images[kind]).decode()}"
+    with laid_out(figure):
+        kind, data = _smallest(figure)
+    return _address(kind, data)
+
+
+def _smallest(figure: Figure) -> tuple[str, bytes]:
+    images = {kind: _image(figure, kind, WHITE) for kind in SAVE}
+    return min(images.items(), key=lambda image: len(image[1]))
+
+
+def _image(figure: Figure, kind: str, ground: str) -> bytes:
+    image = io.BytesIO()
+    figure.savefig(image, facecolor=ground, **SAVE[kind])
+    return image.getvalue()
+
+
+def _address(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def page_image(figure: Figure) -> Markup:
     """Return a figure that follows the page, white or dark, and that a click or tap enlarges."""
-    light = smallest_image(figure)
-    with dark_ink(figure):
-        dark = smallest_image(figure, DARK)
+    with laid_out(figure):
+        kind, image = _smallest(figure)
+        with dark_ink(figure):
+            dark = _address(kind, _image(figure, kind, DARK))
     html = Markup(
         '<figure><button class="enlarge" type="button" aria-label="Enlarge: {0}"><picture>'
         '<source media="screen and (prefers-color-scheme: dark)" srcset="{2}">'
         '<img class="figure" alt="{0}" src="{1}"></picture></button></figure>'
     )
-    return html.format(describe(figure), light, dark)
+    return html.format(describe(figure), _address(kind, image), dark)
+
+
+@contextmanager
+def laid_out(figure: Figure) -> Iterator[None]:
+    """Arrange the panels of a figure once, instead of at each drawing, which takes as long as the drawing."""
+    figure.draw_without_rendering()  # also makes the labels of ticks
+    engine = figure.get_layout_engine()
+    figure.set_layout_engine("none")
+    try:
+        yield
+    finally:
+        figure.set_layout_engine(engine)
 
 
 @contextmanager
 def dark_ink(figure: Figure) -> Iterator[None]:
-    """Draw what is black in light ink and what is white in the colour of a dark page; images stay."""
-    figure.draw_without_rendering()  # labels of ticks are made then
+    """Draw what is black in light ink and what is white in the colour of a dark page; images stay.
+
+    Labels of ticks are those of the last drawing.
+    """
     before = []
     for artist in figure.findobj():
         for kind, names in COLORS:
