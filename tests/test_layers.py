@@ -43,6 +43,7 @@ ORDER = (
     "diagnose.sounds",
     "diagnose.experiments",
     "diagnose.quantisation",
+    "diagnose.headroom",
     "diagnose.precision",
     "diagnose.suspects",
     "diagnose.benchmarks",

@@ -20,8 +20,9 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.diagnose.experiments.experiment import Experiment
     from workbench.diagnose.glitches.glitches import Finding, Findings, find_glitches
     from workbench.diagnose.glitches.wave_stats import wave_stats
+    from workbench.diagnose.headroom import headroom
     from workbench.diagnose.open import open
-    from workbench.diagnose.precision import bisect_precision, headroom
+    from workbench.diagnose.precision import bisect_precision
     from workbench.diagnose.quantisation.outliers import outliers
     from workbench.diagnose.quantisation.recommend import Recommendation, recommend
     from workbench.diagnose.sounds.compare_sounds import compare_sounds
@@ -103,7 +104,7 @@ PUBLIC = {
     "find_glitches": "workbench.diagnose.glitches.glitches",
     "find_suspects": "workbench.diagnose.suspects.suspects",
     "formats": "workbench.speech.models.quantise.quantise",
-    "headroom": "workbench.diagnose.precision",
+    "headroom": "workbench.diagnose.headroom",
     "implausible": "workbench.diagnose.compare.plausibility",
     "layers": "workbench.speech.checkpoint.quantised.layers",
     "listening_test": "workbench.show.player.listening",

@@ -9,7 +9,8 @@ import torch
 import workbench as wb
 from workbench.diagnose import precision
 from workbench.diagnose.benchmarks.trace_overhead import MODES, trace_cost, utterance_of_size
-from workbench.diagnose.precision import PARTS, bisect_precision, headroom, module_in_dtype, repeatable
+from workbench.diagnose.headroom import headroom
+from workbench.diagnose.precision import PARTS, bisect_precision, module_in_dtype, repeatable
 from workbench.errors import WorkbenchError
 
 
@@ -45,6 +46,11 @@ def test_every_part_runs_alone_in_half_precision(pipe, utt, options):
         assert row["safe"] == (row["change"] <= row["limit"] and not row["nonfinite"])
         assert (found.recommended[PARTS[row["part"]]] == "bfloat16") == (row["part"] in found.safe_parts)
         assert row["safe"] or row["part"] not in found.safe_parts
+    exact = options.but(**precision.ALL_FLOAT64)
+    reference = pipe.synthesise(utt, options=exact)
+    audible = {PARTS[part]: "bfloat16" for part in found.safe_parts if part != "lm"}
+    together = pipe.replay(reference, "flow", exact.but(**audible))
+    assert found.combined_change == precision._mel_change(pipe, reference, together).size
     assert found.line.startswith("bfloat16 is safe for") and "<table" in found._repr_html_()
     with pytest.raises(WorkbenchError, match="float32 is what changes nothing"):
         bisect_precision(pipe, utt, "float32", options)
@@ -64,7 +70,7 @@ def test_recommended_parts_were_measured_together(monkeypatch):
 
     monkeypatch.setattr(precision, "_mel_change", added)
     exact = wb.Options(**precision.ALL_FLOAT64)
-    safe_parts, change = precision._safe_together(fake, [None], rows, "float16", exact)
+    safe_parts, change = precision._safe_together(fake, [None], [None], rows, "float16", exact)
     assert safe_parts == ("lm", "vocoder", "f0") and change == pytest.approx(0.5)
     found = precision.PrecisionMap("float16", rows, safe_parts, change)
     assert "for flow, source alone, but not beside them; not for head" in found.line

@@ -86,17 +86,19 @@ def precision(
     check_device(device)
     recording = open_prompt(prompt)
     from workbench.diagnose.benchmarks.tables import write_csv
-    from workbench.diagnose.precision import bisect_precision, headroom, repeatable
+    from workbench.diagnose.headroom import headroom
+    from workbench.diagnose.precision import bisect_precision, repeatable
 
     pipe = open_pipe(voice, device)
     utt = pipe.prepare(text, recording)
-    again = repeatable(pipe, utt)
+    run = pipe.synthesise(utt)
+    again = repeatable(pipe, utt, first=run)
     print(f"two runs differ by {again['determinism']:.2g}, a recorded one by {again['observer']:.2g}")
     found = bisect_precision(pipe, utt, dtype)
     print(found)
     print(table_text(found.rows))
     print("options:", " ".join(f"--option {name}={value}" for name, value in found.recommended.items()))
-    room = headroom(pipe, pipe.synthesise(utt), dtype)
+    room = headroom(pipe, run, dtype)
     print(table_text(room.nsmallest(NEAREST, "doublings")))
     if out:
         write_csv(found.rows, out)

@@ -1,8 +1,7 @@
 """Find the parts of the model that may run in half precision.
 
-`headroom` says how near the values of every module come to the largest number of a dtype. `bisect_precision`
-runs one part at a time in half precision and measures what that changes in the result; formats of quantised
-weights are tried in `quantisation`.
+`bisect_precision` runs one part at a time in half precision and measures what that changes in the result;
+formats of quantised weights are tried in `quantisation`. `headroom.py` says why a part overflows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +30,9 @@ from workbench.speech.frontend.audio import log_mel
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.tables import table_html
-from workbench.trace.record import EVERYTHING, taps
+from workbench.trace.record import EVERYTHING
 from workbench.trace.trace import Trace
 
-# The largest finite number of each dtype.
-MAX_FINITE = {name: torch.finfo(getattr(torch, name)).max for name in ("float16", "bfloat16", "float32")}
 HALF_DTYPES = ("float16", "bfloat16")
 DB_PER_NEPER = 20 / torch.tensor(10.0).log().item()  # decibels per unit of a natural-log amplitude: 8.69
 
@@ -120,59 +117,6 @@ class PrecisionMap:
         return f"<div><b>{escape(self.line)}</b>{table}</div>"
 
 
-def headroom(pipe: Pipeline, trace: Trace, dtype: str = "float16") -> pd.DataFrame:
-    """Return how often the largest value of every module could double before `dtype` overflows.
-
-    Parameters
-    ----------
-    pipe : Pipeline
-    trace : Trace
-        A run with `in/*` and `lm/speech_token`; flow and vocoder run again from there.
-    dtype : {"float16", "bfloat16", "float32"}
-
-    Returns
-    -------
-    DataFrame
-        One row for each module, step and branch: `stage`, `module`, `step` and `branch` ("cond" or "uncond")
-        of the flow, `max_abs`, `doublings`. Below 0 doublings the module overflows; NaN stays NaN.
-
-    Raises
-    ------
-    WorkbenchError
-        When the trace lacks the inputs.
-
-    Examples
-    --------
-    >>> room = wb.headroom(pipe, trace)
-    >>> room["stage"].unique().tolist()
-    ['flow', 'hift']
-    >>> bool((room["doublings"] > 0).all())  # nothing overflows
-    True
-    """
-    if dtype not in MAX_FINITE:
-        raise WorkbenchError(f"dtype is {dtype!r}; expected one of {', '.join(MAX_FINITE)}")
-    # The Euler solver calls the estimator once a step, so that calls can be counted as steps.
-    options = _eager_options(pipe, trace).but(solver="euler")
-    estimator = eager_model(pipe, "flow", options).decoder.estimator
-    hift = eager_model(pipe, "hift", options)
-    with taps(estimator, "*", keep=_peaks) as flow_peaks, taps(hift, "*", keep=_peaks) as hift_peaks:
-        pipe.replay(trace, "flow", options)
-
-    rows = []
-    for module, calls in flow_peaks.items():
-        for step, peaks in enumerate(calls):  # peaks of the batch: (conditional, unconditional)
-            for branch, peak in zip(("cond", "uncond"), peaks, strict=False):
-                rows.append(("flow", module, step, branch, float(peak)))
-    for module, calls in hift_peaks.items():
-        is_weight = "parametrizations" in module  # these modules compute weights, not values of the run
-        if calls and not is_weight:
-            rows.append(("hift", module, None, None, float(calls[0][0])))
-    frame = pd.DataFrame(rows, columns=["stage", "module", "step", "branch", "max_abs"])
-    frame["step"] = frame["step"].astype("Int64")
-    frame["doublings"] = (MAX_FINITE[dtype] / torch.tensor(frame["max_abs"].to_numpy())).log2().numpy()
-    return frame
-
-
 def bisect_precision(
     pipe: Pipeline,
     utts: Utterance | Sequence[Utterance],
@@ -231,7 +175,11 @@ def bisect_precision(
     references = [pipe.synthesise(utt, options=float64.but(seed=s), save=kept) for utt in utts for s in seeds]
     rows = []
     for part, option in PARTS.items():
-        change = _change(pipe, references, part, float64.but(**{option: format}))
+        if part == "flow":
+            of_flow = _replays(pipe, references, "flow", float64.but(**{option: format}))
+            change = _sound_change(pipe, references, of_flow)
+        else:
+            change = _change(pipe, references, part, float64.but(**{option: format}))
         single = _change(pipe, references, part, float64.but(**{option: ALL_FLOAT32[option]}))
         row = _row(part, change, single)
         rows.append(row)
@@ -241,12 +189,14 @@ def bisect_precision(
                     change = _change(pipe, references, part, float64)
                 rows.append(_row(f"{part}/{name}", change, None))
     table = pd.DataFrame(rows)
-    safe_parts, combined_change = _safe_together(pipe, references, table, format, float64)
+    safe_parts, combined_change = _safe_together(pipe, references, of_flow, table, format, float64)
     return PrecisionMap(format, table, safe_parts, combined_change)
 
 
-def repeatable(pipe: Pipeline, utt: Utterance, options: Options | None = None) -> dict[str, float]:
-    """Run three times, and return the largest differences between the waveforms.
+def repeatable(
+    pipe: Pipeline, utt: Utterance, options: Options | None = None, first: Trace | None = None
+) -> dict[str, float]:
+    """Run three times, and return the largest differences between the waveforms; `first` is run already.
 
     Returns
     -------
@@ -254,12 +204,13 @@ def repeatable(pipe: Pipeline, utt: Utterance, options: Options | None = None) -
         `determinism` of two runs that record nothing, `observer` of one that records everything; 0 means
         equal to the last bit, infinite means of different lengths.
     """
-    first = pipe.synthesise(utt, options=options).wav
+    if first is None:
+        first = pipe.synthesise(utt, options=options)
     second = pipe.synthesise(utt, options=options).wav
     recorded = pipe.synthesise(utt, options=options, save=EVERYTHING).wav
 
     def largest_difference(wav: Tensor) -> float:
-        return float((wav - first).abs().max()) if wav.shape == first.shape else float("inf")
+        return float((wav - first.wav).abs().max()) if wav.shape == first.wav.shape else float("inf")
 
     return {"determinism": largest_difference(second), "observer": largest_difference(recorded)}
 
@@ -269,16 +220,31 @@ def repeatable(pipe: Pipeline, utt: Utterance, options: Options | None = None) -
 
 def _change(pipe: Pipeline, references: Sequence[Trace], part: str, options: Options) -> Change:
     """Run one part with other options on the references' own inputs; return the largest change."""
-    changes = []
+    if part == "lm":
+        return _largest([_lm_change(pipe, reference, options) for reference in references])
+    start = "flow" if part == "flow" else "hift"
+    return _sound_change(pipe, references, _replays(pipe, references, start, options))
+
+
+def _replays(pipe: Pipeline, references: Sequence[Trace], start: str, options: Options) -> list[Trace | None]:
+    """Run the references again from a stage on; None where the flow made a mel of NaN."""
+    runs: list[Trace | None] = []
     for reference in references:
-        if part == "lm":
-            changes.append(_lm_change(pipe, reference, options))
-            continue
-        start = "flow" if part == "flow" else "hift"
         try:
-            changes.append(_mel_change(pipe, reference, pipe.replay(reference, start, options)))
-        except WorkbenchError:  # the flow made a mel of NaN
+            runs.append(pipe.replay(reference, start, options))
+        except WorkbenchError:
+            runs.append(None)
+    return runs
+
+
+def _sound_change(pipe: Pipeline, references: Sequence[Trace], runs: Sequence[Trace | None]) -> Change:
+    """Return the largest change of the sound."""
+    changes = []
+    for reference, run in zip(references, runs, strict=True):
+        if run is None:
             changes.append(Change(float("inf"), reference["flow/mel"].numel()))
+        else:
+            changes.append(_mel_change(pipe, reference, run))
     return _largest(changes)
 
 
@@ -317,9 +283,17 @@ def _row(part: str, change: Change, single: Change | None) -> dict[str, Any]:
 
 
 def _safe_together(
-    pipe: Pipeline, references: Sequence[Trace], rows: pd.DataFrame, dtype: str, float64: Options
+    pipe: Pipeline,
+    references: Sequence[Trace],
+    of_flow: Sequence[Trace | None],
+    rows: pd.DataFrame,
+    dtype: str,
+    float64: Options,
 ) -> tuple[tuple[str, ...], float]:
-    """Return the parts that may be in `dtype` at once, in the order of the run, and their change in dB."""
+    """Return the parts that may be in `dtype` at once, in the order of the run, and their change in dB.
+
+    `of_flow` are the runs with the flow alone in `dtype`, whose mels are these parts' as well.
+    """
     safe = rows[rows["safe"] & rows["part"].isin(PARTS)].sort_values("change")
     # The LM changes tokens and not the waveform of given tokens, so it does not add to the others.
     lm_parts = [part for part in safe["part"] if part == "lm"]
@@ -327,8 +301,8 @@ def _safe_together(
     combined_change = 0.0
     while audio_parts:
         options = float64.but(**{PARTS[part]: dtype for part in audio_parts})
-        runs = [(reference, pipe.replay(reference, "flow", options)) for reference in references]
-        change = _largest([_mel_change(pipe, *pair) for pair in runs])
+        given = of_flow if "flow" in audio_parts else references
+        change = _sound_change(pipe, references, _replays(pipe, given, "hift", options))
         if change.size <= MAX_SOUND_CHANGE and not change.nonfinite:
             combined_change = change.size
             break
@@ -388,13 +362,3 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_cast(item, dtype) for item in value)
     return value
-
-
-def _peaks(value: Tensor) -> Tensor:
-    """Return the largest magnitude of each row of the batch (B,); NaN stays NaN."""
-    return value.detach().abs().flatten(1).amax(1) if value.ndim > 1 else value.detach().abs()
-
-
-def _eager_options(pipe: Pipeline, trace: Trace) -> Options:
-    """Return a run's options for the eager models: fast paths do not call the modules that are tapped."""
-    return pipe.checkpoint.options.but(**trace.attrs.get("options", {})).but(compute="eager")
