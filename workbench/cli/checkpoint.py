@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.common import Voice
+from workbench.cli.common import Voice, rules_argument
 from workbench.errors import WorkbenchError
 
 app = typer.Typer()
@@ -89,14 +89,24 @@ def export(
     streaming: Annotated[
         bool, typer.Option("--streaming", help="Put the chunk mask into the estimator.")
     ] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Formats of layers, as --weights of speak: map.toml, or such as float16."),
+    ] = None,
 ) -> int:
-    """Write the flow's estimator or the vocoder's core as ONNX, with the names in use."""
+    """Write the flow's estimator or the vocoder's core as ONNX, with the names in use.
+
+    With --precision, layers have the formats of a map, and a list beside the file names the nodes in float32.
+    """
     from workbench.speech.checkpoint.checkpoint import Checkpoint
-    from workbench.speech.onnx.export import export_onnx, shapes
+    from workbench.speech.onnx.export import FLOAT32_LIST, export_onnx, shapes
 
     opened = Checkpoint.load(voice)
-    path = export_onnx(opened, out, part, streaming)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, float32")
+    path = export_onnx(opened, out, part, streaming, rules_argument(precision))
+    stored = "float32" if precision is None else f"formats of {precision}"
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {stored}")
+    if precision is not None:
+        print(f"{path}{FLOAT32_LIST}: nodes in float32, for trtexec --layerPrecisions")
     for name, shape in shapes(opened.config, part).items():
         print(f"{name}: ({', '.join(map(str, shape))})")
     return 0

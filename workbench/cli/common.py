@@ -95,13 +95,18 @@ def options_of(pairs: Sequence[str]) -> dict[str, object]:
     return found
 
 
+def rules_argument(weights: str | None) -> str | Path | None:
+    """Return formats of layers as `Options.weights` takes them: text, or the path of a TOML file."""
+    return Path(weights) if weights is not None and weights.endswith(".toml") else weights
+
+
 def run_options(pairs: Sequence[str] | None, weights: str | None = None) -> dict[str, object]:
     """Read `--option` and `--weights` and check names and values, before any model is opened."""
     found = options_of(pairs or ())
     if weights is not None:
         if "weights" in found:
             raise WorkbenchError("--weights and --option weights are both given; expected one of them")
-        found["weights"] = Path(weights) if weights.endswith(".toml") else weights
+        found["weights"] = rules_argument(weights)
     for name in found:
         if name not in (*OPTION_NAMES, "preset"):
             raise WorkbenchError(

@@ -62,6 +62,8 @@ def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "
     options.use_deterministic_compute = True
     # Threads of onnxruntime that spin while they wait would take the cores from torch, which runs in between.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # With weights in codes, by default inputs are rounded to 8 bits, which is not what the file says.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     providers: list[str | tuple[str, dict[str, Any]]] = [CPU]
     if device.type == "cuda" and CUDA in onnxruntime.get_available_providers():
         # TF32 has a mantissa of ten bits, too few for the same result as on a CPU.
@@ -75,7 +77,9 @@ def open_session(path: Path, device: torch.device, need_cuda: bool = False) -> "
         if _is_lack_of_memory(error):
             raise _too_large(path, bound) from None
         advice = "copy it again"
-        if "IR version" in str(error) or "opset" in str(error).lower():
+        if "Could not find an implementation" in str(error):
+            advice = f"onnxruntime {onnxruntime.__version__} lacks it here, as bfloat16 on a CPU; try float16"
+        elif "IR version" in str(error) or "opset" in str(error).lower():
             advice = f"onnxruntime {onnxruntime.__version__} is older: export it with a lower opset"
         raise WorkbenchError(f"{path} is not a readable ONNX model ({_reason(error)}); {advice}") from None
     if need_cuda and device.type == "cuda" and CUDA not in session.get_providers():

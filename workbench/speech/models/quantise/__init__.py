@@ -6,6 +6,7 @@
 | `scaled`  | int8, int4, mlx8, mlx4, fp8_e4m3, fp8_e5m2, nf4                       | onnxruntime,       |
 |           |                                                                       | torchao, mlx,      |
 |           |                                                                       | bitsandbytes       |
+| `codes`   | of those that ONNX can express: the codes, scales and zeros           |                    |
 | `quantise`| `quantise`: one tensor in any format; `formats`: the table            |                    |
 | `modules` | which layers of a model have a weight to quantise; replaces them      |                    |
 

@@ -43,22 +43,34 @@ def quantise_integer(x: Tensor, bits: int, mapping: str, is_narrow: bool) -> Ten
     torchao multiplies by `1 / scale` where ONNX Runtime divides: a weight half-way between two codes may get
     the other one.
     """
+    if mapping != "offset":
+        codes, scale, zero = integer_codes(x, bits, mapping, is_narrow)
+        return codes * scale if zero is None else (codes - zero) * scale
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    smallest, largest = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    scale = ((largest - smallest) / (high - low)).clamp(min=TINY)
+    middle = smallest + scale * -low
+    return ((x - smallest) / scale).round().clamp(0, high - low).add(low) * scale + middle
+
+
+def integer_codes(
+    x: Tensor, bits: int, mapping: str, is_narrow: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return codes (groups, weights), scales and zeros (groups, 1); see `quantise_integer`.
+
+    The weights are `(codes - zero) * scale`, all in float32; only "asymmetric" has zeros.
+    """
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     if mapping == "symmetric":
         farthest = x.abs().amax(1, keepdim=True)
         low, half = (-high, float(high)) if is_narrow else (low, (high - low) / 2)
         scale = (farthest / half).clamp(min=TINY if is_narrow else EPS)
         scaled = x / scale if is_narrow else x * (1 / scale)
-        return scaled.round().clamp(low, high) * scale
-    smallest, largest = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
-    if mapping == "asymmetric":
-        smallest, largest = smallest.clamp(max=0), largest.clamp(min=0)
-        scale = ((largest - smallest) / (high - low)).clamp(min=TINY)
-        zero = (low - (smallest / scale).round()).clamp(low, high)
-        return ((x * (1 / scale)).round() + zero).clamp(low, high).sub(zero) * scale
+        return scaled.round().clamp(low, high), scale, None
+    smallest, largest = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
     scale = ((largest - smallest) / (high - low)).clamp(min=TINY)
-    middle = smallest + scale * -low
-    return ((x - smallest) / scale).round().clamp(0, high - low).add(low) * scale + middle
+    zero = (low - (smallest / scale).round()).clamp(low, high)
+    return ((x * (1 / scale)).round() + zero).clamp(low, high), scale, zero
 
 
 def quantise_mlx(x: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
@@ -89,10 +101,16 @@ def quantise_mlx(x: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
 
 def quantise_fp8(x: Tensor, name: str) -> Tensor:
     """Quantise to 8-bit floats; the value that is farthest from 0 becomes the largest number of the type."""
+    codes, scale = fp8_codes(x, name)
+    return codes.float() * scale
+
+
+def fp8_codes(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Return codes (groups, weights), 8-bit floats, and scales (groups, 1)."""
     dtype = FP8[name]
     largest = torch.finfo(dtype).max
     scale = (x.abs().amax(1, keepdim=True) / largest).clamp(min=TINY)
-    return (x / scale).clamp(-largest, largest).to(dtype).float() * scale
+    return (x / scale).clamp(-largest, largest).to(dtype), scale
 
 
 def quantise_nf4(x: Tensor) -> Tensor:
