@@ -1,5 +1,8 @@
 """Which weights may be quantised: what is measured, the search in parts, and formats under a limit."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +11,11 @@ import torch
 import workbench as wb
 from workbench.diagnose.precision import bisect_precision
 from workbench.diagnose.quantisation.measure import Change, References
+from workbench.diagnose.quantisation.mlx import mlx_quantization
 from workbench.diagnose.quantisation.recommend import FORMATS, recommend
 from workbench.diagnose.quantisation.units import block_of
 
+QWEN = "lm.llm.model.model.layers"
 KNOWN = wb.data_path("accuracy/quantise.csv")
 
 
@@ -201,8 +206,33 @@ def test_formats_go_to_options_toml_llama_and_mlx(additive, pipe, utt, short, tm
     arguments = ours.llama_tensor_types()
     name = ours.weights["lm.llm.model.model.layers.2"]
     assert rf"blk\.2\.={name}" in arguments and arguments.count("--tensor-type") == 5
-    bits = ours.bits()
-    assert bits["lm.llm.model.model.layers.2"] == int(name[1]) and set(bits.values()) <= {4, 5, 6, 8, 16, 32}
+    with pytest.raises(wb.WorkbenchError, match=r"which MLX does not have; try formats=\('float16', 'mlx8'"):
+        ours.mlx_quantization()
+
+
+def test_the_settings_for_mlx_are_a_config_that_mlx_lm_takes(pipe, tmp_path):
+    rules = {"lm": "mlx4:group=64", f"{QWEN}.0": "mlx8:group=32", f"{QWEN}.1.mlp": "float16", "flow": "q4_k"}
+    quantization = mlx_quantization(wb.layers(pipe.checkpoint, rules))
+    assert (quantization["group_size"], quantization["bits"], quantization["mode"]) == (32, 4, "affine")
+    assert quantization["model.layers.0.self_attn.q_proj"] == {"group_size": 32, "bits": 8}
+    assert quantization["model.layers.1.mlp.up_proj"] is False
+    assert quantization["model.embed_tokens"] == quantization["llm_decoder"] == {"group_size": 64, "bits": 4}
+    modules = {
+        path: each for path, each in quantization.items() if path not in ("group_size", "bits", "mode")
+    }
+    n_layers = sum(name.startswith("lm.") for name in wb.layers(pipe.checkpoint)["layer"])
+    assert len(modules) == n_layers and not any(path.startswith(("lm.", "flow")) for path in modules)
+    for each in modules.values():  # of an affine quantisation; anything else stops mlx
+        assert each is False or (each["group_size"] in (32, 64, 128) and each["bits"] in (4, 8))
+    with pytest.raises(wb.WorkbenchError, match="no layer of the LM is in a format of MLX"):
+        mlx_quantization(wb.layers(pipe.checkpoint, "float16"))
+
+
+def test_the_file_for_mlx_holds_the_settings(pipe, utt, short, additive, tmp_path):
+    found = recommend(pipe, utt, budget="75%", options=short, sensitivity=pd.read_csv(KNOWN))
+    found = dataclasses.replace(found, layers=wb.layers(pipe.checkpoint, {"lm": "mlx4"}))
+    saved = json.loads(found.save_mlx(tmp_path / "mlx.json").read_text())
+    assert saved == {"quantization": mlx_quantization(found.layers)}
 
 
 @pytest.mark.parametrize(

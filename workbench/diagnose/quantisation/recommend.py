@@ -1,5 +1,6 @@
 """`recommend`: a format for each block of a voice, under a size or under a limit of what is heard."""
 
+import json
 import math
 import os
 import re
@@ -18,6 +19,7 @@ from workbench.diagnose.quantisation.measure import (
     Change,
     References,
 )
+from workbench.diagnose.quantisation.mlx import mlx_quantization
 from workbench.diagnose.quantisation.units import block_of, largest_count, weights_of
 from workbench.errors import WorkbenchError
 from workbench.files import atomic_write
@@ -65,6 +67,8 @@ class Recommendation:
         from the blocks alone, and `measured_db` where the whole was measured.
     runs : int
         How many runs were measured.
+    layers : DataFrame
+        The format of each layer, see `workbench.layers`.
 
     Examples
     --------
@@ -72,8 +76,8 @@ class Recommendation:
     >>> short = pipe.options(None).but(n_timesteps=1, max_tokens=4, seed=7)
     >>> known = pd.read_csv(wb.data_path("accuracy/quantise.csv"))  # the bundled voice's
     >>> found = wb.recommend(pipe, utt, max_db=1.0, options=short, sensitivity=known)
-    >>> found.weights["lm.llm_decoder"], found.bits()["lm.llm_decoder"]
-    ('q5_k', 5)
+    >>> found.weights["lm.llm_decoder"]
+    'q5_k'
     """
 
     weights: dict[str, str]
@@ -83,6 +87,7 @@ class Recommendation:
     sensitivity: pd.DataFrame
     curve: pd.DataFrame
     runs: int
+    layers: pd.DataFrame
 
     @property
     def line(self) -> str:
@@ -142,10 +147,32 @@ class Recommendation:
             arguments += ["--tensor-type", rf"blk\.{match.group(1)}\.={name}"]
         return arguments
 
-    def bits(self) -> dict[str, int]:
-        """Return the bits of a weight by block, scales not counted, as MLX's settings of layers have them."""
-        blocks = self.sensitivity["block"].unique()
-        return {block: int(parse_format(self.weights.get(block, KEPT)).kind.bits) for block in blocks}
+    def mlx_quantization(self) -> dict[str, object]:
+        """Return the key "quantization" of an mlx-lm `config.json`, for the LM.
+
+        By module of mlx-lm's Qwen2, such as "model.layers.0.self_attn.q_proj": group size and bits, or False;
+        speech embedding and head have upstream's names. A predicate for `mlx_lm.convert` is
+        `lambda path, module: quantization.get(path, False)`.
+
+        Raises
+        ------
+        WorkbenchError
+            When a layer has a format that MLX does not have, or none has one of MLX.
+        """
+        return mlx_quantization(self.layers)
+
+    def save_mlx(self, path: str | os.PathLike) -> Path:
+        """Write `mlx_quantization()` as JSON, `{"quantization": ...}`, to be merged into a `config.json`.
+
+        Raises
+        ------
+        WorkbenchError
+            As `mlx_quantization`, or when the file cannot be written.
+        """
+        text = json.dumps({"quantization": self.mlx_quantization()}, indent=2)
+        with atomic_write(path) as draft:
+            draft.write_text(text + "\n", encoding="utf-8")
+        return Path(path)
 
     def __repr__(self) -> str:
         return self.line
@@ -257,7 +284,8 @@ def recommend(
     ]
     weights = _formats_after(curve, chosen)
     nbytes = curve[chosen - 1].nbytes if chosen else 2 * base_nbytes
-    return Recommendation(weights, nbytes, base_nbytes, change, sensitivity, table, len(references.runs))
+    runs, formats_of_layers = len(references.runs), layers(pipe.checkpoint, weights or KEPT)
+    return Recommendation(weights, nbytes, base_nbytes, change, sensitivity, table, runs, formats_of_layers)
 
 
 def _sensitivity(references: References, formats: Sequence[str]) -> pd.DataFrame:
