@@ -35,7 +35,7 @@ ORDER = (
     "speech.run",
     "speech.batch",
     "speech.pipeline",
-    "speech.stream",
+    "speech.streaming",
     "diagnose.open",
     "diagnose.compare",
     "diagnose.bisect",

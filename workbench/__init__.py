@@ -49,7 +49,8 @@ if TYPE_CHECKING:  # for editors; the table below is what runs
     from workbench.speech.models.quantise.quantise import formats, quantise
     from workbench.speech.onnx.export import export_onnx
     from workbench.speech.pipeline import Pipeline
-    from workbench.speech.stream import StreamState, stream, streamed
+    from workbench.speech.streaming.state import StreamState
+    from workbench.speech.streaming.stream import stream, stream_many, streamed
     from workbench.tables import Table, table
     from workbench.trace.importers.dumps.mapping import read_foreign
     from workbench.trace.importers.dumps.proposal import propose_mapping
@@ -85,7 +86,7 @@ PUBLIC = {
     "Report": "workbench.show.report.report",
     "Save": "workbench.trace.record",
     "SoundComparison": "workbench.diagnose.sounds.sound_comparison",
-    "StreamState": "workbench.speech.stream",
+    "StreamState": "workbench.speech.streaming.state",
     "Table": "workbench.tables",
     "Trace": "workbench.trace.trace",
     "Utterance": "workbench.speech.frontend.frontend",
@@ -120,8 +121,9 @@ PUBLIC = {
     "read_log": "workbench.trace.importers.logs.logs",
     "recommend": "workbench.diagnose.quantisation.recommend",
     "run_report": "workbench.show.report.run_reports",
-    "stream": "workbench.speech.stream",
-    "streamed": "workbench.speech.stream",
+    "stream": "workbench.speech.streaming.stream",
+    "stream_many": "workbench.speech.streaming.stream",
+    "streamed": "workbench.speech.streaming.stream",
     "table": "workbench.tables",
     "taps": "workbench.trace.record",
     "wave_stats": "workbench.diagnose.glitches.wave_stats",

@@ -10,7 +10,8 @@ from workbench import Checkpoint, Options, Pipeline, Prompt, Utterance, Workbenc
 from workbench.speech.frontend.audio import log_mel
 from workbench.speech.frontend.audio_files import read_wav
 from workbench.speech.recording import utterance_of
-from workbench.speech.stream import StreamState, stream, streamed
+from workbench.speech.streaming.state import StreamState
+from workbench.speech.streaming.stream import stream, streamed
 from workbench.trace.trace import Trace
 
 VOICE, PROMPT = "data/voices/tiny", "data/prompts/kumo_0.flac"

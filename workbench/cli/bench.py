@@ -74,6 +74,54 @@ def speed(
     return 0
 
 
+@app.command(
+    epilog="Example: workbench bench stream --released --device cuda --streams 1 --streams 4 --streams 16"
+)
+def stream(
+    voice: Voice = None,
+    released: Released = False,
+    device: Device = "cpu",
+    compute: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Way of computing: eager, exact or fast; may be repeated.",
+            show_default="all on a GPU, eager on a CPU, where the others gain nothing",
+        ),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Of speech.")] = 10.0,
+    streams: Annotated[
+        list[int] | None, typer.Option(help="Streams at a time; may be repeated.", show_default="1")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of turns.")] = 3,
+    out: Csv = None,
+) -> int:
+    """Measure the time to first sound, the time of each chunk and the real-time margin of streams."""
+    check_writable(out)
+    check_device(device)
+    from tqdm import tqdm
+
+    from workbench.diagnose.benchmarks.stream_speed import measure_stream, summary
+    from workbench.diagnose.benchmarks.tables import write_csv
+    from workbench.diagnose.benchmarks.trace_overhead import random_checkpoint
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
+    from workbench.speech.config import COMPUTE
+
+    table = measure_stream(
+        random_checkpoint() if released else Checkpoint.load(voice),
+        device,
+        compute or (COMPUTE[:1] if device == "cpu" else COMPUTE),
+        seconds,
+        streams or [1],
+        rounds,
+        lambda turns, n: tqdm(turns, "stream", n, unit=" turn"),
+    )
+    print(table_text(table))
+    print(table_text(summary(table)))
+    if out:
+        write_csv(table, out)
+    return 0
+
+
 @app.command(epilog="Example: workbench bench deviation --device cuda --sentences 24 -o deviation.csv")
 def deviation(
     voice: Voice = None,

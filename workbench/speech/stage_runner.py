@@ -22,6 +22,7 @@ from workbench.speech.frontend.text import TextTokenizer
 from workbench.speech.model_cache import ModelCache
 from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded
+from workbench.speech.models.hift_window import Past
 from workbench.speech.models.lm import LMStep
 from workbench.speech.models.lm_bistream import steps_bistream
 from workbench.speech.models.sampling import Sampler, shorten_silences
@@ -296,19 +297,24 @@ class StageRunner:
         return sound
 
     @torch.no_grad()
-    def vocode_batch(self, mels: Sequence[Tensor], options: Options, finalize: bool = True) -> list[Vocoded]:
-        """Turn each row's mel (1, M, T) into sound; all rows have the same options."""
+    def vocode_batch(
+        self, mels: Sequence[Tensor], options: Options, finalize: bool = True, pasts: Sequence[Past] = ()
+    ) -> list[Vocoded]:
+        """Turn each row's mel (1, M, T) into sound; `pasts` are of mels that go on from earlier ones."""
         mels = [mel.to(self.device) for mel in mels]
+        pasts = pasts or [Past()] * len(mels)
         head_dtype = getattr(torch, options.head_dtype)
         if not options.eager("hift"):
-            sounds = self.models.fast_hift(options)(mels, finalize, head_dtype)
+            sounds = self.models.fast_hift(options)(mels, finalize, head_dtype, pasts)
         else:
-            [mel] = mels
+            [mel], [past] = mels, pasts
             dtypes = options.hift_dtype, options.f0_dtype, options.source_dtype
             hift = self.stage("hift", *dtypes, weights=options.weights)
-            noise = self.checkpoint.noise.excitation(mel.shape[-1] * self.config.hift.hop_length)
+            hop = self.config.hift.hop_length
+            noise = self.checkpoint.noise.excitation((past.frame + mel.shape[-1]) * hop)
+            noise = noise[:, past.frame * hop :].to(self.device)
             core = self.models.vocoder(options)
-            sounds = [hift(mel, noise.to(self.device), finalize, head_dtype=head_dtype, core=core)]
+            sounds = [hift(mel, noise, finalize, None, head_dtype, core, past.turns)]
         return [sound._replace(wav=sound.wav.float()) for sound in sounds]
 
     # ---- what the stages need

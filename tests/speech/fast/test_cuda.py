@@ -1,6 +1,7 @@
 """Parity on a GPU: eager and fast stages against upstream's parity files, and the bundled voice against the CPU."""
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -16,8 +17,11 @@ from workbench.speech.fast.lm import FastLM
 from workbench.speech.fast.lm_torch import TorchDecodeStep, fuse_layers
 from workbench.speech.fast.tf32x3 import Tf32x3Linear, split_tf32, tf32x3_is_faster
 from workbench.speech.models.flow import t_span
+from workbench.speech.models.hift_window import Past
 from workbench.speech.models.numerics import exact_float32, fast_float32
 from workbench.speech.models.sampling import Sampler
+from workbench.speech.streaming.state import StreamState
+from workbench.speech.streaming.stream import stream, stream_many
 
 pytestmark = [
     pytest.mark.gpu,
@@ -259,3 +263,30 @@ def test_batched_runs_equal_single_ones(gpu, utt, compute):
             if compute == "fast" and not torch.equal(found["lm/speech_token"], right["lm/speech_token"]):
                 continue  # bfloat16 rounds in another way in a batch; a draw on the edge may differ
             assert_near(found["flow/mel"], right["flow/mel"], tolerance)
+
+
+@pytest.mark.parametrize("compute", ["eager", "exact", "fast"])
+def test_streams_of_windows_equal_streams_that_vocode_all_mel(compute, monkeypatch):
+    pipe = Pipeline(Checkpoint.load("data/voices/tiny"), "cuda", progress=False)
+    utt = pipe.convert("data/prompts/kumo_1.flac", "data/prompts/kumo_0.flac")
+    options = pipe.checkpoint.options.but(compute=compute, n_timesteps=2)
+    alone = torch.cat([chunk.wav for chunk in stream(pipe, utt, options)])
+    together = {0: [], 1: []}
+    for index, chunk in stream_many(pipe, [utt, utt], options):
+        together[index].append(chunk.wav)
+    monkeypatch.setattr(Past, "at", lambda self, frame, f0, config: self)
+    expected = torch.cat([chunk.wav for chunk in stream(pipe, utt, options)])
+    for found in (alone, *map(torch.cat, together.values())):
+        assert found.shape == expected.shape
+        assert (found - expected).square().mean().sqrt() < 2e-3
+
+
+def test_a_longer_stream_captures_no_new_vocoder(monkeypatch):
+    pipe = Pipeline(Checkpoint.load("data/voices/tiny"), "cuda", progress=False)
+    utt = pipe.convert("data/prompts/kumo_1.flac", "data/prompts/kumo_0.flac")
+    options = pipe.checkpoint.options.but(compute="exact", n_timesteps=1)
+    captured = []
+    for token in (utt.source_token, utt.source_token.repeat(4)):
+        list(stream(pipe, replace(utt, source_token=token), options, StreamState(25, max_hop=25)))
+        captured.append(pipe.models.fast_hift(options)._vocoder_graphs.cache_info().misses)
+    assert captured[0] == captured[1]

@@ -20,6 +20,7 @@ closes a figure.
 - `provenance`: the line below a figure
 - `PALETTE`: the colours of lines, for figures of your own
 - `sensitivity`, `size_curve`: what quantised weights change, by block and by size
+- `stream_chunks`: time for each chunk of a stream, and its real-time margin
 
 Read `mel.py` first; `axes.py` holds what all figures have in common.
 """
@@ -31,6 +32,7 @@ from workbench.show.plots.palette import PALETTE
 from workbench.show.plots.provenance import provenance
 from workbench.show.plots.quantisation import sensitivity, size_curve
 from workbench.show.plots.sound import f0, spectrogram, waveform
+from workbench.show.plots.streams import stream_chunks
 from workbench.show.plots.tokens import tokens
 from workbench.show.plots.verdicts import comparison, headroom, suspects
 
@@ -49,6 +51,7 @@ __all__ = [
     "sensitivity",
     "size_curve",
     "spectrogram",
+    "stream_chunks",
     "suspects",
     "tokens",
     "trajectory",

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from workbench.speech.fast.cuda_graphs import CudaGraphPool, can_compile_tf32, compiled
 from workbench.speech.models.hift import (
     F0_LOOKAHEAD,
+    F0_PAST,
     CausalConv1d,
     HiFT,
     Snake,
@@ -29,6 +30,7 @@ from workbench.speech.models.hift import (
     Vocoded,
     check_mel,
 )
+from workbench.speech.models.hift_window import Past
 from workbench.speech.models.numerics import conv1d_by_matmul, exact_float32, fast_float32
 
 BUCKET = 64  # mel frames: lengths are rounded up to a multiple of this, so that few graphs serve all lengths
@@ -55,7 +57,7 @@ class FastHiFT:
         self._draw_noise = noise
         # The longest noise needed so far, (1, N, 9). A shorter noise is the beginning of it.
         self._noise = torch.zeros(1, 0, hift.config.nb_harmonics + 1, device=self.device)
-        # (number of mels, padded frames) -> _VocoderGraphs
+        # (number of mels, padded frames, number of noises) -> _VocoderGraphs
         self._vocoder_graphs = lru_cache(MAX_GRAPHS)(partial(_VocoderGraphs, self))
         self._lock = Lock()  # held while graphs are used: all callers share their tensors
 
@@ -80,7 +82,11 @@ class FastHiFT:
         return cls(hift, noise, graphs)
 
     def __call__(
-        self, mels: Sequence[Tensor], finalize: bool = True, head_dtype: torch.dtype | None = None
+        self,
+        mels: Sequence[Tensor],
+        finalize: bool = True,
+        head_dtype: torch.dtype | None = None,
+        pasts: Sequence[Past] | None = None,
     ) -> list[Vocoded]:
         """Vocode; see `HiFT.forward`.
 
@@ -90,6 +96,8 @@ class FastHiFT:
             Of any length.
         finalize, head_dtype
             As in `HiFT.forward`.
+        pasts : sequence of Past, optional
+            What went before each mel; nothing by default.
 
         Returns
         -------
@@ -104,8 +112,12 @@ class FastHiFT:
         c, hift = self.hift.config, self.hift
         for mel in mels:
             check_mel(mel, c, finalize)
+        pasts = pasts or [Past()] * len(mels)
         longest = max(mel.shape[-1] for mel in mels)
-        samples = longest * c.hop_length  # the stored noise may be too short for the padded length
+        # The stored noise may be too short for the padded length.
+        samples = (
+            max(past.frame + mel.shape[-1] for past, mel in zip(pasts, mels, strict=True)) * c.hop_length
+        )
         padded_frames = math.ceil(longest / BUCKET) * BUCKET
         padded_mels = torch.cat([F.pad(mel, (0, padded_frames - mel.shape[-1])) for mel in mels])
         dtype = hift.conv_post.bias.dtype
@@ -116,10 +128,13 @@ class FastHiFT:
         with self._lock, self.graphs.compute_mode(exact_float32):
             if samples > self._noise.shape[1]:
                 self._noise = self._draw_noise(samples).to(self.device)
-            vocoder = self._vocoder_graphs(len(mels), padded_frames)
+            # Mels that begin at the same frame share their noise.
+            starts = [past.frame * c.hop_length for past in pasts]
+            noises = [self._noise[0, start:] for start in (starts if len(set(starts)) > 1 else starts[:1])]
+            vocoder = self._vocoder_graphs(len(mels), padded_frames, len(noises))
 
             # First graph: f0 and source, then cut to the true length.
-            padded_f0, padded_source = vocoder.excite(padded_mels, self._noise)
+            padded_f0, padded_source = vocoder.excite(padded_mels, noises, pasts)
             padded_f0, padded_source = padded_f0.clone(), padded_source.clone()
             f0s, sources, spectra = [], [], []
             for i, mel in enumerate(mels):
@@ -147,12 +162,15 @@ class FastHiFT:
 class _VocoderGraphs:
     """Excitation and trunk for a number of mels of one padded length, as two CUDA graphs."""
 
-    def __init__(self, fast: FastHiFT, mels: int, frames: int) -> None:
+    def __init__(self, fast: FastHiFT, mels: int, frames: int, noises: int = 1) -> None:
         hift, device = fast.hift, fast.device
         c, dtype = hift.config, hift.conv_post.bias.dtype
         self.hift = hift
         # Inputs at fixed addresses; `excite` and `trunk` copy their arguments here.
-        self.noise = torch.zeros(1, frames * c.hop_length, c.nb_harmonics + 1, device=device)
+        sines = c.nb_harmonics + 1
+        self.noise = torch.zeros(noises, frames * c.hop_length, sines, device=device)
+        self.past_turns = torch.zeros(mels, sines, device=device, dtype=torch.float64)
+        self.f0_known = torch.ones(mels, frames, device=device, dtype=torch.bool)
         mel_dtype = torch.promote_types(dtype, torch.float32)
         self.mel = torch.zeros(mels, c.in_channels, frames, device=device, dtype=mel_dtype)
         spectrum_length = frames * math.prod(c.upsample_rates) + 1
@@ -161,10 +179,17 @@ class _VocoderGraphs:
         self._excite_graph = fast.graphs.capture(self._excite, exact_float32)
         self._trunk_graph = fast.graphs.capture(self._trunk)
 
-    def excite(self, mel: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return f0 (B, S) and source (B, 1, 480 S) for a mel (B, 80, S); the next call overwrites them."""
-        samples = min(noise.shape[1], self.noise.shape[1])
-        self.noise[:, :samples] = noise[:, :samples]
+    def excite(self, mel: Tensor, noises: Sequence[Tensor], pasts: Sequence[Past]) -> tuple[Tensor, Tensor]:
+        """Return f0 (B, S) and source (B, 1, 480 S) for a mel (B, 80, S); the next call overwrites them.
+
+        `noises` (samples, 9) are one for each mel, or one for all.
+        """
+        for row, noise in zip(self.noise, noises, strict=True):
+            samples = min(len(noise), len(row))
+            row[:samples] = noise[:samples]
+        for i, past in enumerate(pasts):
+            self.f0_known[i, :F0_PAST] = past.turns is None
+            self.past_turns[i] = 0 if past.turns is None else past.turns[0]
         self.mel.copy_(mel)
         return self._excite_graph()
 
@@ -176,7 +201,8 @@ class _VocoderGraphs:
     def _excite(self) -> tuple[Tensor, Tensor]:
         f0_predictor, source = self.hift.f0_predictor, self.hift.m_source
         f0 = f0_predictor(self.mel.to(f0_predictor.classifier.weight.dtype))
-        return f0, source(f0.to(source.l_linear.weight.dtype), self.noise)
+        f0 = f0 * self.f0_known  # unknown at the beginning of a mel that goes on from an earlier one
+        return f0, source(f0.to(source.l_linear.weight.dtype), self.noise, self.past_turns)
 
     def _trunk(self) -> Tensor:
         return self.hift.trunk(self.mel.to(self.spectrum.dtype), self.spectrum)

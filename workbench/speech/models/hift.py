@@ -32,6 +32,7 @@ from workbench.speech.models.numerics import exact_float32
 Core = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 F0_LOOKAHEAD = 3  # mel frames the f0 predictor sees to the right
+F0_PAST = 8  # and to the left: four convolutions of 3
 MIN_STREAM_FRAMES = 9  # mel frames; fewer give no sample while more mel is to come
 
 
@@ -141,15 +142,17 @@ class Source(nn.Module):
         self.config = config
         self.l_linear = nn.Linear(config.nb_harmonics + 1, 1)
 
-    def forward(self, f0: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, f0: Tensor, noise: Tensor, past_turns: Tensor | None = None) -> Tensor:
         """Make the excitation.
 
         Parameters
         ----------
         f0 : Tensor (B, T)
             Hz.
-        noise : Tensor (1, at least 480 T, 9)
+        noise : Tensor (1 or B, at least 480 T, 9)
             Uniform in [0, 1), so it has a mean: upstream draws torch.rand here, not randn.
+        past_turns : Tensor (B, 9), optional
+            `turns` of all frames before these, summed: the phase goes on from there. Float64.
 
         Returns
         -------
@@ -162,16 +165,23 @@ class Source(nn.Module):
         """
         c = self.config
         hop = c.hop_length
-        harmonics = torch.arange(1, c.nb_harmonics + 2, device=f0.device, dtype=f0.dtype)
-        turns = (f0[..., None] * harmonics / c.sampling_rate) % 1  # (B, T, 9) per sample
         # float64 sums on every device: a CPU sums float32 this way, a GPU would not.
-        phase = turns.cumsum(1, dtype=torch.float64).to(f0.dtype) * 2 * math.pi * hop
+        cycles = turns(f0, c).cumsum(1, dtype=torch.float64)
+        if past_turns is not None:
+            cycles = cycles + past_turns[:, None]
+        phase = cycles.to(f0.dtype) * 2 * math.pi * hop
         voiced = (f0 > c.nsf_voiced_threshold).to(f0.dtype)[..., None]
         sine = c.nsf_alpha * torch.sin(phase) * voiced
         level = voiced * c.nsf_sigma + (1 - voiced) * (c.nsf_alpha / 3)
         sine, level = (y.repeat_interleave(hop, dim=1) for y in (sine, level))
         excitation = sine + level * noise[:, : sine.shape[1]].to(sine)
         return torch.tanh(self.l_linear(excitation)).transpose(1, 2)
+
+
+def turns(f0: Tensor, config: HiFTConfig) -> Tensor:
+    """Return how far each sine turns in one sample: f0 (B, T) in Hz -> (B, T, 9), without whole turns."""
+    harmonics = torch.arange(1, config.nb_harmonics + 2, device=f0.device, dtype=f0.dtype)
+    return (f0[..., None] * harmonics / config.sampling_rate) % 1
 
 
 class HiFT(nn.Module):
@@ -284,6 +294,7 @@ class HiFT(nn.Module):
         source: Tensor | None = None,
         head_dtype: torch.dtype | None = None,
         core: Core | None = None,
+        past_turns: Tensor | None = None,
     ) -> Vocoded:
         """Vocode in the precision each part's weights are in.
 
@@ -301,6 +312,9 @@ class HiFT(nn.Module):
             Precision of exp, sin and the inverse STFT, which have no weights; the trunk's by default.
         core : callable (x_pre, s_stft) -> magnitude, phase, optional
             Used instead of the model's own from the first convolution to exp and sin.
+        past_turns : Tensor (1, 9), optional
+            Given where the mel goes on from an earlier one: `turns` of all frames before its frame `F0_PAST`,
+            summed. f0 is unknown before that frame, and 0; see `hift_window`.
 
         Raises
         ------
@@ -310,8 +324,12 @@ class HiFT(nn.Module):
         check_mel(mel, self.config, finalize)
         f0_dtype = self.f0_predictor.classifier.weight.dtype
         f0 = self.f0_predictor(mel.to(f0_dtype), finalize)
+        if past_turns is not None:
+            f0 = F.pad(f0[:, F0_PAST:], (F0_PAST, 0))
         if source is None:
-            source = self.m_source(f0.to(self.m_source.l_linear.weight.dtype), noise)
+            source_f0 = f0.to(self.m_source.l_linear.weight.dtype)
+            past = () if past_turns is None else (past_turns,)
+            source = self.m_source(source_f0, noise, *past)
         if not finalize:
             mel = mel[..., :-F0_LOOKAHEAD]
         dtype = self.conv_post.bias.dtype

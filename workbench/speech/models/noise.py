@@ -38,6 +38,9 @@ class Noise:
 
     def __init__(self, config: Config, stored: Mapping[str, Tensor] | None = None) -> None:
         self.config = config
+        self._drawn: tuple[Tensor, Tensor] | None = (
+            None  # excitation so far, and the generator's state after it
+        )
         self.stored = None if stored is None else {key: stored[key] for key in KEYS if key in stored}
         for key in () if stored is None else KEYS:
             _check(key, stored.get(key), config)
@@ -93,9 +96,16 @@ class Noise:
                 f"{n_samples} samples of excitation noise asked for; this configuration has {max_samples} "
                 f"({max_samples / self.config.hift.sampling_rate:.0f} s). Split the text"
             )
-        generator = torch.Generator().set_state(self._chain[1])
-        # Drawn in order, so shorter noise is the beginning of longer noise.
-        return torch.rand(1, n_samples, self.n_sines, generator=generator)
+        # Drawn in order, so shorter noise is the beginning of longer noise, and what was drawn is kept. Two
+        # threads may draw the same; each stores noise and state together.
+        drawn, state = self._drawn or (torch.empty(1, 0, self.n_sines), self._chain[1])
+        missing = n_samples - drawn.shape[1]
+        if missing > 0:
+            generator = torch.Generator().set_state(state)
+            more = torch.rand(1, missing, self.n_sines, generator=generator)
+            drawn = torch.cat((drawn, more), dim=1)
+            self._drawn = drawn, generator.get_state()
+        return drawn[:, :n_samples].clone()
 
     @cached_property
     def _chain(self) -> tuple[Tensor, Tensor]:

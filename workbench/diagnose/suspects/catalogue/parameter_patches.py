@@ -149,9 +149,9 @@ def moved(x: Tensor, late: int) -> Tensor:
 def fewer_harmonics(count: float) -> Patch:
     """Leave the highest harmonics out of the excitation."""
 
-    def forward(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:
+    def forward(self: hift.Source, f0: Tensor, noise: Tensor, *past, original=hift.Source.forward) -> Tensor:
         cut = with_tensor(self, "l_linear.weight", lambda w: w * (torch.arange(w.shape[1]) < count).to(w))
-        return original(cut, f0, noise)
+        return original(cut, f0, noise, *past)
 
     return Patch(hift.Source, "forward", forward)
 

@@ -202,26 +202,29 @@ def cut_late(late: int | None) -> Patch:
 def redrawn_noise(draw: Callable[..., Tensor], seed: int) -> Patch:
     """Draw the excitation's noise anew, with torch.rand or torch.randn, instead of taking upstream's."""
 
-    def forward(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:
+    def forward(self: hift.Source, f0: Tensor, noise: Tensor, *past, original=hift.Source.forward) -> Tensor:
         drawn = draw(noise.shape, generator=torch.Generator().manual_seed(seed))
-        return original(self, f0, drawn.to(noise))
+        return original(self, f0, drawn.to(noise), *past)
 
     return Patch(hift.Source, "forward", forward)
 
 
-def centred_noise(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:
-    return original(self, f0, noise - 0.5)
+def centred_noise(
+    self: hift.Source, f0: Tensor, noise: Tensor, *past, original=hift.Source.forward
+) -> Tensor:
+    return original(self, f0, noise - 0.5, *past)
 
 
-def no_noise(self: hift.Source, f0: Tensor, noise: Tensor, original=hift.Source.forward) -> Tensor:
-    return original(self, f0, torch.zeros_like(noise))
+def no_noise(self: hift.Source, f0: Tensor, noise: Tensor, *past, original=hift.Source.forward) -> Tensor:
+    return original(self, f0, torch.zeros_like(noise), *past)
 
 
-def smooth_phase(self: hift.Source, f0: Tensor, noise: Tensor) -> Tensor:
+def smooth_phase(self: hift.Source, f0: Tensor, noise: Tensor, past_turns: Tensor | int = 0) -> Tensor:
     c = self.config
     harmonics = torch.arange(1, c.nb_harmonics + 2, device=f0.device, dtype=f0.dtype)
     f0_of_sample = f0.repeat_interleave(c.hop_length, dim=1)[..., None]  # (B, N, 1)
-    cycles = (f0_of_sample * harmonics / c.sampling_rate).cumsum(1, dtype=torch.float64) % 1
+    cycles = (f0_of_sample * harmonics / c.sampling_rate).cumsum(1, dtype=torch.float64)
+    cycles = (cycles + c.hop_length * past_turns) % 1
     voiced = (f0_of_sample > c.nsf_voiced_threshold).to(f0.dtype)
     sine = c.nsf_alpha * torch.sin(2 * math.pi * cycles.to(f0.dtype)) * voiced
     level = voiced * c.nsf_sigma + (1 - voiced) * (c.nsf_alpha / 3)
@@ -230,9 +233,9 @@ def smooth_phase(self: hift.Source, f0: Tensor, noise: Tensor) -> Tensor:
 
 
 def source_config(original: Callable = hift.Source.forward, **config: float) -> Patch:
-    def forward(self: hift.Source, f0: Tensor, noise: Tensor) -> Tensor:
+    def forward(self: hift.Source, f0: Tensor, noise: Tensor, *past) -> Tensor:
         return original(
-            SimpleNamespace(config=replace(self.config, **config), l_linear=self.l_linear), f0, noise
+            SimpleNamespace(config=replace(self.config, **config), l_linear=self.l_linear), f0, noise, *past
         )
 
     return Patch(hift.Source, "forward", forward)
