@@ -1,5 +1,6 @@
-"""What others call the weights of a stage: older torch, ports that shorten names, llama.cpp."""
+"""What others call the weights of a stage: older torch, ports that shorten names, llama.cpp, CrispASR."""
 
+import re
 from collections.abc import Collection, Iterator
 
 EMBED = "llm.model.model.embed_tokens.weight"
@@ -29,6 +30,37 @@ LLAMA_LAYER = {
     "ffn_norm": "post_attention_layernorm",
 }
 
+# CrispASR's names of flow and vocoder: what it puts in place of parts of upstream's, one after the other.
+CRISPASR = {
+    "flow": {
+        "decoder.estimator.transformer_blocks.": "dit.blk.",
+        "decoder.estimator.input_embed.proj.": "dit.in_proj.",
+        "decoder.estimator.input_embed.conv_pos_embed.conv1.0.": "dit.conv_pos.c1.",
+        "decoder.estimator.input_embed.conv_pos_embed.conv2.0.": "dit.conv_pos.c2.",
+        "decoder.estimator.time_embed.time_mlp.": "dit.time_mlp.",
+        "decoder.estimator.rotary_embed.inv_freq": "dit.rope_inv_freq",
+        "decoder.estimator.norm_out.linear.": "dit.norm_out.",
+        "decoder.estimator.proj_out.": "dit.proj_out.",
+        "input_embedding.": "input_embd.",
+        "pre_lookahead_layer.": "pre_la.",
+        "spk_embed_affine_layer.": "spk_affine.",
+        "attn_norm.linear.": "adaln.",
+        "attn.to_out.0.": "attn.o.",
+        "attn.to_": "attn.",
+        "ff.ff.0.0.": "ffn.l1.",
+        "ff.ff.2.": "ffn.l2.",
+    },
+    "hift": {
+        "source_resblocks.": "src_resblk.",
+        "convs1.": "c1.",
+        "convs2.": "c2.",
+        "activations1.": "a1.",
+        "activations2.": "a2.",
+        "f0_predictor.": "f0.",
+    },
+}
+CONDNET = re.compile(r"(?<=condnet\.)\d+")  # counts convolutions and activations, there convolutions alone
+
 
 def aliases(stage: str, expected: Collection[str]) -> dict[str, str]:
     """Return upstream's name for each name that a file may use, upstream's own among them.
@@ -54,7 +86,20 @@ def aliases(stage: str, expected: Collection[str]) -> dict[str, str]:
                     ours = f"{QWEN}layers.{layer}.{name}.{part}"
                     if ours in expected:
                         known[f"blk.{layer}.{theirs}.{part}"] = ours
+    if stage in CRISPASR:
+        for name in [*known.values()]:
+            known[crispasr_name(stage, name)] = name
     return known
+
+
+def crispasr_name(stage: str, name: str) -> str:
+    """Return CrispASR's name of a weight of the flow or the vocoder, with weight norm multiplied out."""
+    for ours, theirs in CRISPASR[stage].items():
+        name = name.replace(ours, theirs)
+    name = CONDNET.sub(lambda match: str(int(match[0]) // 2), name)
+    for ours, theirs in ((".weight", ".w"), (".bias", ".b")):
+        name = name.removesuffix(ours) + theirs if name.endswith(ours) else name
+    return f"cosyvoice3.{stage}.{name}"
 
 
 def weight_norms(expected: Collection[str]) -> Iterator[tuple[str, str, str]]:

@@ -1,7 +1,6 @@
-"""Weights that others quantised: GGUF, torchao and ONNX open dequantised and said once; others are told by name."""
+"""Weights of torchao and ONNX open dequantised; other schemes are told by the names of their tensors."""
 
 import json
-import re
 import shutil
 import sys
 import types
@@ -16,219 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from tests.paths import ASSETS
 from tests.speech.checkpoint.tiny_voice import TINY
-from workbench.cli import main
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.inspect import inspect_folder
 from workbench.speech.checkpoint.quantised.onnx_weights import onnx_entries
 from workbench.speech.checkpoint.quantised.torchao_weights import StoredSubclass
-from workbench.speech.checkpoint.weight_names import EMBED, HEAD, LLAMA_LAYER, LLAMA_TOP, QWEN
+from workbench.speech.checkpoint.weight_names import QWEN
 from workbench.speech.checkpoint.weights import read_weights
-from workbench.speech.config import Config, LMConfig
-from workbench.speech.config.options import Options
-from workbench.speech.pipeline import Pipeline
-from workbench.speech.recording import provenance
-from workbench.trace.record import NOTHING
 
-gguf = pytest.importorskip("gguf")
-TYPES = gguf.GGMLQuantizationType
 TORCHAO = ASSETS / "torchao"
 Q_PROJ = f"{QWEN}layers.0.self_attn.q_proj"
-# Rows of 256, so that super-blocks fit.
-WIDE = Config(
-    lm=LMConfig(
-        speech_token_size=27,
-        n_special=4,
-        hidden_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=512,
-        vocab_size=20,
-    ),
-    flow=TINY.flow,
-    hift=TINY.hift,
-    silent_tokens=(1, 2),
-)
-HEADER = {
-    "block_count": 2,
-    "embedding_length": 256,
-    "feed_forward_length": 512,
-    "attention.head_count": 4,
-    "attention.head_count_kv": 2,
-}
-
-
-@pytest.fixture(scope="module")
-def wide():
-    return Checkpoint.random(WIDE, seed=1)
-
-
-@pytest.fixture(scope="module")
-def saved(wide, tmp_path_factory):
-    folder = wide.save(tmp_path_factory.mktemp("wide") / "wide", noise_seconds=0)
-    (folder / "llm.safetensors").unlink()
-    return folder
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "wide")
-
-
-def llama_name(name):
-    match = re.fullmatch(rf"{re.escape(QWEN)}layers\.(\d+)\.(.*)\.(weight|bias)", name)
-    if match is None:
-        return {ours: theirs for theirs, ours in LLAMA_TOP.items()}[name]
-    theirs = next(key for key, ours in LLAMA_LAYER.items() if ours == match[2])
-    return f"blk.{match[1]}.{theirs}.{match[3]}"
-
-
-def blocks(rng, shape, kind):
-    """Random codes of a type: any bytes, whose float16 numbers are made small."""
-    size, nbytes = gguf.GGML_QUANT_SIZES[kind]
-    rows = rng.integers(0, 256, (shape[0], shape[1] // size, nbytes), dtype=np.uint8)
-    rows[..., 1::2] &= 0b10110011  # as a high byte of a float16: not NaN, not Inf, not large
-    return rows.reshape(shape[0], -1)
-
-
-def write_gguf(path, weights, kind_of, header=None, architecture="qwen2"):
-    """Write a file, and return the weights that the library makes of it."""
-    rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, architecture)
-    for key, value in (header or {}).items():
-        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        add(f"{architecture}.{key}", value)
-    expected = {}
-    for name, value in weights.items():
-        array = value.float().numpy()
-        kind = kind_of(name) if value.ndim == 2 else None
-        if kind is None:
-            writer.add_tensor(llama_name(name), array)
-            expected[name] = value.float()
-            continue
-        packed = gguf.quantize(array, kind) if kind == TYPES.BF16 else blocks(rng, value.shape, kind)
-        writer.add_tensor(llama_name(name), packed, raw_dtype=kind)
-        expected[name] = torch.from_numpy(gguf.dequantize(packed, kind))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return expected
-
-
-def lm_weights(wide):
-    return {name: value for name, value in wide.weights["lm"].items() if name != HEAD}
-
-
-# ---- GGUF
-
-NAMES = (
-    "Q8_0",
-    "Q4_0",
-    "Q4_1",
-    "Q5_0",
-    "Q5_1",
-    "Q2_K",
-    "Q3_K",
-    "Q4_K",
-    "Q5_K",
-    "Q6_K",
-    "BF16",
-    "IQ4_XS",
-    "IQ4_NL",
-)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_each_type_that_the_library_knows_opens_with_its_values(wide, folder, name):
-    expected = write_gguf(folder / "llm.gguf", lm_weights(wide), lambda _: TYPES[name], HEADER)
-    loaded = Checkpoint.load(folder)
-    for key, value in expected.items():
-        assert torch.equal(loaded.weights["lm"][key].float(), value), key
-    n_matrices = sum(value.ndim == 2 for value in expected.values())
-    said = f"llm.gguf: lm: {n_matrices} tensors in {name}, dequantised to float32"
-    assert loaded.notes == (() if name == "BF16" else (said,))
-
-
-def test_a_mixture_is_said_once_and_stays_in_the_provenance(wide, folder, capsys):
-    def kind_of(name):
-        return TYPES.Q6_K if name.endswith(("v_proj.weight", "down_proj.weight")) else TYPES.Q4_K
-
-    write_gguf(folder / "cosyvoice3-llm-q4_k_m.gguf", lm_weights(wide), kind_of, HEADER)
-    pipe = Pipeline(Checkpoint.load(folder), progress=False)
-    said = "cosyvoice3-llm-q4_k_m.gguf: lm: 13 tensors in Q4_K, 4 in Q6_K, dequantised to float32"
-    assert pipe.checkpoint.notes == (said,)
-    assert provenance(pipe, Options(), NOTHING)["checkpoint"]["notes"] == [said]
-    assert main(["inspect", str(folder / "cosyvoice3-llm-q4_k_m.gguf")]) == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if "blk.1.attn_v.weight" in line)
-    assert "Q6_K" in line and "(128, 256)" in line
-
-
-def test_a_head_of_its_own_and_parts_in_several_files_open(wide, folder):
-    weights = lm_weights(wide) | {HEAD: wide.weights["lm"][EMBED] + 1}
-    half = len(weights) // 2
-    parts = (dict(list(weights.items())[:half]), dict(list(weights.items())[half:]))
-    for number, part in enumerate(parts, 1):
-        write_gguf(folder / f"llm-0000{number}-of-00002.gguf", part, lambda _: TYPES.Q8_0, HEADER)
-    loaded = Checkpoint.load(folder)
-    assert len(loaded.notes) == 1 and loaded.weights["lm"][HEAD] is not loaded.weights["lm"][EMBED]
-    (folder / "llm-00002-of-00002.gguf").unlink()
-    with pytest.raises(WorkbenchError, match=r"one of 2 parts, and 1 are there"):
-        Checkpoint.load(folder)
-
-
-CONTRADICTIONS = {
-    "attention.head_count": (8, "head_count = 8, and the configuration num_attention_heads = 4"),
-    "attention.head_count_kv": (1, "num_key_value_heads = 2"),
-    "block_count": (24, "num_hidden_layers = 2"),
-    "rope.freq_base": (10000.0, r"rope.freq_base = 10000, and the configuration rope_theta = 1e\+06"),
-    "attention.layer_norm_rms_epsilon": (1e-5, "rms_norm_eps = 1e-06"),
-}
-
-
-@pytest.mark.parametrize("key", CONTRADICTIONS)
-def test_a_header_that_contradicts_the_configuration_is_refused(wide, folder, key):
-    value, said = CONTRADICTIONS[key]
-    write_gguf(folder / "llm.gguf", lm_weights(wide), lambda _: TYPES.Q8_0, HEADER | {key: value})
-    with pytest.raises(WorkbenchError, match=said):
-        Checkpoint.load(folder)
-
-
-def test_rows_of_q_and_k_in_the_order_of_llama_are_refused(wide, folder):
-    write_gguf(folder / "llm.gguf", lm_weights(wide), lambda _: None, architecture="llama")
-    with pytest.raises(WorkbenchError, match=r"architecture .llama., for which llama\.cpp stores"):
-        Checkpoint.load(folder)
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
-def test_a_file_that_is_cut_short_is_told(wide, folder, share):
-    path = folder / "llm.gguf"
-    write_gguf(path, lm_weights(wide), lambda _: TYPES.Q4_K, HEADER)
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(WorkbenchError, match=r"llm\.gguf"):
-        Checkpoint.load(folder)
-    assert "llm.gguf" in inspect_folder(path)["note"][0]
-
-
-def test_a_type_without_dequantiser_and_another_shape_are_told(wide, folder):
-    path = folder / "llm.gguf"
-    weights = lm_weights(wide)
-    write_gguf(path, weights | {f"{Q_PROJ}.weight": torch.zeros(512, 256)}, lambda _: TYPES.Q8_0)
-    with pytest.raises(WorkbenchError, match=r"q_proj.weight: expected \(256, 256\).*found \(512, 256\)"):
-        Checkpoint.load(folder)
-    writer = gguf.GGUFWriter(path, "qwen2")
-    writer.add_tensor("blk.0.attn_q.weight", np.zeros((256, 292), np.uint8), raw_dtype=TYPES.Q8_K)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(
-        WorkbenchError, match=r"attn_q.weight is in Q8_K, which the library gguf does not deq"
-    ):
-        Checkpoint.load(folder)
-
 
 # ---- torchao
 
