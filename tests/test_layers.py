@@ -36,6 +36,8 @@ ORDER = (
     "speech.batch",
     "speech.pipeline",
     "speech.streaming",
+    "speech.stream",
+    "diagnose.layerwise",
     "diagnose.open",
     "diagnose.compare",
     "diagnose.bisect",

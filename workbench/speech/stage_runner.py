@@ -60,7 +60,8 @@ class StageRunner:
         self.device = open_device(device)
         self.progress = progress
         self.models = ModelCache(checkpoint, self.device, progress)
-        self._seeded_noise = lru_cache(SEEDED_NOISES)(self._drawn_noise)
+        # Not a method, which would hold the runner, so that its gigabytes go as soon as nobody has it.
+        self._seeded_noise = lru_cache(SEEDED_NOISES)(_drawn_noise)
 
     # ---- text -> speech tokens
 
@@ -256,7 +257,7 @@ class StageRunner:
     def noise(self, n_frames: int, options: Options | None = None) -> Tensor:
         """Return the ODE's initial noise (1, M, n_frames): upstream's fixed one, or one of `noise_seed`."""
         seed = self.options(options).noise_seed
-        noise = self._fixed_noise if seed is None else self._seeded_noise(seed)
+        noise = self._fixed_noise if seed is None else self._seeded_noise(seed, self._fixed_noise.shape)
         longest = noise.shape[-1]
         if n_frames > longest:
             raise WorkbenchError(
@@ -350,8 +351,9 @@ class StageRunner:
     def _fixed_noise(self) -> Tensor:
         return self.checkpoint.noise.ode()
 
-    def _drawn_noise(self, seed: int) -> Tensor:
-        return torch.randn(self._fixed_noise.shape, generator=torch.Generator().manual_seed(seed))
+
+def _drawn_noise(seed: int, shape: torch.Size) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def check_reads_streams(fill_logp: float) -> None:

@@ -43,6 +43,7 @@ from workbench.diagnose.compare.transitions import (
     target_fields,
     transitions,
 )
+from workbench.diagnose.layerwise import layerwise
 from workbench.speech.config import STAGES, Options
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.importers.open_run import open_run
@@ -99,6 +100,7 @@ def compare(
     >>> found.input_differences
     ["option head_dtype: 'float32' and 'float16'"]
     """
+    pipe = None if pipe is None else layerwise(pipe)
     reference, candidate = with_half_units(open_run(reference)), with_half_units(open_run(candidate))
     candidate, numbering = statistics.renumbered(reference, candidate)
     input_differences = _input_differences(reference, candidate)

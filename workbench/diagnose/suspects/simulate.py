@@ -13,6 +13,7 @@ from torch import Tensor
 
 from workbench.diagnose.compare.rounding import PERTURBED_TRACES, StoredRun, checkpoint_objection
 from workbench.diagnose.compare.transitions import target_fields
+from workbench.diagnose.layerwise import layerwise
 from workbench.diagnose.suspects.catalogue.faults import (
     HEALTHY,
     Fault,
@@ -62,7 +63,7 @@ class FaultSimulator:
 
     def __init__(self, reference: Trace, pipe: Pipeline) -> None:
         self.reference = reference
-        self.pipe = pipe
+        self.pipe = layerwise(pipe)
         self.options = pipe.checkpoint.options.but(**reference.attrs.get("options", {}))
         self.stored_reference = StoredRun(reference)
         # One cache per simulator and stage: (faults, options) -> trace.

@@ -285,4 +285,5 @@ class LM(nn.Module):
 
     def embed_id(self, token: int) -> Tensor:  # (1, D)
         """Embed one speech id or special id."""
-        return self.speech_embedding.weight[token][None]
+        table = self.speech_embedding
+        return table(torch.tensor([token], device=table.weight.device))

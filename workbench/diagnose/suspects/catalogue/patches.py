@@ -65,7 +65,7 @@ def norm_one_plus_weight(self: lm.RMSNorm, x: Tensor) -> Tensor:
 
 def task_id_last(self: lm.LM, text_token: Tensor, prompt_speech_token: Tensor) -> Tensor:
     c = self.config
-    sos, task = (self.speech_embedding.weight[i][None] for i in (c.sos, c.task_id))
+    sos, task = self.embed_id(c.sos), self.embed_id(c.task_id)
     text = self.qwen.embed_tokens(text_token)
     return torch.cat((sos, text, self.speech_embedding(prompt_speech_token), task))[None]
 
