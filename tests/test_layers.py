@@ -36,7 +36,6 @@ ORDER = (
     "speech.batch",
     "speech.pipeline",
     "speech.streaming",
-    "speech.stream",
     "diagnose.layerwise",
     "diagnose.open",
     "diagnose.compare",

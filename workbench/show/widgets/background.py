@@ -44,7 +44,9 @@ class BackgroundTask:
         """Cancel what runs, and run this work once no newer has come for `pause` seconds."""
         self.cancel()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(work, self._stop, pause), daemon=True)
+        # No daemon: one that is still in torch when the interpreter ends takes the process down. For this one
+        # the interpreter waits, and it ends at its next step.
+        self._thread = threading.Thread(target=self._run, args=(work, self._stop, pause), daemon=False)
         self._thread.start()
 
     def cancel(self) -> None:
@@ -60,7 +62,7 @@ class BackgroundTask:
         return not thread.is_alive()
 
     def _run(self, work: Work, stop: threading.Event, pause: float) -> None:
-        if stop.wait(pause):
+        if stop.wait(pause) or _is_over(stop):
             return
 
         def bar(steps: Iterator, name: str, unit: str, total: int | None = None) -> Iterator:
@@ -72,15 +74,20 @@ class BackgroundTask:
             except Cancelled:
                 return
             except Exception as error:  # any: the thread has no caller that could catch it
-                if not stop.is_set():
+                if not _is_over(stop):
                     self._on_error(error)
             else:
-                if not stop.is_set():
+                if not _is_over(stop):
                     self._on_result(result)
 
     def _watch(self, steps: Iterator, name: str, total: int | None, stop: threading.Event) -> Iterator:
         for count, step in enumerate(steps):
-            if stop.is_set():
+            if _is_over(stop):
                 raise Cancelled
             self._on_progress(name, count + 1, total)
             yield step
+
+
+def _is_over(stop: threading.Event) -> bool:
+    """Whether nobody waits for the work: it was cancelled, or the program has ended."""
+    return stop.is_set() or not threading.main_thread().is_alive()
