@@ -112,6 +112,7 @@ def _describe(key: str, value: Any) -> dict[str, Any]:
     if not is_dense(value):
         return row | {"note": "not dense: values not counted"}
     if value.is_floating_point():
+        value = value.float() if value.element_size() == 1 else value  # torch does not look into 8-bit floats
         row |= {"nan": int(value.isnan().sum()), "inf": int(value.isinf().sum())}
         row["note"] = _float16_note(key, value)
     return row

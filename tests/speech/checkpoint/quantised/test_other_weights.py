@@ -154,6 +154,13 @@ def test_a_scheme_that_is_not_opened_is_named(small, tmp_path, name):
         Checkpoint.load(folder)
 
 
+def test_plain_weights_in_8_bit_floats_are_listed(tmp_path):
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        save_file({"w": torch.tensor([1.0, float("nan")]).to(dtype)}, tmp_path / "x.safetensors")
+        row = inspect_folder(tmp_path / "x.safetensors").iloc[0]
+        assert row["dtype"] == str(dtype).removeprefix("torch.") and row["nan"] == 1
+
+
 # ---- ONNX
 
 
