@@ -7,6 +7,7 @@ from tests.speech.fast.common import CPU_GRAPHS, assert_near, rebuilt_hift
 from workbench.errors import WorkbenchError
 from workbench.speech.fast.hift import FastHiFT, _MatmulConv1d, _PolyphaseConv1d
 from workbench.speech.models.hift import CausalConv1d, UpsamplingConv1d
+from workbench.speech.models.hift_window import Past
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -33,6 +34,18 @@ def test_mels_of_any_length_are_vocoded_together(fast_hift, hift_model, hift_gol
         expected = hift_model(given, noise, finalize)
         for name, tolerance in zip(expected._fields, (1e-9, 1e-6, 1e-3, 1e-4, 2e-5), strict=True):
             assert_near(getattr(found, name), getattr(expected, name), tolerance)
+
+
+@pytest.mark.parametrize("starts", [(0, 5, 12), (5, 5)])
+def test_mels_that_go_on_from_earlier_ones_are_vocoded_together(fast_hift, hift_model, hift_golden, starts):
+    mel, noise = hift_golden.data["in.mel"], hift_golden.data["buf.sine_noise_f16"].float()
+    f0 = hift_model(mel, noise).f0.float()
+    pasts = [Past().at(start, f0, hift_model.config) for start in starts]
+    found = fast_hift([mel[..., start:] for start in starts], False, None, pasts)
+    for start, past, sound in zip(starts, pasts, found, strict=True):
+        expected = hift_model(mel[..., start:], noise[:, start * 480 :], False, past_turns=past.turns)
+        assert_near(sound.source, expected.source, 1e-6)
+        assert_near(sound.wav, expected.wav, 2e-5)
 
 
 def test_invalid_mels_raise_the_eager_errors(fast_hift):

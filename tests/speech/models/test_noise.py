@@ -92,3 +92,11 @@ def test_noise_too_long_or_of_wrong_shape_raises():
         Noise(SMALL, {"ode": Noise(SMALL).ode()})
     with pytest.raises(WorkbenchError, match="ode is"):
         Noise(SMALL, {"ode": torch.zeros(1, 2, 3)})
+
+
+def test_noise_that_is_drawn_on_equals_noise_drawn_at_once():
+    bit_by_bit, at_once = Noise(SMALL), Noise(SMALL)
+    for samples in (7, 3, 500, 501, 4_000):
+        assert torch.equal(bit_by_bit.excitation(samples), at_once.excitation(4_000)[:, :samples])
+    bit_by_bit.excitation(100).zero_()  # what was handed out is the caller's own
+    assert bit_by_bit.excitation(100).any()

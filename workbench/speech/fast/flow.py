@@ -28,7 +28,9 @@ from workbench.speech.models.flow import Condition, Flow, FlowStep, Velocity, gu
 MASK_BUCKET = 16  # frames: with a mask, lengths are rounded up to a multiple of this, for torch's kernels
 PER_ROW_OPTIONS = ("cfg_rate", "temperature", "noise_seed", "speed")  # may differ between rows of a batch
 MAX_GRIDS = 8  # tables of modulations kept, one for each grid of times; the least recently used is dropped
-MAX_GRAPHS = 8  # CUDA graphs kept; the least recently used is dropped
+# CUDA graphs kept; the least recently used is dropped. A stream of 10 s with a fixed hop of 25 tokens has 10
+# lengths: if fewer were kept, each of its chunks would capture its graph again in every utterance.
+MAX_GRAPHS = 12
 
 
 class FastFlow:

@@ -127,7 +127,8 @@ class FastHiFT:
         # Outside of the graphs, float32 is exact. TF32 is for the trunk, which takes nearly all of the time.
         with self._lock, self.graphs.compute_mode(exact_float32):
             if samples > self._noise.shape[1]:
-                self._noise = self._draw_noise(samples).to(self.device)
+                more = self._draw_noise(samples)[:, self._noise.shape[1] :].to(self.device)
+                self._noise = torch.cat((self._noise, more), dim=1)
             # Mels that begin at the same frame share their noise.
             starts = [past.frame * c.hop_length for past in pasts]
             noises = [self._noise[0, start:] for start in (starts if len(set(starts)) > 1 else starts[:1])]

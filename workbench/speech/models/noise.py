@@ -16,6 +16,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Config
 
+KEPT_SAMPLES = 1_440_000  # of the excitation, once drawn: a minute, 52 MB
 KEYS = ("ode", "initial_phase", "excitation")
 
 
@@ -97,14 +98,15 @@ class Noise:
                 f"({max_samples / self.config.hift.sampling_rate:.0f} s). Split the text"
             )
         # Drawn in order, so shorter noise is the beginning of longer noise, and what was drawn is kept. Two
-        # threads may draw the same; each stores noise and state together.
+        # threads may draw the same: each stores noise and state together.
         drawn, state = self._drawn or (torch.empty(1, 0, self.n_sines), self._chain[1])
         missing = n_samples - drawn.shape[1]
         if missing > 0:
             generator = torch.Generator().set_state(state)
             more = torch.rand(1, missing, self.n_sines, generator=generator)
             drawn = torch.cat((drawn, more), dim=1)
-            self._drawn = drawn, generator.get_state()
+            if n_samples <= KEPT_SAMPLES:
+                self._drawn = drawn, generator.get_state()
         return drawn[:, :n_samples].clone()
 
     @cached_property
