@@ -1,5 +1,6 @@
 """`compare`, `report`, `diagnose`, `suspects`: two runs side by side, and which known fault it was."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,7 @@ from workbench.cli.common import (
     open_pipe,
     open_traces,
     print_notes,
+    run_options,
     table_text,
 )
 from workbench.cli.sounds import any_sound, compare_sound_files, diagnose_sound, sound_file_report
@@ -40,6 +42,10 @@ def compare(
     mapping: Mappings = None,
     voice: OtherVoice = None,
     device: Device = "cpu",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="The candidate's formats of weights: q4_0, or a TOML file; needs --voice."),
+    ] = None,
     fail_on: Annotated[
         Literal["rounding", "missing", "diverged", "never"],
         typer.Option(help="Exit with 1 from this verdict on."),
@@ -60,7 +66,9 @@ def compare(
 
     pair = open_traces([reference, candidate], names, mapping)
     pipe = open_pipe(voice, device) if voice else None
-    found = compare_runs(*pair, pipe)
+    if weights is not None and pipe is None:
+        raise WorkbenchError("--weights needs --voice: what a format explains is measured with the model")
+    found = compare_runs(*pair, pipe, run_options(None, weights).get("weights"))
     if as_json:
         print(json_text(found))
     else:
@@ -177,6 +185,8 @@ def suspects(
     pairs: Annotated[int, typer.Option(help="Self-test: pairs of faults as well.")] = 0,
     unlisted: Annotated[int, typer.Option(help="Self-test: faults that are not listed as well.")] = 0,
     healthy: Annotated[int, typer.Option(help="Self-test: runs without a fault as well.")] = 0,
+    quantised: Annotated[int, typer.Option(help="Self-test: runs with quantised weights as well.")] = 0,
+    catalogue: Annotated[bool, typer.Option(help="Self-test: runs with the listed faults.")] = True,
     draw: Annotated[int, typer.Option(help="Self-test: seed by which faults are drawn.")] = 0,
     voice: Voice = None,
     out: Annotated[
@@ -205,17 +215,20 @@ def suspects(
     from workbench.diagnose.suspects import benchmark
 
     pipe = open_pipe(voice, "cpu", progress=False)
-    total = (len(faults) + unlisted) * len(benchmark.VIEWS) + 2 * pairs + healthy
+    utterances = benchmark.held_out(pipe)
+    faults = faults if catalogue else []
+    total = (len(faults) + unlisted) * len(benchmark.VIEWS) + 2 * pairs + healthy + 2 * quantised
     runs = benchmark.self_test(
         pipe,
-        benchmark.held_out(pipe),
+        utterances,
         faults,
         pairs=pairs,
         unlisted=unlisted,
         healthy=healthy,
         draw=draw,
     )
-    rows = list(tqdm(runs, "self-test", total, unit=" run"))
+    formats = benchmark.format_trials(pipe, utterances, quantised, draw)
+    rows = list(tqdm(itertools.chain(runs, formats), "self-test", total, unit=" run"))
     print(benchmark.table(rows).to_string(index=False, float_format="{:.3f}".format))
     print(benchmark.confusions(rows).to_string(index=False))
     if out:

@@ -10,7 +10,7 @@ import torch
 import workbench as wb
 from tests.show.plots.common import STEPS, changed, image, line, rendered, summary, texts
 from workbench.diagnose.suspects.diagnosis import Diagnosis
-from workbench.diagnose.suspects.search import Verdict
+from workbench.diagnose.suspects.verdict import Verdict
 from workbench.errors import WorkbenchError
 
 plots = wb.plots

@@ -21,14 +21,13 @@ import torch
 from torch import Tensor
 
 from workbench.diagnose.compare import statistics
-from workbench.diagnose.compare.added_errors import Errors, Place, added_errors
-from workbench.diagnose.compare.comparison import EQUAL, Cause, Comparison
+from workbench.diagnose.compare.added_errors import Errors, Place, added_errors, causes_of, format_hints
+from workbench.diagnose.compare.comparison import EQUAL, Comparison
 from workbench.diagnose.compare.distance import (
     ALLOWANCE,
     EPS,
     hints,
     measure,
-    place_name,
     relative,
     where_is,
 )
@@ -45,6 +44,7 @@ from workbench.diagnose.compare.transitions import (
 )
 from workbench.diagnose.layerwise import layerwise
 from workbench.speech.config import STAGES, Options
+from workbench.speech.config.formats import rules_text
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.importers.open_run import open_run
 from workbench.trace.print_errors import with_half_units
@@ -60,13 +60,17 @@ HASH_DIGITS = 12  # enough to tell checkpoints apart, short enough to read
 PHASE_DEPENDENT = ("hift/source", "hift/magnitude", "hift/phase", "hift/wav")
 PHASE_NOTE = "advisory: the phase of the excitation follows every f0 before it"
 COLUMNS = [
-    *("field", "index", "verdict", "rel_l2", "allowed", "added", "added_allowed", "max_abs", "rms"),
-    *("snr_db", "cosine", "norm_ratio", "nonfinite", "prompt", "target", "worst", "seconds", "note"),
+    *("field", "index", "verdict", "rel_l2", "allowed", "added", "added_allowed", "of_format"),
+    *("max_abs", "rms", "snr_db", "cosine", "norm_ratio", "nonfinite", "prompt", "target"),
+    *("worst", "seconds", "note"),
 ]
 
 
 def compare(
-    reference: Trace | str | os.PathLike, candidate: Trace | str | os.PathLike, pipe: Pipeline | None = None
+    reference: Trace | str | os.PathLike,
+    candidate: Trace | str | os.PathLike,
+    pipe: Pipeline | None = None,
+    weights: str | Mapping[str, str] | os.PathLike | None = None,
 ) -> Comparison:
     """Compare two runs of the same utterance.
 
@@ -80,6 +84,9 @@ def compare(
     pipe : Pipeline, optional
         Of the checkpoint that both should have run. It measures what rounding explains, and finds the places
         where the candidate adds an error. Without it a relative L2 of 1e-5 counts as rounding.
+    weights : str, mapping of str to str, or Path, optional
+        Formats of the candidate's quantised weights, as in `Options`, where its record does not say them:
+        what they explain is no error. `find_suspects` names a format that is not known.
 
     Returns
     -------
@@ -103,6 +110,9 @@ def compare(
     pipe = None if pipe is None else layerwise(pipe)
     reference, candidate = with_half_units(open_run(reference)), with_half_units(open_run(candidate))
     candidate, numbering = statistics.renumbered(reference, candidate)
+    if weights is not None:
+        recorded = candidate.attrs.get("options", {}) | {"weights": rules_text(weights)}
+        candidate = Trace(candidate.data, candidate.attrs | {"options": recorded})
     input_differences = _input_differences(reference, candidate)
     same_tokens = not any(text.startswith(("lm/speech_token", "in/")) for text in input_differences)
     same_start = not any(text.startswith("first_step") for text in input_differences)
@@ -138,7 +148,8 @@ def compare(
         if row["verdict"] == "DIVERGED":
             _excuse_divergence(row, same_tokens, same_start)
         if (field, index) in added:
-            row["added"], row["added_allowed"] = added[field, index]
+            found = added[field, index]
+            row |= {"added": found.error, "added_allowed": found.allowed, "of_format": found.of_format}
         rows.append(row)
     _excuse_grown_rounding({(row["field"], row["index"]): row for row in rows}, candidate)
     table = pd.DataFrame(rows).reindex(columns=COLUMNS)
@@ -152,7 +163,8 @@ def compare(
         *statistics.hints(table),
     ]
     all_hints += [f"candidate: {text}" for text in (*numbering, *storage_notes)]
-    causes = None if objection else _causes(added, pipe)
+    all_hints += format_hints(added, options.weights)
+    causes = None if objection or pipe is None else causes_of(added)
     return Comparison(table, input_differences, all_hints, causes, unchecked, objection)
 
 
@@ -185,17 +197,6 @@ def _excuse_grown_rounding(rows: Mapping[Place, dict[str, Any]], candidate: Trac
                     "added_allowed", 0.0
                 ):
                     row.update(verdict="ROUNDING", note="grown from rounding; right on its own inputs")
-
-
-def _causes(added: Errors, pipe: Pipeline | None) -> list[Cause] | None:
-    """Return the places where the candidate adds more than rounding and storage; None without a pipeline."""
-    if pipe is None:
-        return None
-    causes = []
-    for (field, index), (error, allowed) in added.items():
-        if not error <= allowed:  # also where the error is NaN
-            causes.append(Cause(place_name(field, index), error, allowed))
-    return causes
 
 
 # ---- what the runs were given

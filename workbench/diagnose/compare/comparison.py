@@ -29,7 +29,8 @@ VERDICTS = ("MATCH", "ROUNDING", "ALIKE", "MISSING", "NOT COMPARABLE", "DIVERGED
 EQUAL = ("MATCH", "ROUNDING")  # verdicts that prove the candidate right
 MAX_ROWS = 12  # of the table in a cell or a shell; the whole table is folded, or printed on request
 SHOWN_COLUMNS = (  # of the rows that a cell shows unfolded
-    *("field", "index", "verdict", "rel_l2", "allowed", "added", "snr_db", "worst", "seconds", "note"),
+    *("field", "index", "verdict", "rel_l2", "allowed", "added", "of_format", "snr_db"),
+    *("worst", "seconds", "note"),
 )
 NO_ERROR = ("MATCH", "ROUNDING", "ALIKE", "MISSING")  # verdicts that show no error
 
@@ -40,10 +41,12 @@ class Cause:
 
     name: str  # such as "flow/velocity[3]"
     added: float  # relative L2 to what our model returns for the same inputs
-    allowed: float  # relative L2 that rounding explains
+    allowed: float  # relative L2 that rounding, or a format of weights, explains
+    of_format: float = 0.0  # relative L2 that the formats of the candidate's weights change
 
     def __str__(self) -> str:
-        return f"{self.name} (adds {self.added:.2g} on its own inputs, rounding explains {self.allowed:.2g})"
+        what = "its format of weights" if self.of_format else "rounding"
+        return f"{self.name} (adds {self.added:.2g} on its own inputs, {what} explains {self.allowed:.2g})"
 
 
 class Comparison:
@@ -174,10 +177,10 @@ class Comparison:
         -------
         DataFrame
             `field`, `index`, `verdict`, `rel_l2`, `allowed` (relative L2 that rounding explains), `added`
-            and `added_allowed` (error added by the candidate on its own inputs, and what rounding explains
-            of it), `max_abs`, `rms`, `snr_db`, `cosine`, `norm_ratio`, `nonfinite`, `prompt` and `target`
-            (rms error by region), `worst` (place of the largest error), `seconds` (its time in the target's
-            audio), `note`.
+            and `added_allowed` (error added by the candidate on its own inputs, and what is called no error
+            of it), `of_format` (what the formats of its weights change there), `max_abs`, `rms`, `snr_db`,
+            `cosine`, `norm_ratio`, `nonfinite`, `prompt` and `target` (rms error by region), `worst` (place
+            of the largest error), `seconds` (its time in the target's audio), `note`.
         """
         return self.rows.copy()
 

@@ -1,8 +1,9 @@
 """Measure how often `find_suspects` is right, on faults that it knows and on faults that it does not know.
 
-Four questions are asked. Is a fault of the catalogue named? Is nothing named for a fault that is not listed?
+Five questions are asked. Is a fault of the catalogue named? Is nothing named for a fault that is not listed?
 Is the listed one of two faults named where the other is not listed? Is nobody accused for a right run, in
-whatever form other programs store it? Faults that are not listed come from a kind with a parameter, and that
+whatever form other programs store it? Is the format of quantised
+weights named, and no fault? Faults that are not listed come from a kind with a parameter, and that
 kind is then left out of the search.
 
 The runs that are asked about add up in another order than ours do, as those of any other program. Texts,
@@ -20,14 +21,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from workbench.diagnose.quantisation.units import weights_of
 from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, Fault, applied, inject
 from workbench.diagnose.suspects.catalogue.kinds import KINDS, Kind
 from workbench.diagnose.suspects.diagnosis import Diagnosis
 from workbench.diagnose.suspects.other_kernels import FOREIGN_SUMS
+from workbench.diagnose.suspects.quantised import COMMON, HALF
 from workbench.diagnose.suspects.simulate import FaultSimulator
 from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 from workbench.files import data_path
+from workbench.speech.checkpoint.layers import layers
+from workbench.speech.config.formats import FALLBACKS, with_inputs
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.record import EVERYTHING
@@ -207,6 +212,72 @@ def self_test(
         found = find_suspects(trace, RIGHT_VIEWS[name](trace), pipe)
         outcome = "wrong" if found.verdicts or found.objection else "right"
         yield Row("right run", name, "", _named(found), outcome)
+
+
+def format_trials(
+    pipe: Pipeline, utterances: Sequence[tuple[Utterance, int]], count: int, draw: int = 0
+) -> Iterator[Row]:
+    """Make runs with quantised weights, and ask `find_suspects` for the format.
+
+    The format, the layers that have it, and whether the program also quantises the inputs of linear layers
+    are drawn. Where the LM is left alone, the mel and the waveform are asked about as well.
+
+    Parameters
+    ----------
+    pipe, utterances, draw
+        As in `self_test`.
+    count : int
+        Number of runs with quantised weights.
+    """
+    references = (pipe.synthesise(utt, seed, save=EVERYTHING) for utt, seed in utterances)
+    simulators = itertools.cycle([FaultSimulator(reference, pipe) for reference in references])
+    chance = random.Random(draw)
+    scopes = _scopes(pipe)
+    for simulator in itertools.islice(simulators, count):
+        scope, text = chance.choice(list(scopes)), chance.choice([one for one in COMMON if one not in HALF])
+        asked = with_inputs(text) if chance.random() < 0.5 else text
+        has_lm = any(name.startswith("lm.") for name in scopes[scope])
+        made = quantised_run(weights_of((name, asked) for name in scopes[scope]), has_lm)
+        candidate = inject(pipe, simulator.reference, [made, FOREIGN_SUMS])
+        for view in ("whole trace",) if has_lm else ("whole trace", "mel and waveform"):
+            found = find_suspects(simulator.reference, VIEWS[view](candidate), pipe, simulator=simulator)
+            yield Row("quantised", view, f"{asked} in {scope}", found.line, _format_outcome(found, text))
+
+
+def quantised_run(weights: str, has_lm: bool) -> Fault:
+    """Return a "fault" that gives a run quantised weights; `has_lm` says whether the LM has some."""
+    first = "lm/logp" if has_lm else "flow/spks"
+    return Fault("quantised", (first,), "the weights are quantised", "a choice", options={"weights": weights})
+
+
+def _scopes(pipe: Pipeline) -> dict[str, list[str]]:
+    """Return layers that ports quantise, by words for them."""
+    table = layers(pipe.checkpoint)
+    linear = list(table.loc[table["kind"] == "Linear", "layer"])
+    blocks = "flow.decoder.estimator.transformer_blocks."
+    return {
+        "everything": list(table["layer"]),
+        "linear layers": linear,
+        "the LM's linear layers": [name for name in linear if name.startswith("lm.")],
+        "the flow's linear layers": [name for name in linear if name.startswith("flow.")],
+        "the estimator's blocks": [name for name in linear if name.startswith(blocks)],
+    }
+
+
+def _format_outcome(found: Diagnosis, text: str) -> str:
+    """Return whether the format is named, for some part at least, and nothing else."""
+    if found.healthy:
+        return "no effect"
+    right = {text, FALLBACKS.get(text), "float16"}  # narrow layers have another format, and ggml says which
+    is_surplus = len(found.formats) < len(found.explained_by)
+    if is_surplus or any(right.isdisjoint(_bare(each)) for each in found.formats.values()):
+        return "wrong"
+    return "right" if any(text in _bare(each) for each in found.formats.values()) else "none"
+
+
+def _bare(texts: str) -> set[str]:
+    """Return formats that are tied, without what they say of inputs."""
+    return {text.removesuffix("dynamic").rstrip(":,") for text in texts.split(" or ")}
 
 
 def _drawn(pipe: Pipeline, draw: random.Random, count: int) -> Iterator[tuple[Fault, list[Kind]]]:

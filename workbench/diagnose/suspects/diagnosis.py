@@ -9,7 +9,8 @@ import pandas as pd
 
 from workbench.diagnose.compare.distance import join_places
 from workbench.diagnose.suspects.catalogue.faults import Fault
-from workbench.diagnose.suspects.search import Verdict
+from workbench.diagnose.suspects.quantised import is_format, where_and_format
+from workbench.diagnose.suspects.verdict import Verdict
 from workbench.tables import table_html
 
 MAX_SUSPECTS = 10  # in the answer
@@ -99,7 +100,7 @@ class Diagnosis:
 
     @property
     def explained_by(self) -> tuple[str, ...]:
-        """Names of the faults that are named, in causal order; empty where none is."""
+        """Names of the faults, and of formats of weights, that are named, in causal order."""
         named = [fault.name for verdict in self.verdicts for fault in verdict.faults]
         return () if self.objection else tuple(dict.fromkeys(named))
 
@@ -122,12 +123,34 @@ class Diagnosis:
             parts.append(f"not checked: {join_places(self.unchecked)}")
         return "; ".join(parts)
 
+    @property
+    def formats(self) -> dict[str, str]:
+        """Formats of quantised weights that were found, by part of the model: a choice, and no fault."""
+        found = {}
+        for verdict in self.verdicts:
+            for fault in verdict.faults:
+                if is_format(fault):
+                    where, text = where_and_format(fault)
+                    others = [where_and_format(tie)[1] for tie in verdict.ties if is_format(tie)]
+                    found.setdefault(where, " or ".join((text, *others)))
+        return {} if self.objection else found
+
     def _named_parts(self) -> list[str]:
-        """Return for each named fault: its name, its cause, where it shows, and its ties."""
+        """Return the formats of weights, then each named fault: its cause, where it shows, and its ties."""
         parts = []
+        if self.formats:
+            wheres: dict[str, list[str]] = {}
+            for where, text in self.formats.items():
+                wheres.setdefault(text, []).append(where)
+            texts = [f"{text} in {', '.join(named)}" for text, named in wheres.items()]
+            showing = [v for v in self.verdicts if any(map(is_format, v.faults))]
+            places = join_places(place for verdict in showing for place in verdict.places)
+            parts.append(f"quantised weights, no fault: {'; '.join(texts)}; they explain {places}")
         for name in self.explained_by:
             showing = [v for v in self.verdicts if any(fault.name == name for fault in v.faults)]
             fault = next(fault for fault in showing[0].faults if fault.name == name)
+            if is_format(fault):
+                continue
             places = join_places(place for verdict in showing for place in verdict.places)
             ties = ", ".join(tie.name for verdict in showing for tie in verdict.ties)
             text = f"{fault}; it explains {places}"
@@ -165,6 +188,7 @@ class Diagnosis:
             "line": self.line,
             "healthy": self.healthy,
             "explained_by": list(self.explained_by),
+            "formats": self.formats,
             "places": self.places_frame().to_dict("records"),
             "suspects": self.to_frame().to_dict("records"),
             "checked": self.checked,

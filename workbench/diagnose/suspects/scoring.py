@@ -28,6 +28,7 @@ from workbench.diagnose.suspects.random_errors import (
     is_rounding,
 )
 from workbench.diagnose.suspects.simulate import RANK
+from workbench.trace.schema import BRANCH_VELOCITIES
 
 # A score is the number of decades (powers of ten) by which a distance exceeds what rounding and storage
 # explain.
@@ -46,6 +47,9 @@ MIN_DRAWS = 2  # needed to know how far draws are from each other
 # `_nearness_without` returns decades. By chance alone a draw may be nearer by one decade than the others are.
 MAX_NEARNESS = 1.0
 MAX_NEARNESS_COUNTED = 2.0  # stands for infinity, where the candidate's distance is 0
+# An evaluation of the estimator costs most, so faults are tried in it at a few steps only. All steps are
+# checked for being right.
+FAULTY_STEPS = 3
 
 
 class CausalKey(NamedTuple):
@@ -229,6 +233,14 @@ class Scorer:
                 spread = max(spread, observation.distance(other, ours))
         return self.distance(number, faults) <= ROUNDING_ALLOWANCE * spread
 
+    def is_beyond_prediction(self, number: int, faults: Faults) -> bool:
+        """Whether a result is farther from the prediction than rounding of float32 explains.
+
+        A fault that rounds may explain it all the same, by the likeness of the error.
+        """
+        observation = self.observations[number]
+        return _decades_above(observation.allowed, self.distance(number, faults)) > MIN_WRONG_SCORE
+
     # ---- what the search needs
 
     def groups(self) -> list[list[int]]:
@@ -312,3 +324,31 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     finite = a.isfinite() & b.isfinite()
     a, b = a[finite], b[finite]
     return float(a @ b / (a.norm() * b.norm()).clamp(min=1e-300))  # 1e-300: no division by zero
+
+
+def thinned(observations: list[Observation], scorer: Scorer) -> list[Observation]:
+    """Keep the estimator's results of a few steps, spread evenly: wrong ones, and right ones beside them.
+
+    Most faults of the estimator show at every step, and each step costs one evaluation for each fault.
+    """
+    right_steps: set[int] = set()
+    wrong_steps: set[int] = set()
+    for number, observation in enumerate(observations):
+        if _is_estimator(observation):
+            steps = wrong_steps if scorer.is_wrong(number) else right_steps
+            steps.add(observation.index)
+    right_steps -= wrong_steps  # steps at which only one of the two branches of guidance is wrong
+    kept = {*_spread(sorted(wrong_steps)), *_spread(sorted(right_steps))}
+    return [one for one in observations if not _is_estimator(one) or one.index in kept]
+
+
+def _is_estimator(observation: Observation) -> bool:
+    return observation.is_local and observation.field in BRANCH_VELOCITIES
+
+
+def _spread(steps: list[int]) -> list[int]:
+    """Return at most `FAULTY_STEPS` of the steps: the first, the last, and others evenly between."""
+    if len(steps) <= FAULTY_STEPS:
+        return steps
+    last = len(steps) - 1
+    return [steps[round(k * last / (FAULTY_STEPS - 1))] for k in range(FAULTY_STEPS)]

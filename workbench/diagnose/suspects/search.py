@@ -11,13 +11,13 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from workbench.diagnose.suspects.catalogue.faults import HEALTHY, Fault, Faults
 from workbench.diagnose.suspects.catalogue.kinds import kind_of
 from workbench.diagnose.suspects.observations import Observation
+from workbench.diagnose.suspects.quantised import HALF
 from workbench.diagnose.suspects.scoring import MAX_FIT_SCORE, Scorer
-from workbench.trace.schema import BRANCH_VELOCITIES
+from workbench.diagnose.suspects.verdict import Verdict
 
 # Scores are in decades (powers of ten) above what rounding and storage explain. A fault must lower the
 # average score of a group by this much; statistics agree by chance more often than values do.
@@ -26,41 +26,19 @@ MIN_GAIN_OF_STATISTICS = 1.0  # a factor of 10
 MAX_SHARE_LEFT = 0.1  # a smaller gain is enough where at most this share of every distance is left
 MIN_FITTING = 0.9  # share of a group's wrong results that must fit; a loop may amplify the rounding of some
 MAX_TIE = 0.1  # decades; faults whose totals differ by less explain a run equally well
+MAX_TIED_DISTANCE = 1.5  # and no farther than so many times the nearest
 MAX_PAIRED = 6  # faults of a group that are tried in all pairs: 15 pairs
 # Each fault of a pair must change the result in the direction of the error (a cosine), and lower the score of
 # the group without the other fault.
 MIN_ALIGNMENT = 0.1
 MIN_GAIN_OF_MEMBER = 0.02
-# An evaluation of the estimator costs most, so faults are tried in it at a few steps only. All steps are
-# checked for being right.
-FAULTY_STEPS = 3
+# A fault beside a format of weights must point at what the format leaves, and remove most of it.
+MIN_ALIGNMENT_BESIDE = 0.5
+MAX_SHARE_LEFT_BESIDE = 0.5
+MAX_BESIDE_FORMAT = 2  # faults beside which formats are looked for; each needs a run for every format
 # A simulated run takes long, so the number of faults that are tried in such runs is limited.
 MAX_RUNS_OF_KIND = 20
 MAX_RUNS = 40  # of all kinds together
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What explains the wrong results of one group.
-
-    Attributes
-    ----------
-    fields : tuple of str
-    places : tuple of str
-        The wrong results, such as "flow/x[3]".
-    faults : tuple of Fault
-        They explain all of these results; empty where no known fault does.
-    ties : tuple of Fault
-        Faults that explain them as well as the first of `faults` does.
-    reason : str
-        Why no fault is named; empty where one is.
-    """
-
-    fields: tuple[str, ...]
-    places: tuple[str, ...]
-    faults: Faults = HEALTHY  # no fault
-    ties: Faults = HEALTHY
-    reason: str = ""
 
 
 class Search:
@@ -73,6 +51,9 @@ class Search:
     of_kinds : callable
         Returns further faults, those of kinds with a parameter, such as "block 5 is left out". They are tried
         only where the catalogue explains nothing.
+    formats : callable
+        `FormatSearch.formats`: returns the formats of quantised weights that are in what remains of the error
+        of a result. They are tried before the kinds.
 
     Attributes
     ----------
@@ -87,10 +68,15 @@ class Search:
     """
 
     def __init__(
-        self, scorer: Scorer, catalogue: Sequence[Fault], of_kinds: Callable[[], Sequence[Fault]]
+        self,
+        scorer: Scorer,
+        catalogue: Sequence[Fault],
+        of_kinds: Callable[[], Sequence[Fault]],
+        formats: Callable[..., Sequence[Faults]],
     ) -> None:
         self.scorer = scorer
         self.catalogue = catalogue
+        self.formats = formats
         # Asked once: our model's results with a fault are kept by the fault itself, not by its name.
         self.of_kinds = functools.cache(of_kinds)
         self.verdicts: list[Verdict] = []
@@ -140,6 +126,10 @@ class Search:
         fitting: list[Faults] = [(fault,) for fault in listed if self._explains((fault,), wrong)]
         reason = "the error is too small to tell faults apart"
         average = sum(scorer.score(number, chosen) for number in wrong) / len(wrong)
+        if fitting and all(fault.rounds or fault.redraws for (fault,) in fitting):
+            # These are judged by likeness. Rounded weights, which come near, are predicted.
+            halves = self.formats(wrong[0], chosen, HALF)
+            fitting += [formats for formats in halves if self._explains(formats, wrong)]
         if not fitting and average >= MIN_GAIN:
             fitting, reason = self._fitting_beyond_catalogue(listed, group, wrong)
             reason += self._as_large_as_rounding(listed, wrong[0])
@@ -150,9 +140,11 @@ class Search:
         best = min(fitting, key=lambda one: (totals[one], scorer.distance(wrong[0], (*chosen, *one))))
         self.chosen = (*chosen, *best)
         ties = []
+        nearest = max(scorer.distance(wrong[0], self.chosen), scorer.observations[wrong[0]].allowed)
         for faults in fitting:
             is_single = len(faults) == 1
-            if is_single and faults != best and totals[faults] - totals[best] <= MAX_TIE:
+            is_as_near = scorer.distance(wrong[0], (*chosen, *faults)) <= MAX_TIED_DISTANCE * nearest
+            if is_single and faults != best and totals[faults] - totals[best] <= MAX_TIE and is_as_near:
                 ties += faults
         return self._verdict(was_wrong, best, tuple(ties))
 
@@ -190,6 +182,8 @@ class Search:
         """Return faults with a parameter, or pairs of faults, that explain a group, and why none may do."""
         # `is_local`: predicted by one call of our model, not by a simulated run.
         is_local = self.scorer.observations[wrong[0]].is_local
+        if fitting := self._fitting_with_formats(listed, wrong):
+            return fitting, ""
         faults = self._candidates(self.of_kinds(), group, wrong)
         tried = faults if is_local else _affordable(faults)
         reason = "no known fault gives what was recorded"
@@ -201,6 +195,36 @@ class Search:
         if not fitting and is_local:
             fitting = [pair for pair in self._pairs(listed, wrong) if self._explains(pair, wrong)]
         return fitting, reason
+
+    def _fitting_with_formats(self, listed: list[Fault], wrong: list[int]) -> list[Faults]:
+        """Return formats of weights, alone or each beside a fault of the catalogue, that explain a group."""
+        scorer, chosen, first = self.scorer, self.chosen, wrong[0]
+        fitting = [formats for formats in self.formats(first, chosen) if self._explains(formats, wrong)]
+        if fitting and not scorer.is_beyond_prediction(first, (*chosen, *fitting[0])):
+            return fitting
+        # A port may have a fault beside its format. The larger of the two shows first.
+        for formats in fitting:
+            for fault in listed:
+                both = (*formats, fault)
+                is_aligned = scorer.alignment(fault, first, (*chosen, *formats)) >= MIN_ALIGNMENT_BESIDE
+                if is_aligned and self._explains(both, wrong) and self._is_nearer(both, formats, first):
+                    return [both]
+        if fitting or not scorer.observations[first].is_local:
+            return fitting
+        gains = {
+            fault: scorer.score(first, chosen) - scorer.score(first, (*chosen, fault)) for fault in listed
+        }
+        for fault in sorted(listed, key=gains.__getitem__, reverse=True)[:MAX_BESIDE_FORMAT]:
+            if gains[fault] >= MIN_GAIN:
+                for formats in self.formats(first, (*chosen, fault)):
+                    if self._explains((fault, *formats), wrong):
+                        fitting.append((fault, *formats))
+        return fitting
+
+    def _is_nearer(self, faults: Faults, than: Faults, number: int) -> bool:
+        """Whether these faults leave clearly less of a distance than others do."""
+        left = self.scorer.distance(number, (*self.chosen, *faults))
+        return left <= MAX_SHARE_LEFT_BESIDE * self.scorer.distance(number, (*self.chosen, *than))
 
     def _as_large_as_rounding(self, listed: list[Fault], first: int) -> str:
         """Say that an error which only statistics show is as large as that of a stage in half precision.
@@ -370,31 +394,3 @@ def _denies(right: Observation, fault: Fault) -> bool:
     is_simulated_lm = right.field.startswith("lm/") and not right.is_local
     is_certain = not right.is_statistics or is_simulated_lm
     return is_certain and right.affects(fault)
-
-
-def thinned(observations: list[Observation], scorer: Scorer) -> list[Observation]:
-    """Keep the estimator's results of a few steps, spread evenly: wrong ones, and right ones beside them.
-
-    Most faults of the estimator show at every step, and each step costs one evaluation for each fault.
-    """
-    right_steps: set[int] = set()
-    wrong_steps: set[int] = set()
-    for number, observation in enumerate(observations):
-        if _is_estimator(observation):
-            steps = wrong_steps if scorer.is_wrong(number) else right_steps
-            steps.add(observation.index)
-    right_steps -= wrong_steps  # steps at which only one of the two branches of guidance is wrong
-    kept = {*_spread(sorted(wrong_steps)), *_spread(sorted(right_steps))}
-    return [one for one in observations if not _is_estimator(one) or one.index in kept]
-
-
-def _is_estimator(observation: Observation) -> bool:
-    return observation.is_local and observation.field in BRANCH_VELOCITIES
-
-
-def _spread(steps: list[int]) -> list[int]:
-    """Return at most `FAULTY_STEPS` of the steps: the first, the last, and others evenly between."""
-    if len(steps) <= FAULTY_STEPS:
-        return steps
-    last = len(steps) - 1
-    return [steps[round(k * last / (FAULTY_STEPS - 1))] for k in range(FAULTY_STEPS)]

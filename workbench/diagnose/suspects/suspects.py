@@ -17,9 +17,11 @@ from workbench.diagnose.suspects.catalogue.kinds import KINDS, Kind, faults_of_k
 from workbench.diagnose.suspects.diagnosis import MAX_SUSPECTS, Diagnosis, Suspect
 from workbench.diagnose.suspects.fitted import fitted_faults
 from workbench.diagnose.suspects.observations import RUN_TOLERANCE, Observed, observe, value_distance
-from workbench.diagnose.suspects.scoring import Scorer
-from workbench.diagnose.suspects.search import Search, Verdict, thinned
+from workbench.diagnose.suspects.quantised import FormatSearch, is_format
+from workbench.diagnose.suspects.scoring import Scorer, thinned
+from workbench.diagnose.suspects.search import Search
 from workbench.diagnose.suspects.simulate import FaultSimulator, Predictor
+from workbench.diagnose.suspects.verdict import Verdict
 from workbench.errors import WorkbenchError
 from workbench.speech.config import NAMES
 from workbench.speech.pipeline import Pipeline
@@ -27,6 +29,7 @@ from workbench.trace.importers.open_run import open_run
 from workbench.trace.schema import BRANCH_VELOCITIES
 from workbench.trace.trace import Trace
 
+MAX_LEFT = 0.02  # share of an error that the format of weights may leave without a word
 # Relative distance from which recording a field would tell two faults apart, well above other kernels.
 MIN_SEPARATION = 10 * RUN_TOLERANCE
 
@@ -103,8 +106,12 @@ def find_suspects(
     # 2. Search the faults that explain what is wrong, in causal order.
     scorer = Scorer(thinned(observed.observations, all_results))
     search = Search(
-        scorer, catalogue, lambda: faults_of_kinds(pipe, kinds) + fitted_faults(kinds, observed.observations)
+        scorer,
+        catalogue,
+        lambda: faults_of_kinds(pipe, kinds) + fitted_faults(kinds, observed.observations),
+        FormatSearch(pipe, scorer).formats,
     )
+    notes += _format_notes(search, scorer)
     healthy_score = scorer.total(HEALTHY)
     explained = 1 - scorer.total(search.chosen) / healthy_score if search.verdicts else 1.0
 
@@ -138,6 +145,25 @@ def _note_silent_stages(observed: Observed) -> None:
             named = [place for place in observed.unchecked if place.startswith(stage)]
             if not named:
                 observed.unchecked[stage] = "no result of it was recorded"
+
+
+def _format_notes(search: Search, scorer: Scorer) -> list[str]:
+    """Say of formats that were named by likeness how much of the error they leave."""
+    left: dict[str, float] = {}
+    for verdict in search.verdicts:
+        names = [fault.name for fault in verdict.faults if is_format(fault)]
+        for number, observation in enumerate(scorer.observations):
+            if not names or not observation.is_local or observation.name not in verdict.places:
+                continue
+            if scorer.is_beyond_prediction(number, search.chosen):
+                share = scorer.distance(number, search.chosen) / scorer.distance(number, HEALTHY)
+                left[names[0]] = max(share, left.get(names[0], 0.0))
+    return [
+        f"{name} is alike, not equal: it leaves up to {100 * share:.0f} % of the error. Integer sums and "
+        "rounded inputs leave such a rest; another format of some layers, or a small fault, may hide in it"
+        for name, share in left.items()
+        if share > MAX_LEFT
+    ]
 
 
 # ---- other weights

@@ -38,21 +38,22 @@ class Kind(NamedTuple):
 _SIZES = tuple(f"group={n}" for n in GROUPS)
 _BLOCKS = tuple(f"group={n}" for n in NF4_BLOCKS)
 _INTEGER = (("channel", "tensor", *_SIZES), ("symmetric", "asymmetric", "offset"))
-_INPUTS = ("weight-only", "dynamic")  # whether a linear layer's inputs are quantised as well, token by token
+_INPUTS = ("weight-only", "dynamic")  # whether a linear layer's inputs are quantised as well
+_GGML = (_INPUTS,)
 _MLX = (("group=64", "group=32", "group=128"), ("float32", "float16", "bfloat16"))
 _FP8 = (("channel", "tensor"),)
 FORMATS = {
     "float32": Kind("float", 32, 0, 1, (), "torch"),
     "float16": Kind("float", 16, 0, 1, (), "torch"),
     "bfloat16": Kind("float", 16, 0, 1, (), "torch"),
-    "q8_0": Kind("ggml", 8, 16, 32, (), "ggml"),
-    "q6_k": Kind("ggml", 6, 16 + 16 * 8, 256, (), "ggml"),
-    "q5_k": Kind("ggml", 5, 32 + 8 * 12, 256, (), "ggml"),
-    "q4_k": Kind("ggml", 4, 32 + 8 * 12, 256, (), "ggml"),
-    "q5_1": Kind("ggml", 5, 32, 32, (), "ggml"),
-    "q5_0": Kind("ggml", 5, 16, 32, (), "ggml"),
-    "q4_1": Kind("ggml", 4, 32, 32, (), "ggml"),
-    "q4_0": Kind("ggml", 4, 16, 32, (), "ggml"),
+    "q8_0": Kind("ggml", 8, 16, 32, _GGML, "ggml"),
+    "q6_k": Kind("ggml", 6, 16 + 16 * 8, 256, _GGML, "ggml"),
+    "q5_k": Kind("ggml", 5, 32 + 8 * 12, 256, _GGML, "ggml"),
+    "q4_k": Kind("ggml", 4, 32 + 8 * 12, 256, _GGML, "ggml"),
+    "q5_1": Kind("ggml", 5, 32, 32, _GGML, "ggml"),
+    "q5_0": Kind("ggml", 5, 16, 32, _GGML, "ggml"),
+    "q4_1": Kind("ggml", 4, 32, 32, _GGML, "ggml"),
+    "q4_0": Kind("ggml", 4, 16, 32, _GGML, "ggml"),
     "int8": Kind("integer", 8, 32, 0, (*_INTEGER, ("narrow", "full"), _INPUTS), "onnxruntime, torchao"),
     "int4": Kind("integer", 4, 32, 0, _INTEGER, "onnxruntime, torchao"),
     "mlx8": Kind("mlx", 8, 64, 0, _MLX, "mlx"),
@@ -94,7 +95,8 @@ class Format(NamedTuple):
         shown = [
             detail
             for position, (detail, default) in enumerate(zip(self.details, defaults, strict=True))
-            if position == 0 or detail != default  # what shares a scale is always said
+            # What shares a scale is always said where it is a choice.
+            if detail != default or (position == 0 and not self.kind.block)
         ]
         return self.name + (":" + ",".join(shown) if shown else "")
 
@@ -126,6 +128,17 @@ def parse_format(text: Any) -> Format:
         named.add(positions[0])
         chosen[positions[0]] = word
     return Format(name, tuple(chosen))
+
+
+def with_inputs(text: str) -> str:
+    """Return a format with quantised inputs, as its kernels may have them; unchanged where there are none.
+
+    >>> with_inputs("q4_0"), with_inputs("nf4:group=64")
+    ('q4_0:dynamic', 'nf4:group=64')
+    """
+    asked = parse_format(text)
+    details = tuple("dynamic" if each == "weight-only" else each for each in asked.details)
+    return str(Format(asked.name, details))
 
 
 # ---- rules: which weights have which format

@@ -224,7 +224,7 @@ def test_bytes_of_other_formats_are_codes_scales_and_offsets(text, expected):
         (torch.ones(4, 64), "q4_x", "did you mean q4_k"),
         (torch.ones(4, 64), "int4:group=48", "group=32"),
         (torch.ones(4, 64), "int4:channel,tensor", "a second detail of its kind"),
-        (torch.ones(4, 64), "q4_k:group=64", "details of q4_k: none"),
+        (torch.ones(4, 64), "q4_k:group=64", "details of q4_k: weight-only or dynamic"),
         (torch.ones(4, 64), 4, "expected text"),
         (torch.ones(64), "q4_k", "2 or more axes"),
         (torch.ones(4, 64, dtype=torch.long), "q4_k", "tensor of floats"),

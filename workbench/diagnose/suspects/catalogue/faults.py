@@ -97,7 +97,10 @@ def applied(faults: Iterable[Fault]) -> Iterator[None]:
 def faulty_options(faults: Iterable[Fault], options: Options) -> Options:
     """Return the options that a run with these faults has."""
     for fault in faults:
-        options = options.but(**fault.options)
+        changed = dict(fault.options)
+        if options.weights and "weights" in changed:  # of other layers, so that both stay
+            changed["weights"] = f"{options.weights};{changed['weights']}"
+        options = options.but(**changed)
     return options
 
 

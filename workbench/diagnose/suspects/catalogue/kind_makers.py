@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 from workbench.diagnose.compare.transitions import SPECTRUM
 from workbench.diagnose.suspects.catalogue.faults import Fault
-from workbench.diagnose.suspects.catalogue.model_changes import (
-    changed_model,
-    with_quantised_weights,
-    with_tensor,
-)
+from workbench.diagnose.suspects.catalogue.model_changes import changed_model, with_tensor
 from workbench.diagnose.suspects.catalogue.patches import Patch
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.schema import BRANCH_VELOCITIES
@@ -139,22 +135,6 @@ def of_tensors(
 def is_square(tensor: Tensor) -> bool:
     """Whether a tensor is a square matrix: transposed it has the same shape."""
     return tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]
-
-
-def quantised_weights(pipe: Pipeline) -> Iterator[Fault]:
-    """Yield faults of LM and flow in which the weights of all linear layers are integers."""
-    groups = {-1: "tensor", 0: "channel", 32: "group of 32", 64: "group of 64", 128: "group of 128"}
-    for stage, fields in (("lm", ("lm/logp",)), ("flow", ("flow/spks", *BRANCH_VELOCITIES))):
-        for bits in (8, 4):
-            for group, per in groups.items():
-                change = functools.partial(with_quantised_weights, bits=bits, group=group)
-                yield Fault(
-                    f"quantised({stage} int{bits} per {per})",
-                    fields,
-                    f"the weights of the {stage}'s linear layers are int{bits} with one scale per {per}",
-                    SOURCE,
-                    patches=(changed_model(stage, change),),
-                )
 
 
 # ---- numbers inside the models

@@ -1,4 +1,4 @@
-"""Change single parts of our models: leave a block out, lose a bias, transpose or quantise a weight.
+"""Change single parts of our models: leave a block out, lose a bias, transpose a weight.
 
 A change never touches a model that somebody uses. It makes a copy that shares every part with the original
 but for the changed ones.
@@ -81,32 +81,3 @@ def with_blocks_swapped(model: nn.Module, first: str, second: str) -> nn.Module:
 def with_block_repeated(model: nn.Module, path: str, source: str) -> nn.Module:
     """Return a model in which one block has the weights of another."""
     return replaced(model, path, model.get_submodule(source))
-
-
-def quantised(weight: Tensor, bits: int, group: int) -> Tensor:
-    """Round a weight (out, ...) to integers of some bits, symmetric around 0, and back.
-
-    Parameters
-    ----------
-    weight : Tensor
-    bits : int
-    group : int
-        Numbers that share one scale, along the inputs of an output channel; 0: a whole channel, -1: the whole
-        tensor.
-    """
-    flat = weight.reshape(1, -1) if group < 0 else weight.reshape(len(weight), -1)
-    if group > 0 and flat.shape[1] % group == 0:
-        flat = flat.reshape(-1, group)
-    highest = 2 ** (bits - 1) - 1
-    scale = flat.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny) / highest
-    return ((flat / scale).round() * scale).reshape(weight.shape)
-
-
-def with_quantised_weights(model: nn.Module, bits: int, group: int) -> nn.Module:
-    """Return a model whose linear layers have quantised weights."""
-    copied = copy.deepcopy(model)
-    with torch.no_grad():
-        for module in copied.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.copy_(quantised(module.weight, bits, group))
-    return copied

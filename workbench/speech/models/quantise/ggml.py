@@ -26,7 +26,7 @@ class Blocks(NamedTuple):
     """Quantised blocks: what their bytes hold, and the weights that are computed from it."""
 
     values: Floats  # (blocks, 32 or 256)
-    codes: NDArray[np.int16]  # (blocks, 32 or 256) whole numbers, from 0 but for q8_0
+    codes: NDArray[np.int16]  # (blocks, 32 or 256) whole numbers, from 0 but for q8_0 and q8_k
     scale: NDArray[np.float16]  # (blocks,) d
     offset: NDArray[np.float16] | None = None  # (blocks,) the smallest value, or dmin of a super-block
     scale_codes: NDArray[np.int16] | None = None  # (blocks, 8 or 16) of a super-block's blocks
@@ -67,6 +67,13 @@ def quantise_blocks(x: Floats, name: str) -> Blocks:
         return QUANTISERS[name][1](x)
 
 
+def quantise_inputs(x: Floats, size: int) -> Floats:
+    """Quantise the inputs of a layer as ggml's kernels do beside weights in blocks of this size."""
+    with np.errstate(all="ignore"):
+        blocks = (_q8_k if size == 256 else _q8_0)(np.ascontiguousarray(x).reshape(-1, size))
+    return blocks.values.reshape(x.shape)
+
+
 # ---- one scale a block
 
 
@@ -78,6 +85,13 @@ def _q8_0(x: Floats) -> Blocks:
     d = scale.astype(np.float16)
     codes = codes.astype(np.int16)  # without a sign of 0
     return Blocks(codes * d.astype(np.float32)[:, None], codes, d)
+
+
+def _q8_k(x: Floats) -> Blocks:
+    """The inputs of layers in super-blocks: q8_0 over 256 numbers with a scale in float32."""
+    scale = _farthest(x) / np.float32(-127)
+    codes = np.minimum(np.rint(x * _inverse(scale)[:, None]), 127)
+    return Blocks(codes * scale[:, None], codes.astype(np.int16), scale.astype(np.float16))
 
 
 def _symmetric(x: Floats, half: int) -> Blocks:

@@ -1,12 +1,15 @@
 """The layers of a model whose weights can be quantised, and a model with quantised weights."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from workbench.errors import WorkbenchError
-from workbench.speech.config.formats import Rule, format_of
-from workbench.speech.models.quantise.quantise import quantise
+from workbench.speech.config.formats import Format, Rule, format_of
+from workbench.speech.models.quantise.ggml import quantise_inputs
+from workbench.speech.models.quantise.quantise import quantise, stored_as
 from workbench.speech.models.quantise.scaled import quantise_integer
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Embedding)  # norms and biases stay, as in every port
@@ -60,13 +63,24 @@ def quantise_layers(model: nn.Module, stage: str, rules: tuple[Rule, ...]) -> No
         else:
             layer.weight.copy_(values)
         if "dynamic" in asked.details and isinstance(layer, nn.Linear):
-            layer.register_forward_pre_hook(_quantise_input)
+            used, _ = stored_as(tuple(layer.weight.shape), asked)
+            layer.register_forward_pre_hook(functools.partial(_quantise_input, used))
 
 
-def _quantise_input(layer: nn.Module, args: tuple[Tensor]) -> Tensor:
-    """Return the input (..., in) in int8 with one scale a token, as torchao quantises activations."""
+def _quantise_input(used: Format, layer: nn.Module, args: tuple[Tensor]) -> Tensor:
+    """Return the input (..., in) as the kernels of a format quantise it.
+
+    torchao has int8 with one scale a token, ggml int8 in blocks as long as those of the weights; beside
+    weights that ggml leaves in float16 the input is float16 too.
+    """
     (x,) = args
-    tokens = quantise_integer(x.float().reshape(-1, x.shape[-1]), 8, "symmetric", is_narrow=False)
+    tokens = x.float().reshape(-1, x.shape[-1])
+    if used.kind.family == "integer":
+        tokens = quantise_integer(tokens, 8, "symmetric", is_narrow=False)
+    elif used.kind.family == "float":
+        tokens = tokens.half().float()
+    else:
+        tokens = torch.from_numpy(quantise_inputs(tokens.cpu().numpy(), used.block)).to(x.device)
     return tokens.reshape(x.shape).to(x.dtype)
 
 

@@ -138,8 +138,9 @@ def _used(shape: tuple[int, ...], asked: Format) -> Format:
     if asked.kind.family == "ggml":
         name = asked.name
         if columns % asked.block:
-            name = FALLBACKS.get(name, "float16")
-        return Format(name if columns % FORMATS[name].block == 0 else "float16")
+            name = FALLBACKS.get(name, "")
+        is_kept = name and columns % FORMATS[name].block == 0
+        return Format(name, asked.details) if is_kept else Format("float16")
     in_rows = asked.kind.family in ("integer", "mlx") and asked.block
     if (in_rows and columns % asked.block) or (asked.kind.family == "nf4" and not is_matrix):
         return Format("float32")
