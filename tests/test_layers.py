@@ -25,6 +25,7 @@ ORDER = (
     "speech.onnx",
     "speech.fast.fuse",
     "speech.fast.tf32x3",
+    "speech.fast.capability",
     "speech.fast.cuda_graphs",
     "speech.fast.lm_torch",
     "speech.fast.kernels",

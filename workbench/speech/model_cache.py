@@ -13,6 +13,7 @@ from workbench.speech.checkpoint.checkpoint import Checkpoint
 from workbench.speech.checkpoint.quantised.layers import quantised
 from workbench.speech.config import Options
 from workbench.speech.config.formats import rules_of, rules_of_stage, rules_text
+from workbench.speech.fast.capability import dtype_on
 from workbench.speech.fast.cuda_graphs import CudaGraphPool
 from workbench.speech.fast.flow import FastFlow
 from workbench.speech.fast.hift import FastHiFT
@@ -66,7 +67,7 @@ class ModelCache:
 
     def fast_lm(self, options: Options) -> FastLM:
         """Return the LM for `compute` "exact" or "fast"."""
-        dtype = options.dtype_of("lm")
+        dtype = self._fast_dtype(options, "lm")
         weights = _without_inputs(options, "lm")
         key = ("lm", options.compute, dtype, weights)
 
@@ -80,7 +81,7 @@ class ModelCache:
 
     def fast_flow(self, options: Options) -> FastFlow:
         """Return the flow for `compute` "exact" or "fast"."""
-        dtype = options.dtype_of("flow")
+        dtype = self._fast_dtype(options, "flow")
         weights = _without_inputs(options, "flow")
         key = ("flow", options.compute, dtype, weights)
 
@@ -150,6 +151,9 @@ class ModelCache:
         if which not in self._vocoders:
             self._vocoders[which] = open_vocoder(self.checkpoint, which, self.device)
         return self._vocoders[which]
+
+    def _fast_dtype(self, options: Options, stage: str) -> str:
+        return dtype_on(self.device, getattr(options, f"{stage}_dtype"), options.dtype_of(stage))
 
     def _built(self, name: str, dtype: str, *parts: str, weights: str | None) -> nn.Module:
         # Built wide where parts differ, so that rounding the trunk does not round them first.

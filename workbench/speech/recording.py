@@ -18,6 +18,7 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.speech.checkpoint.quantised.layers import quantised
 from workbench.speech.config import FLOW, HIFT, Config, Options
+from workbench.speech.fast.capability import way_taken
 from workbench.speech.frontend.frontend import Prompt, Utterance
 from workbench.speech.frontend.text import TextStream
 from workbench.speech.models.flow import Condition, FlowStep
@@ -273,9 +274,12 @@ class Clock:
 
 
 def stated_options(runner: StageRunner, options: Options) -> dict[str, Any]:
-    """Return what a trace says of the options, and of the formats that quantised weights have."""
+    """Return what a trace says of the options, of quantised weights, and of a GPU that lacks something."""
     said = quantised(runner.checkpoint, options.weights)
-    return {"options": asdict(options)} | ({"quantised": said} if said else {})
+    way = way_taken(runner.device, options.compute)
+    return (
+        {"options": asdict(options)} | ({"quantised": said} if said else {}) | ({"way": way} if way else {})
+    )
 
 
 def provenance(runner: StageRunner, options: Options, save: Save) -> dict[str, Any]:

@@ -213,6 +213,7 @@ def _compute_note(trace: Trace, pipe: Pipeline | None) -> list[str]:
     compute = options.get("compute", "eager") if isinstance(options, dict) else "eager"
     if compute == "eager":
         return []
+    compute = trace.attrs.get("way", compute)
     if pipe is None:
         return [f"Computed {compute!r}. Give the voice that ran to see how far that is from eager."]
     try:

@@ -33,6 +33,9 @@ What the kernels need, beside Triton and a C compiler. Without it, torch compute
 | `kernels.conv`      | flow: as `kernels.flow`;            | float32; channels a multiple of 16             |
 |                     | vocoder: A100 or later              |                                                |
 
+A GPU before Ampere, such as an RTX 2070 (7.5), has neither bfloat16 nor TF32: "fast" then computes in float32
+with CUDA graphs, and a trace says so (`capability.way_taken`). The choice is tested; no such GPU has run it.
+
 A fast path takes over the model that it is made from (`FastLM.consume`, `FastFlow.consume`,
 `FastHiFT.consume`): it fuses or replaces layers in place, so that no weight is stored twice. So
 `model_cache.ModelCache` builds a model for each fast path, and the eager models stay as they are.

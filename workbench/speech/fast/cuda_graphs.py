@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from workbench.speech.fast.capability import MIN_AMPERE
+
 Result = TypeVar("Result")
 MakeContext = Callable[[], AbstractContextManager]
 
@@ -26,7 +28,6 @@ ATTENTION_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
 # Compiled versions that torch keeps of one function, where its default is 8. It makes one for each set of
 # sizes, dtypes and TF32 settings.
 MAX_COMPILED_VERSIONS = 64
-MIN_TF32_CAPABILITY = (8, 0)  # compute capability of the A100, the first GPU with TF32 tensor cores
 
 
 class CudaGraphPool:
@@ -242,7 +243,7 @@ def can_compile(device: torch.device) -> bool:
 
 def can_compile_tf32(device: torch.device) -> bool:
     """Return whether kernels can be compiled for tensor cores that read float32 as TF32."""
-    return can_compile(device) and torch.cuda.get_device_capability(device) >= MIN_TF32_CAPABILITY
+    return can_compile(device) and torch.cuda.get_device_capability(device) >= MIN_AMPERE
 
 
 def compiled(function: Callable, device: torch.device, dynamic: Literal["rows", "all"]) -> Callable:
