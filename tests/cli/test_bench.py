@@ -52,3 +52,33 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(verb, tmp_pa
         assert main([*verb, "-o", str(out)]) == 2
         assert "cannot be written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_heard_says_what_it_was_not_given(tmp_path, capsys):
+    texts = tmp_path / "texts.tsv"
+    texts.write_text("id\ttext\nh0\tHm.\n")
+    given = ["--weights", "q8_0", "--judge", "nobody"]
+    for words, message in (
+        ([str(tmp_path / "none.tsv"), *given], "none.tsv is missing"),
+        ([str(texts), *given], "has no column speaker"),
+        ([str(texts), "--weights", "q9", "--judge", "nobody"], "there is no format 'q9'"),
+    ):
+        assert main(["bench", "heard", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_heard_writes_words_runs_and_changes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "workbench.diagnose.experiments.judges.judge_of", lambda judge: lambda wav, rate: "Is late"
+    )
+    monkeypatch.setattr("workbench.diagnose.quantisation.heard.dnsmos", lambda sound: 3.0)
+    texts = tmp_path / "texts.tsv"
+    texts.write_text("speaker\ttext\nkumo\tIt is late.\n")
+    out = [str(tmp_path / name) for name in ("table.csv", "rows.csv", "change.csv")]
+    words = ["--weights", "q8_0", "--judge", "own", "-o", out[0], "--rows", out[1], "--change", out[2]]
+    assert main(["bench", "heard", str(texts), *words]) == 0
+    assert "Words misheard of 3: 33.3 % -> 33.3 %" in capsys.readouterr().out
+    table, rows, change = (pd.read_csv(path) for path in out)
+    assert table["tokens"].tolist() == rows["tokens"].tolist() == ["own", "same"]
+    assert set(rows["wrong"]) == {1} and change["sound_db"][0] > 0

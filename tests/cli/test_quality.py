@@ -62,6 +62,7 @@ def test_precision_checks_the_device_first(tmp_path, capsys):
         (["--format", "q4_k", "--known", "x.csv"], "--known goes with"),
         (["--budget", "50%", "--known", "none.csv"], "none.csv"),
         (["--format", "q9"], "there is no format 'q9'"),
+        (["--budget", "50%", "--judge", "nobody"], "nobody is no folder and no Whisper model"),
     ],
 )
 def test_quantise_says_what_it_was_not_given(words, message, capsys):

@@ -10,13 +10,17 @@ from workbench.cli.common import (
     Device,
     Prompt,
     Voice,
+    Weights,
     check_device,
     open_pipe,
     open_prompt,
     print_help_without_verb,
+    run_options,
     table_text,
 )
+from workbench.errors import WorkbenchError
 from workbench.files import atomic_write, check_writable, data_path
+from workbench.speech.config import Options
 
 app = typer.Typer(help="Measure what something costs, or how good it is.")
 
@@ -295,4 +299,53 @@ def glitches(
         measured = benchmark.measure_clean_scores([*tuned_on, *reported_on])
         with atomic_write(Path(scores)) as draft:
             draft.write_text(json.dumps(measured), encoding="utf-8")
+    return 0
+
+
+@app.command(epilog="Example: workbench bench heard heldout.tsv --weights map.toml --judge whisper-small")
+def heard(
+    texts: Annotated[
+        str, typer.Argument(help="TSV with the columns text and speaker, whose bundled prompt is cloned.")
+    ],
+    weights: Weights,
+    judge: Annotated[str, typer.Option(metavar="NAME|FOLDER", help="Whisper model that hears the runs.")],
+    seed: Annotated[list[int] | None, typer.Option(help="Each text is said with each seed.")] = None,
+    voice: Voice = None,
+    device: Device = "cpu",
+    out: Csv = None,
+    rows: Annotated[str | None, typer.Option(help="Also write every run as CSV.")] = None,
+    change: Annotated[
+        str | None, typer.Option(help="Also write what changes in tokens, sound and pitch.")
+    ] = None,
+) -> int:
+    """Measure which words are misheard, and the predicted quality, before and after weights are quantised."""
+    for path in (out, rows, change):
+        check_writable(path)
+    check_device(device)
+    rules = str(Options(**run_options(None, weights)).weights)
+    import pandas as pd
+
+    from workbench.diagnose.benchmarks.tables import read_csv, write_csv
+    from workbench.diagnose.experiments.judges import judge_of
+    from workbench.diagnose.quantisation.heard import heard_change
+    from workbench.diagnose.quantisation.measure import References
+
+    table = read_csv(texts, sep="\t")
+    missing = {"text", "speaker"} - set(table.columns)
+    if missing:
+        raise WorkbenchError(
+            f"{texts} has no column {' or '.join(sorted(missing))}; expected text and speaker"
+        )
+    pipe = open_pipe(voice, device)
+    prompts = {name: pipe.prompt(data_path(f"prompts/{name}_0.flac")) for name in table["speaker"].unique()}
+    utts = [pipe.prepare(row.text, prompts[row.speaker]) for row in table.itertuples()]
+    references = References(pipe, utts, pipe.checkpoint.options, seed or [0])
+    found = heard_change(references, rules, judge_of(judge))
+    changed = pd.DataFrame([references.change(rules)])
+    print(found.line)
+    print(table_text(found.table()))
+    print(table_text(changed))
+    for result, path in ((found.table(), out), (found.rows, rows), (changed, change)):
+        if path:
+            write_csv(result, path)
     return 0

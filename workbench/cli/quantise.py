@@ -35,6 +35,14 @@ def quantise(
     known: Annotated[
         str | None, typer.Option(help="Table that --table wrote, in place of trying each block again.")
     ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            help="Whisper model that hears the whole, before and after; DNSMOS then judges it as well.",
+            show_default="nobody",
+        ),
+    ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Each text is said with each seed.")] = None,
     voice: Voice = None,
     prompt: Prompt = None,
@@ -69,13 +77,15 @@ def quantise(
     pipe = open_pipe(voice, device)
     utts = [pipe.prepare(each, recording) for each in text or TEXTS]
     if format is not None:
-        found = bisect_precision(pipe, utts, format, seeds=seed)
+        found = bisect_precision(pipe, utts, format, seeds=seed, judge=judge)
         measured = found.rows
     else:
-        found = recommend(pipe, utts, budget, max_db, seeds=seed or [0], sensitivity=sensitivity)
+        found = recommend(pipe, utts, budget, max_db, seeds=seed or [0], sensitivity=sensitivity, judge=judge)
         measured = found.sensitivity
     print(found)
     print(table_text(measured if format is not None else found.curve))
+    if found.heard is not None:
+        print(table_text(found.heard.table()))
     if out:
         write_weights(found.recommended if format is not None else found.weights, found.line, out)
     if table:

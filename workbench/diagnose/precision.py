@@ -4,6 +4,7 @@
 formats of quantised weights are tried in `quantisation`. `headroom.py` says why a part overflows.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from workbench.diagnose.experiments.judges import Judge
 from workbench.diagnose.quantisation.bisect import FormatMap, bisect_format
 from workbench.diagnose.quantisation.measure import (
     MAX_LM_CHANGE,
@@ -123,6 +125,7 @@ def bisect_precision(
     format: str = "float16",
     options: Options | None = None,
     seeds: Sequence[int] | None = None,
+    judge: Judge | str | os.PathLike | None = None,
 ) -> "PrecisionMap | FormatMap":
     """Find out by trying which parts may run in half precision, or have quantised weights.
 
@@ -145,6 +148,8 @@ def bisect_precision(
         The checkpoint's own by default.
     seeds : sequence of int, optional
         That of the options by default.
+    judge : callable, str or path, optional
+        Of quantised weights: recogniser that hears `safe_parts` together, as in `recommend`.
 
     Returns
     -------
@@ -154,7 +159,7 @@ def bisect_precision(
     Raises
     ------
     WorkbenchError
-        When there is no such format, or no utterance.
+        When there is no such format, or no utterance, or the judge cannot judge.
 
     Examples
     --------
@@ -169,7 +174,9 @@ def bisect_precision(
     options = pipe.options(options)
     utts, seeds = as_utterances(utts), list(seeds or [options.seed])
     if format not in HALF_DTYPES:
-        return bisect_format(pipe, utts, format, options, seeds)
+        return bisect_format(pipe, utts, format, options, seeds, judge)
+    if judge is not None:
+        raise WorkbenchError(f"a judge hears quantised weights, such as q8_0, and {format} is half precision")
     float64 = options.but(**ALL_FLOAT64)
     kept = ("lm/logp", "lm/drawn_token")
     references = [pipe.synthesise(utt, options=float64.but(seed=s), save=kept) for utt in utts for s in seeds]

@@ -25,8 +25,8 @@ def write_csv(table: pd.DataFrame, path: str | os.PathLike) -> None:
         table.to_csv(draft, index=False, float_format=f"%.{DIGITS}g")
 
 
-def read_csv(path: str | os.PathLike) -> pd.DataFrame:
-    """Read a table that `write_csv` wrote.
+def read_csv(path: str | os.PathLike, sep: str = ",") -> pd.DataFrame:
+    """Read a table that `write_csv` wrote, or one of texts.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def read_csv(path: str | os.PathLike) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise WorkbenchError(f"{path} is missing; write it with the command that stands beside its table")
-    return pd.read_csv(path)
+    return pd.read_csv(path, sep=sep)
 
 
 def markdown_table(table: pd.DataFrame) -> str:

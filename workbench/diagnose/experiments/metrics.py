@@ -2,7 +2,8 @@
 
 A metric is a function of a trace and of the reference's trace, which may be None. It returns NaN where it
 cannot say anything: without a reference, without the field that it reads, or for runs of two lengths.
-`METRICS` lists those that an `Experiment` uses by default.
+`METRICS` lists those that an `Experiment` uses by default. `wer` and `dnsmos` judge one sound alone; where
+nobody can judge it, they raise.
 """
 
 import itertools
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection
 import pandas as pd
 from torch import Tensor
 
+from workbench.diagnose.experiments.judges import Whisper, dnsmos, wer  # noqa: F401  wb.metrics.wer
 from workbench.speech.config import RELEASED
 from workbench.speech.frontend.audio import log_mel
 from workbench.trace.schema import FRAME_RATE, TOKEN_RATE

@@ -1,11 +1,14 @@
 """`bisect_format`: which parts, blocks and layers may be in one format, alone and all together."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import pandas as pd
 
+from workbench.diagnose.experiments.judges import Judge, judge_of
+from workbench.diagnose.quantisation.heard import NOT_JUDGED, HeardChange, heard_change, judged_before
 from workbench.diagnose.quantisation.measure import (
     MAX_F0_CHANGE,
     MAX_LM_CHANGE,
@@ -38,6 +41,8 @@ class FormatMap:
         What they change then.
     runs : int
         How many runs were measured.
+    heard : HeardChange, optional
+        Words misheard and predicted quality with `safe_parts`, where a judge was given.
     """
 
     format: str
@@ -45,6 +50,7 @@ class FormatMap:
     safe_parts: tuple[str, ...]
     together: Change
     runs: int
+    heard: HeardChange | None = None
 
     @property
     def recommended(self) -> dict[str, str]:
@@ -66,7 +72,7 @@ class FormatMap:
             texts.append(f"for {', '.join(dropped[:4])} alone, but not beside them")
         if lowest:
             texts.append(f"not for {', '.join(lowest[:6])}" + (" and others" if len(lowest) > 6 else ""))
-        return "; ".join(texts)
+        return f"{'; '.join(texts)}. {self.heard.line if self.heard else NOT_JUDGED}"
 
     def _is_covered(self, part: str) -> bool:
         """Whether a part, or all that was tried inside of it, is among the safe ones."""
@@ -85,12 +91,15 @@ def bisect_format(
     name: str,
     options: Options | None = None,
     seeds: Sequence[int] = (0,),
+    judge: Judge | str | os.PathLike | None = None,
 ) -> FormatMap:
     """Find out by trying which weights may have a format; see `bisect_precision`."""
     name = str(parse_format(name))
     if name == "float32":
         raise WorkbenchError("float32 is what changes nothing; expected float16, bfloat16 or such as q4_k")
+    judge = None if judge is None else judge_of(judge)
     references = References(pipe, utts, pipe.options(options), seeds)
+    before = None if judge is None else judged_before(references, judge)
     tree = Tree(references)
     rows, safe = [], []
     todo = list(STAGES)
@@ -104,7 +113,11 @@ def bisect_format(
         else:
             todo = tree.parts(unit) + todo
     kept, together = _safe_together(references, safe, name)
-    return FormatMap(name, pd.DataFrame(rows), kept, together, len(references.runs))
+    heard = None
+    if judge is not None and kept:
+        weights = weights_of((unit, name) for unit in kept)
+        heard = heard_change(references, weights, judge, before)
+    return FormatMap(name, pd.DataFrame(rows), kept, together, len(references.runs), heard)
 
 
 def _safe_together(

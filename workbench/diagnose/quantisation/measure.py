@@ -12,7 +12,7 @@ from workbench.diagnose.compare.transitions import transitions
 from workbench.diagnose.experiments.metrics import f0_change, mel_l1, sound_db
 from workbench.errors import WorkbenchError
 from workbench.speech.config import FLOW, HIFT, LM, STAGES, Options
-from workbench.speech.config.formats import Rule, check_globs, format_of, rules_of, rules_of_stage, rules_text
+from workbench.speech.config.formats import check_globs, format_of, rules_of, rules_of_stage, rules_text
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.quantise.modules import layers_of, quantise_layers
 from workbench.speech.models.sampling import nucleus
@@ -92,10 +92,9 @@ class References:
             raise WorkbenchError("expected one or more seeds")
         self.pipe = pipe
         self.options = options.but(compute="eager", weights=None)
+        self.inputs = [(utt, seed) for utt in as_utterances(utts) for seed in seeds]
         self.runs = [
-            pipe.synthesise(utt, seed=seed, options=self.options, save=KEPT)
-            for utt in as_utterances(utts)
-            for seed in seeds
+            pipe.synthesise(utt, seed=seed, options=self.options, save=KEPT) for utt, seed in self.inputs
         ]
 
     def change(self, weights: str) -> Change:
@@ -107,10 +106,8 @@ class References:
             As `Options.weights`.
         """
         weights = rules_text(weights)
-        rules = rules_of(weights)
-        check_globs(rules, [name for stage in STAGES for name in self.layers(stage)])
         concerned = {stage for stage in STAGES if rules_of_stage(weights, stage)}
-        with self._quantised(rules):
+        with self.quantised(weights):
             changes = [self._change_of(run, concerned) for run in self.runs]
         means = Change(*(sum(values) / len(values) for values in zip(*changes, strict=True)))
         worst = {name: largest(getattr(each, name) for each in changes) for name in WORST}
@@ -121,8 +118,10 @@ class References:
         return layers_of(eager_model(self.pipe, stage, self.options), stage)
 
     @contextmanager
-    def _quantised(self, rules: tuple[Rule, ...]) -> Iterator[None]:
+    def quantised(self, weights: str) -> Iterator[None]:
         """Quantise layers of the pipeline's own models until the block ends."""
+        rules = rules_of(weights)
+        check_globs(rules, [name for stage in STAGES for name in self.layers(stage)])
         changed: list[tuple[nn.Module, dict[str, Tensor]]] = []
         try:
             for stage in STAGES:

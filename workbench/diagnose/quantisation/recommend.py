@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from workbench.diagnose.experiments.judges import Judge, judge_of
+from workbench.diagnose.quantisation.heard import NOT_JUDGED, HeardChange, heard_change, judged_before
 from workbench.diagnose.quantisation.measure import (
     MAX_F0_CHANGE,
     MAX_LM_CHANGE,
@@ -69,6 +71,8 @@ class Recommendation:
         How many runs were measured.
     layers : DataFrame
         The format of each layer, see `workbench.layers`.
+    heard : HeardChange, optional
+        Words misheard and predicted quality before and after, where a judge was given: `heard.table()`.
 
     Examples
     --------
@@ -88,6 +92,7 @@ class Recommendation:
     curve: pd.DataFrame
     runs: int
     layers: pd.DataFrame
+    heard: HeardChange | None = None
 
     @property
     def line(self) -> str:
@@ -102,7 +107,7 @@ class Recommendation:
             f"{self.nbytes / 1e6:.1f} MB, {self.nbytes / self.base_nbytes:.0%} of float16: {kinds}. "
             f"The sound changes by {change.sound_db:.2g} dB, f0 by {change.f0_hz:.2g} Hz, the next token by "
             f"{change.kl:.2g} nat (runs: {self.runs}). An LM that waits for its weights is "
-            f"{self.speed_up:.2g} times as fast"
+            f"{self.speed_up:.2g} times as fast. {self.heard.line if self.heard else NOT_JUDGED}"
         )
 
     @property
@@ -200,6 +205,7 @@ def recommend(
     options: Options | None = None,
     seeds: Sequence[int] = (0,),
     sensitivity: pd.DataFrame | None = None,
+    judge: Judge | str | os.PathLike | None = None,
 ) -> Recommendation:
     """Choose a format for each block: the smallest voice within a limit, or the least changed within a size.
 
@@ -228,6 +234,9 @@ def recommend(
     seeds : sequence of int
     sensitivity : DataFrame, optional
         That of an earlier `Recommendation` for the same voice and formats: step 1 is left out.
+    judge : callable, str or path, optional
+        Recogniser that hears the runs before and after, as in `wb.metrics.wer`; DNSMOS then judges them too
+        where it is installed. It says what the choice costs, and does not choose.
 
     Returns
     -------
@@ -236,7 +245,8 @@ def recommend(
     Raises
     ------
     WorkbenchError
-        When both or none of `budget` and `max_db` are given, or no choice is small enough.
+        When both or none of `budget` and `max_db` are given, or no choice is small enough; before anything
+        else is measured, when the judge cannot judge.
 
     Examples
     --------
@@ -254,7 +264,9 @@ def recommend(
     limit = None if budget is None else _bytes(budget, base_nbytes)
     if sensitivity is not None:
         sensitivity = _checked(sensitivity, pipe, formats)
+    judge = None if judge is None else judge_of(judge)
     references = References(pipe, utts, pipe.options(options), seeds)
+    before = None if judge is None else judged_before(references, judge)
     if sensitivity is None:
         sensitivity = _sensitivity(references, formats)
     curve = _way(sensitivity, max_db or MAX_SOUND_CHANGE, max_kl)
@@ -284,8 +296,11 @@ def recommend(
     ]
     weights = _formats_after(curve, chosen)
     nbytes = curve[chosen - 1].nbytes if chosen else 2 * base_nbytes
-    runs, formats_of_layers = len(references.runs), layers(pipe.checkpoint, weights or KEPT)
-    return Recommendation(weights, nbytes, base_nbytes, change, sensitivity, table, runs, formats_of_layers)
+    heard = None
+    if judge is not None and weights:
+        heard = heard_change(references, weights_of(weights.items()), judge, before)
+    runs, of_layers = len(references.runs), layers(pipe.checkpoint, weights or KEPT)
+    return Recommendation(weights, nbytes, base_nbytes, change, sensitivity, table, runs, of_layers, heard)
 
 
 def _sensitivity(references: References, formats: Sequence[str]) -> pd.DataFrame:
