@@ -113,6 +113,7 @@ def test_seeds_of_one_text_are_no_new_texts():
     assert "9 texts are too few to tell a change from chance" in HeardChange(more).line
 
 
+@pytest.mark.slow
 def test_what_was_not_judged_is_said(pipe, utt, short, monkeypatch):
     monkeypatch.setattr(References, "change", lambda self, weights: Change())
     known = pd.read_csv(KNOWN)
@@ -147,6 +148,7 @@ def test_a_judge_that_cannot_judge_is_told_before_anything_is_measured(pipe, utt
         bisect_precision(pipe, utt, "float16", short, judge=says("a"))
 
 
+@pytest.mark.slow
 def test_a_text_without_a_sound_counts_before_as_well(pipe, utt, short):
     references = References(pipe, utt, short, [7])
     references.runs = [wb.Trace({"hift/wav": torch.zeros(10)}, {"text": "Eight months to Mars."})]
