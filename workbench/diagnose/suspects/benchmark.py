@@ -31,7 +31,7 @@ from workbench.diagnose.suspects.simulate import FaultSimulator
 from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 from workbench.files import data_path
-from workbench.speech.checkpoint.layers import layers
+from workbench.speech.checkpoint.quantised.layers import layers
 from workbench.speech.config.formats import FALLBACKS, with_inputs
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline

@@ -203,12 +203,10 @@ class FormatSearch:
         for layers in tried:
             if self._is_exact(text, number, base, layers):
                 return layers
-        for group_of in (sort_of, block_of):
-            # Sorts of all layers; then blocks of what was nearest so far.
-            among = names if group_of is sort_of else self._nearest(tried, text, number, base)
-            kept = self._by_least_squares(text, number, base, among, group_of)
-            if kept:
-                tried.append(kept)
+        for first, second in ((sort_of, block_of), (block_of, sort_of)):
+            kept = self._by_least_squares(text, number, base, names, first)
+            inside = self._by_least_squares(text, number, base, kept, second)
+            tried += [layers for layers in (kept, inside) if layers]
         return self._nearest(tried, text, number, base)
 
     def _nearest(
