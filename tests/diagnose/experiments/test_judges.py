@@ -101,7 +101,10 @@ def test_a_sound_that_nobody_can_judge_is_told(sound, message, metric):
         getattr(wb.metrics, metric)(sound, **more)
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "no text is known"), ("?!", "the text is '\\?!'")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no text is known"), ("?!", "the text is '\\?!'"), (["Good", "morning"], "text is a list")],
+)
 def test_a_missing_text_is_told(text, message):
     with pytest.raises(wb.WorkbenchError, match=message):
         wb.metrics.wer((TONE, RATE), text, judge=says("a"))

@@ -146,6 +146,8 @@ def hear(
     sample_rate: float | None = None,
 ) -> Heard:
     """Return what a recogniser hears, with the count of wrong words; see `wer`."""
+    if not isinstance(text, str | Trace | None):
+        raise WorkbenchError(f"text is a {type(text).__name__}; expected the words that are to be heard")
     said = text if isinstance(text, str) else _text_of(text) or _text_of(sound)
     right, language = words_to_say(said)
     wav, rate = _sound(sound, sample_rate)
@@ -293,7 +295,7 @@ def _sound(sound: Any, sample_rate: float | None) -> tuple[Tensor, int]:
 
 
 def _text_of(source: object) -> str:
-    return str(source.attrs.get("text", "")) if isinstance(source, Trace) else ""
+    return source.attrs.get("text") or "" if isinstance(source, Trace) else ""
 
 
 @cache
