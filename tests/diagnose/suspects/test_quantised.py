@@ -24,7 +24,7 @@ def run_with(pipe, recorded, weights, *faults):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", ("q4_0", "int8:channel,full", "q5_k:dynamic", "mlx4:group=32"))
+@pytest.mark.parametrize("text", ("q4_0", "int8:channel,full", "q5_k:dynamic"))
 def test_a_format_of_all_weights_is_named(pipe, recorded, simulator, text):
     found = wb.find_suspects(recorded, run_with(pipe, recorded, text), pipe, simulator=simulator)
     assert text in found.formats["lm"] and text in found.formats["flow.decoder"]
@@ -45,7 +45,7 @@ def test_layers_that_have_the_format_are_told(pipe, recorded, simulator):
 
 @pytest.mark.slow
 def test_two_formats_are_told_apart_by_layer(pipe, recorded, simulator):
-    weights = {f"{BLOCKS}*": "q4_0", f"{BLOCKS}*.ff.*": "q8_0"}
+    weights = {f"{BLOCKS}*": "q4_0", f"{BLOCKS}*.to_v": "q8_0"}
     found = wb.find_suspects(recorded, run_with(pipe, recorded, weights), pipe, simulator=simulator)
     assert sorted(found.formats.values()) == ["q4_0", "q8_0"]
 
@@ -89,7 +89,7 @@ def test_compare_with_a_format_calls_it_no_error(pipe, recorded):
 def test_compare_with_a_format_still_finds_a_fault(pipe, recorded):
     run = run_with(pipe, recorded, "q8_0", wb.faults.named("time-unscaled"))
     found = wb.compare(recorded, run, pipe, "q8_0")
-    assert found.causes[0].name.startswith("flow/velocity_cond") and "its format" in str(found.causes[0])
+    assert found.causes[0].name.startswith("flow/velocity_") and "its format" in str(found.causes[0])
 
 
 def test_formats_that_are_tried_are_all_different():

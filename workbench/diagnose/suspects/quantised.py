@@ -46,7 +46,8 @@ COMMON = (
     *("q5_1", "q5_0", "q4_1", "int8:tensor", "int4:channel", "fp8_e4m3:tensor", "fp8_e5m2:channel"),
 )
 MAX_GROUP = 256  # weights that share a scale, of the formats that are tried
-SIMULATED = 15  # so many of them are tried where each needs a simulated run
+# Those that are tried where each needs a simulated run.
+SIMULATED = ("q8_0", "q4_0", "int8:channel", "int8:channel,full", "q4_k", "q6_k", "mlx4", "int4:group=128")
 # Of 60 formats the wrong ones reach a cosine of 0.25 by chance; programs that add in integers leave 0.6.
 MIN_LIKENESS = 0.5
 CLEAR_LIKENESS = 0.8  # needed after a simulated run, in whose sound other errors look alike
@@ -54,6 +55,7 @@ SURE_LIKENESS = 0.95  # of a format that other parts have
 EQUALLY_ALIKE = 0.02  # formats whose likenesses differ by less are all kept
 EQUALLY_NEAR = 1.1  # and then those whose distance is at most so many times the smallest
 MIN_SHARE = 0.5  # layers have the format where least squares find more than this share of their error
+RIDGE = 1e-6  # against groups whose errors are the same
 MAX_GROUPS = 24  # of layers, each of which needs a run
 
 
@@ -104,12 +106,24 @@ class FormatSearch:
             Several where nothing tells them apart; empty where no format is in the error. One of them has
             several members where layers have different formats.
         """
-        parts = self._parts_behind(self.scorer.observations[number])
-        names = tuple(itertools.chain(*parts.values()))
-        key = (names, base, tried)
-        if key not in self._found:
-            self._found[key] = self._search(number, base, names, tried) if names else []
-        return self._found[key]
+        for names in self._scopes(number, base):
+            key = (names, base, tried)
+            if key not in self._found:
+                self._found[key] = self._search(number, base, names, tried)
+            if self._found[key]:
+                return self._found[key]
+        return []
+
+    def _scopes(self, number: int, base: Faults) -> list[tuple[str, ...]]:
+        """Return the layers that may have a format: of the result's own stage, then of those before it."""
+        observation = self.scorer.observations[number]
+        names = tuple(itertools.chain(*self._parts_behind(observation).values()))
+        own = tuple(name for name in names if observation.field.startswith(f"{_stage(name)}/"))
+        before = self.scorer.predict(number, base)
+        # Other lengths tell that an earlier stage differs.
+        is_other_length = before is not None and before.shape != observation.found.shape
+        scopes = [names, own] if is_other_length else [own, names]
+        return [scope for scope in dict.fromkeys(scopes) if scope]
 
     def _search(
         self, number: int, base: Faults, names: tuple[str, ...], tried: tuple[str, ...]
@@ -123,30 +137,36 @@ class FormatSearch:
                 if is_sure or (layers and self._is_exact(text, number, base, layers)):
                     return [(self._fault(text, layers),)]
 
-        # 1. Which format? All layers have it on trial.
-        cosines: dict[str, float] = {}
+        # 1. Which format? All layers have it on trial; then those alone that repeat, such as transformer
+        # blocks: others may make most of the error where they have the format, and many ports spare them.
+        is_local = self.scorer.observations[number].is_local
+        inner = tuple(name for name in names if block_of(name) != name)
+        scopes = [names, inner] if is_local and inner not in ((), names) else [names]
+        likeness: dict[tuple[str, tuple[str, ...]], float] = {}
 
         def best_of(texts: Iterable[str]) -> str:
             for text in texts:
-                if text not in cosines:
-                    cosines[text] = self._likeness(text, number, base, names)
-                    if self._is_exact(text, number, base, names):
-                        break
-            return max(cosines, key=cosines.__getitem__)
+                for layers in scopes:
+                    if (text, layers) not in likeness:
+                        likeness[text, layers] = self._likeness(text, number, base, layers)
+                    if self._is_exact(text, number, base, layers):
+                        return text
+            return max(likeness, key=likeness.__getitem__)[0]
 
-        is_local = self.scorer.observations[number].is_local
-        best = best_of((*known, *(tried if is_local else tried[:SIMULATED])))
-        if is_local and tried is COMMON and not self._is_exact(best, number, base, names):
+        best = best_of((*known, *(tried if is_local else SIMULATED)))
+        chosen = names if self._is_exact(best, number, base, names) else ()
+        if is_local and tried is COMMON and not chosen:
             best = best_of(every_format())
             best = best_of(refinements(best))
 
         # 2. Which layers?
-        chosen = self._layers_with(best, number, base, names)
+        chosen = chosen or self._layers_with(best, number, base, names)
         if self._likeness(best, number, base, chosen) < (MIN_LIKENESS if is_local else CLEAR_LIKENESS):
             return []
 
         # 3. Of formats that point the same way, such as q8_0 and int8:group=32, the nearest.
-        alike = [text for text, cosine in cosines.items() if cosine >= cosines[best] - EQUALLY_ALIKE]
+        most = max(likeness.values())
+        alike = list(dict.fromkeys(text for (text, _), x in likeness.items() if x >= most - EQUALLY_ALIKE))
         if linear and not self._is_exact(best, number, base, chosen):  # inputs may be quantised as well
             alike += [with_inputs(text) for text in alike if with_inputs(text) not in alike]
         distances = {text: self._distance(text, number, base, chosen) for text in alike}
@@ -203,6 +223,8 @@ class FormatSearch:
         for layers in tried:
             if self._is_exact(text, number, base, layers):
                 return layers
+        if not self.scorer.observations[number].is_local:  # each further trial would need a simulated run
+            return self._nearest(tried, text, number, base)
         for first, second in ((sort_of, block_of), (block_of, sort_of)):
             kept = self._by_least_squares(text, number, base, names, first)
             inside = self._by_least_squares(text, number, base, kept, second)
@@ -224,18 +246,25 @@ class FormatSearch:
         before, found = self.scorer.predict(number, base), self.scorer.observations[number].found
         if not 1 < len(groups) <= MAX_GROUPS or before is None or before.shape != found.shape:
             return ()
-        errors = []
+        errors, tried = [], []
         for layers in groups.values():
             after = self.scorer.predict(number, (*base, self._fault(text, layers)))
             if after is None or after.shape != before.shape:
                 return ()
-            errors.append((after - before).double().flatten())
-        error, matrix = (found - before).double().flatten(), torch.stack(errors, dim=1)
-        finite = error.isfinite() & matrix.isfinite().all(1)
-        shares = torch.linalg.lstsq(matrix[finite], error[finite, None]).solution[:, 0].tolist()
+            change = (after - before).double().flatten()
+            if bool(change.isfinite().all()) and float(change.norm()):  # narrow layers may keep their weights
+                errors.append(change)
+                tried.append(layers)
+        error = (found - before).double().flatten()
+        if not errors or not bool(error.isfinite().all()):
+            return ()
+        matrix = torch.stack(errors, dim=1)
+        matrix /= matrix.norm(dim=0)
+        normal = matrix.T @ matrix + RIDGE * torch.eye(len(errors), dtype=torch.float64)
+        sizes = torch.linalg.solve(normal, matrix.T @ error)
         kept = []
-        for layers, share in zip(groups.values(), shares, strict=True):
-            if share > MIN_SHARE:
+        for layers, size, change in zip(tried, sizes.tolist(), errors, strict=True):
+            if size > MIN_SHARE * float(change.norm()):
                 kept += layers
         return tuple(kept)
 

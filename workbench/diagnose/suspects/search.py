@@ -91,7 +91,9 @@ class Search:
                 if first_steps is not None:
                     self.verdicts.append(first_steps)
                     wrong = [number for number in wrong if scorer.is_wrong(number, self.chosen)]
-                    verdict = self._verdict(wrong, reason="another fault is in these steps")
+                    verdict = self._explain(group, wrong)
+                    if verdict.reason:
+                        verdict = self._verdict(wrong, reason="another fault is in these steps")
                 self.verdicts.append(verdict)
 
     # ---- one group
@@ -161,11 +163,13 @@ class Search:
         same_step = [number for number in wrong if scorer.observations[number].index == first.index]
         if len(same_step) == len(wrong):
             return None
-        for fault in self._candidates(self.catalogue, group, same_step):
-            if self._explains((fault,), same_step, group):
-                self.chosen = (*self.chosen, fault)
+        tried: list[Faults] = [(fault,) for fault in self._candidates(self.catalogue, group, same_step)]
+        tried += self.formats(same_step[0], self.chosen)
+        for faults in tried:
+            if self._explains(faults, same_step, group):
+                self.chosen = (*self.chosen, *faults)
                 explained = [number for number in wrong if not scorer.is_wrong(number, self.chosen)]
-                return self._verdict(explained, (fault,))
+                return self._verdict(explained, faults)
         return None
 
     def _verdict(
