@@ -158,9 +158,9 @@ class Options:
         which the last one that matches a layer or a module around it counts; or a TOML file of these. The
         option keeps them as one line. `wb.formats()` lists the formats and `wb.layers(voice)` the layers.
         Weights are quantised from float32 and dequantised, and the ordinary model runs with them in the
-        stage's dtype; with "int8:dynamic" linear layers quantise their inputs too, token by token. Left out
-        is what kernels add to that: integer sums, and ggml's own quantised inputs. Norms and biases stay. Of
-        a weight norm, the product is quantised.
+        stage's dtype; with "int8:dynamic" or "q4_0:dynamic" linear layers quantise their inputs too, as
+        torchao's and ggml's kernels do. Left out is what these add to that: integer sums. Norms and biases
+        stay. Of a weight norm, the product is quantised.
 
     Raises
     ------
