@@ -58,5 +58,7 @@ def test_shell_lines_name_verbs_and_options_that_exist(path):
         while words and hasattr(command, "commands") and not words[0].startswith("-") and words[0] != "VERB":
             assert words[0] in command.commands, words
             command = command.commands[words.pop(0)]
-        known = {name for parameter in command.params for name in parameter.opts} | {"--help", "-h"}
+        known = {
+            name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)
+        } | {"--help", "-h"}
         assert {word for word in words if word.startswith("-")} <= known, words

@@ -66,7 +66,7 @@ def test_the_recommended_recording_shows_faults_of_the_ode(simulator, name):
         "padded-without-mask(64)",
         "bias-missing(decoder.estimator.transformer_blocks.2.attn.to_v.bias)",
         "bias-missing(llm.model.model.layers.0.self_attn.q_proj.bias)",
-        "quantised(flow int8 per channel)",
+        "quantised(flow.decoder int8:channel)",
         "voiced-threshold(200)",
         "stft-shifted(1)",
         "cond-scaled(0.5)",

@@ -127,7 +127,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch, voice):
             Path(path).write_bytes(b"half")
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(export, "_program", lambda *args: Program())
+    monkeypatch.setattr(export, "_program", lambda *args: (Program(), []))
     path = tmp_path / "a.onnx"
     path.write_bytes(b"old")
     with pytest.raises(WorkbenchError, match=r"a\.onnx could not be written \(No space"):

@@ -14,7 +14,7 @@ import torch
 
 from workbench.diagnose.quantisation.units import block_of, weights_of
 from workbench.diagnose.suspects.catalogue.faults import Fault, Faults
-from workbench.diagnose.suspects.catalogue.kind_makers import FIELDS_OF_PART
+from workbench.diagnose.suspects.catalogue.kind_makers import FIELDS_OF_PART, QUANTISED, QUANTISED_SOURCE
 from workbench.diagnose.suspects.observations import Observation
 from workbench.diagnose.suspects.scoring import Scorer
 from workbench.diagnose.suspects.simulate import RANK
@@ -24,8 +24,6 @@ from workbench.speech.models.quantise.modules import layers_of
 from workbench.speech.models.quantise.quantise import quantise
 from workbench.speech.pipeline import Pipeline
 
-KIND = "quantised"  # the name of these faults, before their parameter
-SOURCE = "weights of few bits, which many ports have on purpose"
 HALF = ("float16", "bfloat16")
 # Formats that ports use most: tried first.
 COMMON = (
@@ -50,7 +48,7 @@ MAX_GROUP = 256  # weights that share a scale, of the formats that are tried
 SIMULATED = ("q8_0", "q4_0", "int8:channel", "int8:channel,full", "q4_k", "q6_k", "mlx4", "int4:group=128")
 # Of 60 formats the wrong ones reach a cosine of 0.25 by chance; programs that add in integers leave 0.6.
 MIN_LIKENESS = 0.5
-CLEAR_LIKENESS = 0.8  # needed after a simulated run, in whose sound other errors look alike
+CLEAR_LIKENESS = 0.9  # where others look alike
 SURE_LIKENESS = 0.95  # of a format that other parts have
 EQUALLY_ALIKE = 0.02  # formats whose likenesses differ by less are all kept
 EQUALLY_NEAR = 1.1  # and then those whose distance is at most so many times the smallest
@@ -61,12 +59,12 @@ MAX_GROUPS = 24  # of layers, each of which needs a run
 
 def is_format(fault: Fault) -> bool:
     """Whether a "fault" is a format of weights, and so none."""
-    return fault.name.startswith(f"{KIND}(")
+    return fault.name.startswith(f"{QUANTISED}(")
 
 
 def where_and_format(fault: Fault) -> tuple[str, str]:
     """Return the part of the model that has a format of weights, and the format."""
-    where, _, text = fault.name.removeprefix(f"{KIND}(").removesuffix(")").rpartition(" ")
+    where, _, text = fault.name.removeprefix(f"{QUANTISED}(").removesuffix(")").rpartition(" ")
     return where, text
 
 
@@ -161,7 +159,9 @@ class FormatSearch:
 
         # 2. Which layers?
         chosen = chosen or self._layers_with(best, number, base, names)
-        if self._likeness(best, number, base, chosen) < (MIN_LIKENESS if is_local else CLEAR_LIKENESS):
+        # Some layers of many, sounds, and the vocoder's spectrum fit a wrong format more easily.
+        is_plain = is_local and chosen in (names, linear) and _stage(names[0]) != "hift"
+        if self._likeness(best, number, base, chosen) < (MIN_LIKENESS if is_plain else CLEAR_LIKENESS):
             return []
 
         # 3. Of formats that point the same way, such as q8_0 and int8:group=32, the nearest.
@@ -299,10 +299,10 @@ class FormatSearch:
             fields = {field for name in names for field in _fields_of(_stage(name), _part_of(name))}
             where = self._describe(names)
             fault = Fault(
-                f"{KIND}({where} {text})",
+                f"{QUANTISED}({where} {text})",
                 tuple(sorted(fields, key=RANK.__getitem__)),
                 f"the weights of {where} ({len(names)} layers) are in {text}, a choice and no fault",
-                SOURCE,
+                QUANTISED_SOURCE,
                 options={"weights": weights_of((glob, text) for glob in self._globs(names))},
                 rounds=True,
             )

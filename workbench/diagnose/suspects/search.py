@@ -186,8 +186,9 @@ class Search:
         """Return faults with a parameter, or pairs of faults, that explain a group, and why none may do."""
         # `is_local`: predicted by one call of our model, not by a simulated run.
         is_local = self.scorer.observations[wrong[0]].is_local
-        if fitting := self._fitting_with_formats(listed, wrong):
-            return fitting, ""
+        formats = self._fitting_with_formats(listed, wrong)
+        if formats and self._is_nearer(formats[0], HEALTHY, wrong[0]):  # else a kind may be nearer
+            return formats, ""
         faults = self._candidates(self.of_kinds(), group, wrong)
         tried = faults if is_local else _affordable(faults)
         reason = "no known fault gives what was recorded"
@@ -198,7 +199,7 @@ class Search:
         fitting = self._fitting_of_kinds(tried, wrong)
         if not fitting and is_local:
             fitting = [pair for pair in self._pairs(listed, wrong) if self._explains(pair, wrong)]
-        return fitting, reason
+        return fitting or formats, reason
 
     def _fitting_with_formats(self, listed: list[Fault], wrong: list[int]) -> list[Faults]:
         """Return formats of weights, alone or each beside a fault of the catalogue, that explain a group."""

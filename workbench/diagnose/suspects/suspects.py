@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from workbench.diagnose.compare.rounding import OTHER_WEIGHTS, STREAMING, WEIGHED, StoredRun
 from workbench.diagnose.compare.transitions import transitions
-from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, HEALTHY, Fault
+from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, HEALTHY, Fault, Faults
+from workbench.diagnose.suspects.catalogue.kind_makers import QUANTISED
 from workbench.diagnose.suspects.catalogue.kinds import KINDS, Kind, faults_of_kinds
 from workbench.diagnose.suspects.diagnosis import MAX_SUSPECTS, Diagnosis, Suspect
 from workbench.diagnose.suspects.fitted import fitted_faults
@@ -109,7 +110,7 @@ def find_suspects(
         scorer,
         catalogue,
         lambda: faults_of_kinds(pipe, kinds) + fitted_faults(kinds, observed.observations),
-        FormatSearch(pipe, scorer).formats,
+        FormatSearch(pipe, scorer).formats if any(kind.name == QUANTISED for kind in kinds) else _no_formats,
     )
     notes += _format_notes(search, scorer)
     healthy_score = scorer.total(HEALTHY)
@@ -145,6 +146,10 @@ def _note_silent_stages(observed: Observed) -> None:
             named = [place for place in observed.unchecked if place.startswith(stage)]
             if not named:
                 observed.unchecked[stage] = "no result of it was recorded"
+
+
+def _no_formats(number: int, base: Faults, tried: tuple[str, ...] = ()) -> list[Faults]:
+    return []
 
 
 def _format_notes(search: Search, scorer: Scorer) -> list[str]:

@@ -18,6 +18,8 @@ from workbench.trace.schema import BRANCH_VELOCITIES
 
 BLOCKS = {"flow": "decoder.estimator.transformer_blocks", "lm": "llm.model.model.layers"}
 SOURCE = "a kind of fault"
+QUANTISED = "quantised"  # the kind of formats of weights, which are no faults
+QUANTISED_SOURCE = "weights of few bits, which many ports have on purpose"
 # Results that a part of a model makes: (start of the part's dotted name, fields), the first that fits.
 FIELDS_OF_PART = {
     "flow": (
@@ -135,6 +137,20 @@ def of_tensors(
 def is_square(tensor: Tensor) -> bool:
     """Whether a tensor is a square matrix: transposed it has the same shape."""
     return tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]
+
+
+def quantised_weights(pipe: Pipeline) -> Iterator[Fault]:
+    """Yield LM and estimator in two formats; all others, and some of the layers, are found by likeness."""
+    for part, fields in (("lm", ("lm/logp",)), ("flow.decoder", BRANCH_VELOCITIES)):
+        for text in ("int8:channel", "q4_0"):
+            yield Fault(
+                f"{QUANTISED}({part} {text})",
+                fields,
+                f"the weights of {part} are in {text}, a choice and no fault",
+                QUANTISED_SOURCE,
+                options={"weights": f"{part}={text}"},
+                rounds=True,
+            )
 
 
 # ---- numbers inside the models

@@ -13,6 +13,7 @@ from workbench.diagnose.compare.transitions import SPECTRUM
 from workbench.diagnose.suspects.catalogue import parameter_patches, patches
 from workbench.diagnose.suspects.catalogue.faults import Fault
 from workbench.diagnose.suspects.catalogue.kind_makers import (
+    QUANTISED,
     SOURCE,
     Kind,
     is_square,
@@ -21,6 +22,7 @@ from workbench.diagnose.suspects.catalogue.kind_makers import (
     of_numbers,
     of_options,
     of_tensors,
+    quantised_weights,
 )
 from workbench.diagnose.suspects.catalogue.model_changes import (
     with_block_repeated,
@@ -57,6 +59,7 @@ KINDS: tuple[Kind, ...] = (
     of_tensors("bias-missing", "{path} is missing: zero", ".bias", torch.zeros_like, torch.any),
     of_tensors("weight-missing", "{path} is missing: zero", ".weight", torch.zeros_like, torch.any),
     of_tensors("weight-transposed", "{path} is transposed", ".weight", lambda w: w.T.clone(), is_square),
+    Kind(QUANTISED, quantised_weights),
     of_numbers(
         "rope-base",
         BRANCH_VELOCITIES,
