@@ -2,8 +2,10 @@
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -57,10 +59,28 @@ def shell() -> int:
     # Imports leave half a million objects for good; by Python's own settings, passes over them are a tenth of
     # the time of `speak`. What is in no cycle is freed at once all the same.
     gc.set_threshold(NEW_OBJECTS)
+    interrupts = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        return main()
-    finally:
-        gc.freeze()  # the process ends: nobody needs another pass
+        code = main()
+    except Exception:  # what an import makes of Ctrl-C: "initialization failed", say
+        if not interrupts:
+            raise
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        # Python would end by the signal itself, without this code, where Ctrl-C met an import that executes
+        # text, such as that of a named tuple.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    gc.freeze()  # the process ends: nobody needs another pass
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
