@@ -32,9 +32,8 @@ MAX_PAIRED = 6  # faults of a group that are tried in all pairs: 15 pairs
 # the group without the other fault.
 MIN_ALIGNMENT = 0.1
 MIN_GAIN_OF_MEMBER = 0.02
-# A fault beside a format of weights must point at what the format leaves, and remove most of it.
-MIN_ALIGNMENT_BESIDE = 0.5
-MAX_SHARE_LEFT_BESIDE = 0.5
+MIN_ALIGNMENT_BESIDE = 0.5  # of a fault beside a format of weights with what the format leaves
+MAX_SHARE_LEFT_BESIDE = 0.5  # of that, by the fault
 MAX_BESIDE_FORMAT = 2  # faults beside which formats are looked for; each needs a run for every format
 # A simulated run takes long, so the number of faults that are tried in such runs is limited.
 MAX_RUNS_OF_KIND = 20
