@@ -14,11 +14,6 @@ KNOWN = wb.data_path("accuracy/quantise.csv")
 
 
 @pytest.fixture(scope="module")
-def short(pipe):
-    return pipe.options(None).but(n_timesteps=1, max_tokens=4, seed=7)
-
-
-@pytest.fixture(scope="module")
 def references(pipe, utt, short):
     return References(pipe, utt, short, [7, 8])
 

@@ -7,9 +7,8 @@ import workbench as wb
 
 
 @pytest.fixture(scope="module")
-def short_run(pipe, utt):
-    options = pipe.options(None).but(n_timesteps=1, max_tokens=4, seed=7)
-    return pipe.synthesise(utt, options=options, save=("lm/drawn_token", "flow/mel"))
+def short_run(pipe, utt, short):
+    return pipe.synthesise(utt, options=short, save=("lm/drawn_token", "flow/mel"))
 
 
 def test_every_layer_has_a_row_and_looking_changes_nothing(pipe, short_run):

@@ -14,7 +14,12 @@ import torch
 
 from workbench.diagnose.quantisation.units import block_of, weights_of
 from workbench.diagnose.suspects.catalogue.faults import Fault, Faults
-from workbench.diagnose.suspects.catalogue.kind_makers import FIELDS_OF_PART, QUANTISED, QUANTISED_SOURCE
+from workbench.diagnose.suspects.catalogue.kind_makers import (
+    FIELDS_OF_PART,
+    QUANTISED,
+    QUANTISED_SOURCE,
+    model_of,
+)
 from workbench.diagnose.suspects.observations import Observation
 from workbench.diagnose.suspects.scoring import Scorer
 from workbench.diagnose.suspects.simulate import RANK
@@ -27,19 +32,8 @@ from workbench.speech.pipeline import Pipeline
 HALF = ("float16", "bfloat16")
 # Formats that ports use most: tried first.
 COMMON = (
-    *(
-        "q8_0",
-        "q4_0",
-        "int8:group=32",
-        "int8:channel",
-        "int8:channel,full",
-        *HALF,
-        "q4_k",
-        "q6_k",
-        "q5_k",
-        "mlx4",
-        "mlx8",
-    ),
+    *("q8_0", "q4_0", "int8:group=32", "int8:channel", "int8:channel,full", *HALF),
+    *("q4_k", "q6_k", "q5_k", "mlx4", "mlx8"),
     *("int4:group=128", "int4:group=32", "fp8_e4m3:channel", "nf4:group=64"),
     *("q5_1", "q5_0", "q4_1", "int8:tensor", "int4:channel", "fp8_e4m3:tensor", "fp8_e5m2:channel"),
 )
@@ -115,7 +109,7 @@ class FormatSearch:
     def _scopes(self, number: int, base: Faults) -> list[tuple[str, ...]]:
         """Return the layers that may have a format: of the result's own stage, then of those before it."""
         observation = self.scorer.observations[number]
-        names = tuple(itertools.chain(*self._parts_behind(observation).values()))
+        names = self._layers_behind(observation)
         own = tuple(name for name in names if observation.field.startswith(f"{_stage(name)}/"))
         before = self.scorer.predict(number, base)
         # Other lengths tell that an earlier stage differs.
@@ -128,7 +122,7 @@ class FormatSearch:
     ) -> list[Faults]:
         """Return the formats of some of these layers that fit an observation."""
         known = tuple(dict.fromkeys(self._text_of[fault] for fault in base if fault in self._text_of))
-        linear = tuple(name for name in names if self._is_linear[name])
+        linear = self._linear(names)
         for text in known:  # other parts have it, so that this part may have it too
             for layers in (names, linear):
                 is_sure = layers and self._likeness(text, number, base, layers) >= SURE_LIKENESS
@@ -173,9 +167,8 @@ class FormatSearch:
         nearest = min(distances, key=distances.__getitem__)
         # A distance that rounding explains is as good as none.
         limit = EQUALLY_NEAR * max(distances[nearest], self.scorer.observations[number].allowed)
-        near = [
-            text for text in alike if distances[text] <= limit and not self._is_same(text, nearest, chosen)
-        ]
+        others = [text for text in alike if text != nearest and distances[text] <= limit]
+        near = [text for text in others if not self._is_same(text, nearest, chosen)]
         found = [(self._fault(text, chosen),) for text in (nearest, *near)]
 
         # 4. Have other layers another format?
@@ -210,7 +203,7 @@ class FormatSearch:
         """Whether two formats give the same weights, as those do that leave narrow layers in float16."""
         model = {}
         for stage in dict.fromkeys(map(_stage, layers)):
-            model |= layers_of(_model(self.pipe, stage), stage)
+            model |= layers_of(model_of(self.pipe, stage), stage)
         values = ([quantise(model[name].weight, each).values for name in layers] for each in (text, other))
         return all(torch.equal(a, b) for a, b in zip(*values, strict=True))
 
@@ -218,7 +211,7 @@ class FormatSearch:
 
     def _layers_with(self, text: str, number: int, base: Faults, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return the layers that have a format: all, the linear ones, or some sorts or blocks of them."""
-        linear = tuple(name for name in names if self._is_linear[name])
+        linear = self._linear(names)
         tried = [layers for layers in (names, linear) if layers]
         for layers in tried:
             if self._is_exact(text, number, base, layers):
@@ -270,21 +263,24 @@ class FormatSearch:
 
     # ---- the layers behind a result, and faults that quantise them
 
-    def _parts_behind(self, observation: Observation) -> dict[str, tuple[str, ...]]:
-        """Return the parts whose weights change a result, with the names of their layers."""
-        found = {}
+    def _layers_behind(self, observation: Observation) -> tuple[str, ...]:
+        """Return the names of the layers whose weights change a result."""
+        found: tuple[str, ...] = ()
         stage_of_field = observation.field.partition("/")[0]
         stages = (stage_of_field,) if observation.is_local else observation.follows
         for stage in stages:
             for part, layers in self._parts(stage).items() if stage in STAGES else ():
                 if not observation.is_local or observation.field in _fields_of(stage, part):
-                    found[f"{stage}.{part}"] = layers
+                    found += layers
         return found
+
+    def _linear(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if self._is_linear[name])
 
     def _parts(self, stage: str) -> dict[str, tuple[str, ...]]:
         """Return the layers of each part of a stage."""
         if stage not in self._layers:
-            layers = layers_of(_model(self.pipe, stage), stage)
+            layers = layers_of(model_of(self.pipe, stage), stage)
             parts: dict[str, tuple[str, ...]] = {}
             for name, layer in layers.items():
                 part = _part_of(name)
@@ -335,12 +331,11 @@ class FormatSearch:
                 texts.append(stage)
                 continue
             for part, layers in parts.items():
-                inside = [name for name in layers if name in names]
+                inside = tuple(name for name in layers if name in names)
                 title = f"{stage}.{part}".rstrip(".") if part or len(parts) == 1 else f"{stage}, the rest"
-                linear = [name for name in layers if self._is_linear[name]]
                 if len(inside) == len(layers):
                     texts.append(title)
-                elif inside and inside == linear:
+                elif inside and inside == self._linear(layers):
                     texts.append(f"{title}'s linear layers")
                 elif inside:
                     texts.append(f"{len(inside)} of {len(layers)} layers of {title}")
@@ -371,12 +366,6 @@ def sort_of(layer: str) -> str:
     'flow.decoder.estimator.transformer_blocks.*.attn.to_q'
     """
     return re.sub(r"\.\d+(?=\.|$)", ".*", layer)
-
-
-def _model(pipe: Pipeline, stage: str) -> torch.nn.Module:
-    """Return the model of a stage as upstream runs it."""
-    dtypes = ("float64", "float32") if stage == "hift" else ()
-    return pipe.stage(stage, "float32", *dtypes)
 
 
 def _stage(layer: str) -> str:

@@ -78,7 +78,8 @@ class Kind:
 # ---- parts of the models
 
 
-def _model(pipe: Pipeline, stage: str) -> nn.Module:
+def model_of(pipe: Pipeline, stage: str) -> nn.Module:
+    """Return the model of a stage as upstream runs it."""
     return pipe.stage(stage, "float32", *(("float64", "float32") if stage == "hift" else ()))
 
 
@@ -104,7 +105,7 @@ def of_blocks(kind: str, cause: str, change: Callable, neighbours: bool) -> Kind
 
     def faults(pipe: Pipeline) -> Iterator[Fault]:
         for stage in BLOCKS:
-            count = len(_model(pipe, stage).get_submodule(BLOCKS[stage]))
+            count = len(model_of(pipe, stage).get_submodule(BLOCKS[stage]))
             for number in range(1 if neighbours else 0, count):
                 numbers = (number, number - 1) if neighbours else (number,)
                 yield _block_fault(kind, cause, stage, change, *numbers)
@@ -119,7 +120,7 @@ def of_tensors(
 
     def faults(pipe: Pipeline) -> Iterator[Fault]:
         for stage in FIELDS_OF_PART:
-            for path, tensor in _model(pipe, stage).named_parameters():
+            for path, tensor in model_of(pipe, stage).named_parameters():
                 if not path.endswith(ending) or not fits(tensor):
                     continue
                 changed = functools.partial(with_tensor, path=path, change=change)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workbench.speech.config.formats import Format
 from workbench.speech.models.quantise.ggml import quantise_blocks
-from workbench.speech.models.quantise.scaled import fp8_codes, integer_codes
+from workbench.speech.models.quantise.scaled import fp8_codes, groups_of, integer_codes
 
 ZERO_OF = {"q8_0": 0, "q4_0": 8}  # the code of a weight of 0: formats of ggml that have nothing but scales
 
@@ -61,10 +61,7 @@ def codes_of(weight: Tensor, used: Format) -> Codes:
         For which `is_codes` is True, and which this weight gets without a fallback.
     """
     weight = weight.detach().cpu().float()
-    if used.block:
-        groups = weight.reshape(-1, used.block)
-    else:
-        groups = weight.flatten(1) if used.details[0] == "channel" else weight.reshape(1, -1)
+    groups = groups_of(weight, used)
     zero = None
     if used.kind.family == "ggml":
         blocks = quantise_blocks(np.ascontiguousarray(groups.numpy()), used.name)

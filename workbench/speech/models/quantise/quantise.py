@@ -11,6 +11,7 @@ from workbench.errors import WorkbenchError
 from workbench.speech.config.formats import FALLBACKS, FORMATS, Format, parse_format
 from workbench.speech.models.quantise.ggml import quantise_ggml
 from workbench.speech.models.quantise.scaled import (
+    groups_of,
     quantise_fp8,
     quantise_integer,
     quantise_mlx,
@@ -160,10 +161,7 @@ def _dequantised(weight: Tensor, used: Format) -> Tensor:
         if whole < len(flat):
             parts.append(quantise_nf4(flat[whole:][None])[0])
         return torch.cat(parts).reshape(weight.shape)
-    if used.block:
-        groups = weight.reshape(-1, used.block)
-    else:
-        groups = weight.flatten(1) if details[0] == "channel" else weight.reshape(1, -1)
+    groups = groups_of(weight, used)
     if family == "integer":
         bits = int(used.kind.bits)
         values = quantise_integer(groups, bits, details[1], is_narrow="narrow" in details)

@@ -1,11 +1,13 @@
 """Formats with one scale for a tensor, a channel or a group: integers, MLX's affine integers, fp8 and nf4.
 
-Each function takes a matrix of groups (groups, weights), float32, and returns what a library computes with
+Each quantiser takes a matrix of groups (groups, weights), float32, and returns what a library computes with
 after it has stored and read such a group.
 """
 
 import torch
 from torch import Tensor
+
+from workbench.speech.config.formats import Format
 
 FP8 = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 TINY = torch.finfo(torch.float32).tiny
@@ -22,6 +24,13 @@ NF4 = torch.tensor(
         *(0.7229568362236023, 1.0),
     )
 )
+
+
+def groups_of(weight: Tensor, used: Format) -> Tensor:
+    """Return a weight as the matrix (groups, weights) of those that share a scale in a format."""
+    if used.block:
+        return weight.reshape(-1, used.block)
+    return weight.flatten(1) if used.details[0] == "channel" else weight.reshape(1, -1)
 
 
 def quantise_integer(x: Tensor, bits: int, mapping: str, is_narrow: bool) -> Tensor:
