@@ -130,6 +130,7 @@ REFUSED = {
     "mlx4:group=32": "which ONNX has no type for",
     "int4:channel,offset": "which ONNX has no type for",
     "int8:channel,dynamic": "whose inputs are quantised too",
+    "q4_0:dynamic": "whose inputs are quantised too",
     "float32": "no layer of the estimator another format than float32",
     "lm=q8_0": "no layer of the estimator another format than float32",
     "flow.nothing=q8_0": r"'flow\.nothing' matches none",

@@ -44,10 +44,9 @@ class Codes(NamedTuple):
 
 def is_codes(used: Format) -> bool:
     """Whether a format is of this kind; a detail may make it another one."""
-    if used.kind.family == "ggml":
-        return used.name in ZERO_OF
-    is_integer = used.kind.family == "integer" and not {"offset", "dynamic"} & set(used.details)
-    return is_integer or used.kind.family == "fp8"
+    if {"offset", "dynamic"} & set(used.details):
+        return False
+    return used.name in ZERO_OF or used.kind.family in ("integer", "fp8")
 
 
 def codes_of(weight: Tensor, used: Format) -> Codes:
