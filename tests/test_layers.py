@@ -27,6 +27,8 @@ ORDER = (
     "speech.fast.tf32x3",
     "speech.fast.capability",
     "speech.fast.cuda_graphs",
+    "speech.fast.sampling",
+    "speech.fast.decode_state",
     "speech.fast.lm_torch",
     "speech.fast.kernels",
     "speech.fast",

@@ -213,8 +213,8 @@ def test_triton_decode_step_equals_torchs(lm_model, rows, dtype, tolerance):
     x = torch.randn(rows, c.hidden_size, device=CUDA, dtype=dtype)
     with exact_float32():
         found, right = (
-            step.logits(x, cache, cos, sin, position, positions).float().cpu()
-            for step, cache in ((kernels, ours), (steps, theirs))
+            step.logits(inputs, cache, cos, sin, position, positions).float().cpu()
+            for step, inputs, cache in ((kernels, x.float(), ours), (steps, x, theirs))
         )
     assert_near(found, right, tolerance * right.abs().max())
     assert_near(ours.float(), theirs.float().cpu(), tolerance * theirs.abs().max().cpu())

@@ -4,6 +4,13 @@ import torch
 
 MIN_AMPERE = (8, 0)  # compute capability of the A100, the first GPU with bfloat16 and TF32 on tensor cores
 
+MIN_HOPPER = (9, 0)  # of the H100, the first GPU on which a kernel can start before the one before it ends
+
+
+def can_start_early(device: torch.device) -> bool:
+    """Return whether a kernel can start early (CUDA's programmatic dependent launch)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= MIN_HOPPER
+
 
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether a device computes in bfloat16; GPUs before Ampere only imitate it."""

@@ -1,11 +1,11 @@
-"""The LM made fast: a cache of fixed size, one replay of a CUDA graph for each token, sampling on the device.
+"""The LM made fast: a cache of fixed size, one CUDA graph for a few tokens, sampling on the device.
 
 How a batch is decoded:
 
 1. `FastLM.steps` embeds the prompts and takes a `_BatchDecoder` that is idle, or makes one.
 2. `PromptReader` reads all prompts at once and fills the key-value cache.
-3. The device decodes a chunk of `CHUNK_TOKENS` tokens (`_BatchDecoder._step`, a CUDA graph), sends it to the
-   host and goes on with the next chunk. The host yields the tokens and draws new random numbers.
+3. The device decodes a chunk of `CHUNK_TOKENS` tokens (`_BatchDecoder._decode_chunk`, a CUDA graph), sends it
+   to the host and goes on with the next chunk. The host yields the tokens and draws new random numbers.
 4. The device computes every row until all rows have stopped. Tokens of a row that has stopped do not count.
 
 Shape letters: `B` rows of the batch, `U` different prompts among them, `P` positions of a prompt, `D` width,
@@ -17,23 +17,18 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from math import ceil
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.config import Options
-from workbench.speech.fast.cuda_graphs import (
-    AsyncCopy,
-    CudaGraphPool,
-    can_compile_tf32,
-    compiled,
-    to_device_async,
-)
+from workbench.speech.fast.cuda_graphs import AsyncCopy, CudaGraphPool, can_compile_tf32, to_device_async
+from workbench.speech.fast.decode_state import DecodeState, Record
 from workbench.speech.fast.lm_prompt import PromptReader
 from workbench.speech.fast.lm_torch import TorchDecodeStep, doubled_lengths, fuse_layers
-from workbench.speech.fast.sampling import DeviceSampler, SamplerState, record_pick
+from workbench.speech.fast.sampling import DeviceSampler
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.lm import LM, LMStep
 
@@ -76,7 +71,6 @@ class FastLM:
     ) -> None:
         self.lm, self.decode_step, self.silent_tokens, self.graphs = lm, decode_step, silent_tokens, graphs
         self.dtype, self.device = lm.llm_decoder.weight.dtype, lm.llm_decoder.weight.device
-        self.advance = compiled(_advance, self.device, dynamic="rows")  # one version for any number of rows
         # (number of prompts, padded length) -> PromptReader
         self.prompt_reader = lru_cache(MAX_PROMPT_GRAPHS)(partial(PromptReader, lm, graphs))
         self.lock = Lock()  # held while the prompt readers or the list of idle decoders are used
@@ -186,41 +180,6 @@ def _can_use_kernels(lm: LM, exact: bool) -> bool:
     return is_accurate_enough and can_compile_tf32(weight.device) and head_dim_is_power_of_two
 
 
-class _DecodeState(NamedTuple):
-    """The state of each row between two tokens. The tensors keep their addresses, for the CUDA graphs."""
-
-    position: Tensor  # (B,) index of the next position in the cache
-    n_tokens: Tensor  # (B,) tokens drawn so far, without stop ids
-    min_tokens: Tensor  # (B,) stop ids are masked before this count
-    max_tokens: Tensor  # (B,) the row stops at this count
-    done: Tensor  # (B,) bool, the row has stopped
-    has_nan: Tensor  # (B,) bool, a token was drawn from log-probabilities with NaN
-    logp: Tensor  # (B, n_ids) log-probabilities of the next token
-    chunk_index: Tensor  # (1,) number of tokens of the current chunk drawn so far
-    chunk_tokens: Tensor  # (B, CHUNK_TOKENS) those tokens, -1 where they do not count
-    chunk_logp: Tensor  # (B, CHUNK_TOKENS, n_ids) log-probabilities that they were drawn from
-
-    @classmethod
-    def zeros(cls, rows: int, n_ids: int, dtype: torch.dtype, device: torch.device) -> "_DecodeState":
-        """Return the state of rows that have all stopped."""
-
-        def integers(*shape: int) -> Tensor:
-            return torch.zeros(*shape, device=device, dtype=torch.long)
-
-        return cls(
-            position=integers(rows),
-            n_tokens=integers(rows),
-            min_tokens=integers(rows),
-            max_tokens=integers(rows),
-            done=torch.ones(rows, device=device, dtype=torch.bool),
-            has_nan=torch.zeros(rows, device=device, dtype=torch.bool),
-            logp=torch.zeros(rows, n_ids, device=device, dtype=dtype),
-            chunk_index=integers(1),
-            chunk_tokens=integers(rows, CHUNK_TOKENS),
-            chunk_logp=torch.zeros(rows, CHUNK_TOKENS, n_ids, device=device, dtype=dtype),
-        )
-
-
 class _BatchDecoder:
     """The cache, state, sampler and CUDA graphs of batches of one size. It decodes one batch at a time.
 
@@ -239,7 +198,10 @@ class _BatchDecoder:
         self.fast, self.positions = fast, positions
         self.key = (rows, positions, options)
         logp_dtype = torch.promote_types(fast.dtype, torch.float32)
-        self.state = _DecodeState.zeros(rows, c.n_ids, logp_dtype, device)
+        self.state = DecodeState.zeros(rows, c.n_ids, logp_dtype, device)
+        # What `Record` holds, of each token of the current chunk.
+        self._chunk_tokens = torch.zeros(CHUNK_TOKENS, rows, device=device, dtype=torch.long)
+        self._chunk_logp = torch.zeros(CHUNK_TOKENS, rows, c.n_ids, device=device, dtype=logp_dtype)
         cache_shape = (c.num_hidden_layers, 2, rows, c.num_key_value_heads, positions, c.head_dim)
         self.cache = torch.zeros(cache_shape, device=device, dtype=fast.dtype)  # keys and values
         self.cos, self.sin = lm.qwen.rope(0, positions, like=self.cache)  # (positions, head_dim / 2) each
@@ -255,7 +217,7 @@ class _BatchDecoder:
         # when a run first needs them, since capturing a graph takes longer than decoding many tokens.
         self._graphs = {}
         for length in fast.decode_step.attention_lengths(positions):
-            self._graphs[length] = fast.graphs.capture(partial(self._step, length))
+            self._graphs[length] = fast.graphs.capture(partial(self._decode_chunk, length))
 
     def begin(
         self,
@@ -301,7 +263,6 @@ class _BatchDecoder:
             self.cache[..., :longest, :] = prompt_cache[:, :, prompt_index, :, :longest]
 
         state.n_tokens.zero_()
-        state.chunk_index.zero_()
         state.has_nan.zero_()
         torch.ge(state.n_tokens, state.max_tokens, out=state.done)  # a row may be limited to no token at all
         self.sampler.begin(options)
@@ -346,55 +307,19 @@ class _BatchDecoder:
         self._tokens_left -= CHUNK_TOKENS
         self._max_position = min(self._max_position + CHUNK_TOKENS, self.positions)
         length = min(length for length in self._graphs if length >= self._max_position)
-        for _ in range(CHUNK_TOKENS):
-            self._graphs[length]()
-        state = self.state
-        flags = (self.sampler.state.next_draw, state.has_nan.long(), state.done.long())
-        chunk = torch.cat((torch.stack(flags), state.chunk_tokens.T))
-        return AsyncCopy(chunk), state.chunk_logp.transpose(0, 1).clone()  # the next chunk overwrites it
+        chunk = self._graphs[length]()
+        return AsyncCopy(chunk), self._chunk_logp.clone()  # the next chunk overwrites it
 
-    def _step(self, length: int) -> None:
-        """Pick a token for each row, then compute the log-probabilities of the next one.
+    def _decode_chunk(self, length: int) -> Tensor:
+        """Decode `CHUNK_TOKENS` tokens of each row, and return what `_queue_chunk` copies to the host.
 
         `length` is the number of cached positions that attention reads. The CUDA graphs record this method.
         """
-        fast, lm, state = self.fast, self.fast.lm, self.state
-        token, draws_used = self.sampler.pick(state.logp, state.n_tokens < state.min_tokens)
-        x = lm.speech_embedding.weight[token]  # (B, D); faster than calling the embedding layer
-        logits = fast.decode_step.logits(x, self.cache, self.cos, self.sin, state.position, length)
-        fast.advance(token, draws_used, lm.config.speech_token_size, state, self.sampler.state)
-        torch.log_softmax(logits.to(state.logp.dtype), -1, out=state.logp)
-
-
-def _advance(
-    token: Tensor, draws_used: Tensor, first_stop_id: int, state: _DecodeState, sampler: SamplerState
-) -> None:
-    """Record a token of each row and the log-probabilities it was drawn from, and move on by one position.
-
-    Parameters
-    ----------
-    token, draws_used : Tensor (B,)
-        Results of `DeviceSampler.pick`.
-    first_stop_id : int
-        This id and all above it stop a row.
-    state : _DecodeState
-        Changed in place, except for `logp`.
-    sampler : SamplerState
-        Changed in place.
-    """
-    running = ~state.done  # (B,) rows that had not stopped before this token
-    active = running & (token < first_stop_id)  # (B,) rows whose token counts, as it is not a stop id
-
-    # Write the token and its log-probabilities into the chunk.
-    counted_token = torch.where(active, token, -1)
-    state.chunk_tokens.index_copy_(1, state.chunk_index, counted_token[:, None])
-    state.chunk_logp.index_copy_(1, state.chunk_index, state.logp[:, None])
-    state.has_nan.logical_or_(running & state.logp.isnan().any(1))
-    state.chunk_index.add_(1).remainder_(CHUNK_TOKENS)
-
-    # A stopped row keeps its position: the device writes its later tokens to one place in the cache.
-    state.n_tokens.add_(active)
-    state.position.add_(active)
-    state.done.logical_or_(~active | (state.n_tokens >= state.max_tokens))
-    # A stop id uses up random numbers too, but it does not enter the sampler's recent tokens.
-    record_pick(token, draws_used * running, active, sampler)
+        decode_step, state = self.fast.decode_step, self.state
+        for record in map(Record, self._chunk_tokens, self._chunk_logp):
+            # Pick a token, then compute the log-probabilities of the next one.
+            x = decode_step.next_token(state, self.sampler, record)
+            logits = decode_step.logits(x, self.cache, self.cos, self.sin, state.cache_position, length)
+            torch.log_softmax(logits.to(state.logp.dtype), -1, out=state.logp)
+        flags = (self.sampler.state.next_draw, state.has_nan.long(), state.done.long())
+        return torch.cat((torch.stack(flags), self._chunk_tokens))

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.fast.cuda_graphs import compiled
+from workbench.speech.fast.decode_state import DecodeState, Record, advance
 from workbench.speech.fast.fuse import fuse_linear
+from workbench.speech.fast.sampling import DeviceSampler
 from workbench.speech.models.lm import LM, rotate_half
 
 # Attention reads this many cached positions, or 2, 4, 8, ... times as many, since each number of positions
@@ -73,9 +75,30 @@ class TorchDecodeStep:
         self.eps = lm.config.rms_norm_eps
         self._attention_inputs = compiled(_attention_inputs, device, "rows")
         self._output_and_mlp = compiled(_output_and_mlp, device, "rows")
+        self._advance = compiled(advance, device, "rows")  # one version for any number of rows
 
     def compile_for(self, rows: int) -> None:
         """Do nothing; `TritonDecodeStep` compiles its kernels here."""
+
+    def next_token(self, state: DecodeState, sampler: DeviceSampler, record: Record) -> Tensor:
+        """Pick a token for each row, move on by one position, and embed the token.
+
+        Parameters
+        ----------
+        state : DecodeState
+            Changed in place, except for `logp`.
+        sampler : DeviceSampler
+            Its state is changed in place.
+        record : Record
+            Overwritten.
+
+        Returns
+        -------
+        Tensor (B, D)
+        """
+        token, draws_used = sampler.pick(state.logp, state.n_tokens < state.min_tokens)
+        self._advance(token, draws_used, self.lm.config.speech_token_size, state, sampler.state, record)
+        return self.lm.speech_embedding.weight[token]  # faster than calling the embedding layer
 
     def attention_lengths(self, positions: int) -> list[int]:
         """Return the values of `length` for which a cache of `positions` positions needs a CUDA graph."""

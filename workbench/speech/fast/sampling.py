@@ -68,6 +68,8 @@ class DeviceSampler:
         # Candidates of the second choice, after a repetition: as many as in the first, or all ids (None).
         self.fallback_top_k = self.top_k if options.repetition_fallback == "top_k" else None
         draws_per_pick = self.top_k + (self.fallback_top_k or config.n_ids)
+        # The buffer holds what the picks may use, and some to spare, so that few calls of `refill` must draw.
+        self._spare = picks * draws_per_pick // 2
 
         ids = torch.arange(config.n_ids, device=device)
         first_special = config.speech_token_size  # sos; eos and the other ids that stop follow it
@@ -80,7 +82,7 @@ class DeviceSampler:
             top_p=torch.ones(rows, device=device),
             max_repeats=torch.ones(rows, device=device, dtype=torch.float64),
             recent_tokens=torch.full((rows, options.win_size), -1, device=device),
-            draws=torch.ones(rows, picks * draws_per_pick, device=device),
+            draws=torch.ones(rows, picks * draws_per_pick + self._spare, device=device),
             next_draw=torch.zeros(rows, device=device, dtype=torch.long),
         )
         self._choose = compiled(_choose, device, "rows")
@@ -103,7 +105,7 @@ class DeviceSampler:
         state.draws.copy_(draws)
 
     def refill(self, next_draw: Sequence[int]) -> None:
-        """Replace the random numbers that were used by new ones.
+        """Replace the random numbers that were used by new ones, once they are many.
 
         Parameters
         ----------
@@ -112,6 +114,8 @@ class DeviceSampler:
         """
         ring = self.state.draws
         counts = [new - old for new, old in zip(next_draw, self._refilled, strict=True)]
+        if max(counts) <= self._spare:
+            return
         total = sum(counts)
         draws = torch.empty(total, pin_memory=ring.is_cuda)  # pinned memory, so that the copy does not wait
         self._fill(list(draws.split(counts)))

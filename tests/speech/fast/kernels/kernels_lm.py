@@ -56,6 +56,7 @@ def test_projection_with_norm_bias_residual_and_gate(rows):
 def test_decode_steps_equal_torchs(lm, rows, monkeypatch):
     """Two tokens after prompts of several lengths."""
     monkeypatch.setattr(lm_kernels, "CACHE_BLOCK", 16)
+    monkeypatch.setattr(lm_kernels, "SHARE_BLOCK", 4)
     layers = fuse_layers(lm)
     kernels, steps = lm_kernels.TritonDecodeStep(lm, layers, "tf32x3"), TorchDecodeStep(lm, layers)
     c, positions = CONFIG, 64

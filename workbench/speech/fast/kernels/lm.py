@@ -13,7 +13,14 @@ general kernels are made for many rows. The five kernels here are
 
 The hidden state between the layers (the residual stream) is float32.
 
-Shape letters: `B` rows of the batch, `D` width, `H` heads of keys and values.
+Even so, the kernels of a token would spend half of their time at their ends, where each waits for the last
+program of the one before and then for memory. On GPUs that can (Hopper and later), a kernel therefore starts
+early: CUDA calls that a programmatic dependent launch. It says at its start that the next kernel may start,
+requests the weights that it needs, and waits only then (`gdc_wait`) until the kernel before it is finished
+and what that wrote can be read. So the weights of up to two kernels are on their way while a third computes.
+Nothing that a kernel of this token writes may be read before `gdc_wait`, nor may anything be written.
+
+Shape letters: `B` rows of the batch, `D` width, `H` heads of keys and values, `S` shares of attention.
 """
 
 from typing import Any, NamedTuple
@@ -22,13 +29,21 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from workbench.speech.fast.capability import can_start_early
 from workbench.speech.fast.cuda_graphs import compile_in_parallel
+from workbench.speech.fast.decode_state import DecodeState, Record
+from workbench.speech.fast.kernels.next_token import next_token
 from workbench.speech.fast.kernels.projection import project
 from workbench.speech.fast.lm_torch import FusedLayer
+from workbench.speech.fast.sampling import DeviceSampler
 from workbench.speech.models.lm import LM
 
-CACHE_BLOCK = 256  # cached positions that attention loads at a time, one for each of 256 threads
+# Cached positions that attention loads at a time. The positions of a single row are divided among several
+# programs a head, each of which reads a small block; the heads of several rows are programs enough.
+SHARE_BLOCK, CACHE_BLOCK = 128, 256
+SHARES = 8  # programs a head for a single row
 
 
 class HeadSizes(NamedTuple):
@@ -58,6 +73,7 @@ class TritonDecodeStep:
         self.lm, self.layers, self.precision = lm, layers, precision
         self.heads = HeadSizes(c.num_attention_heads, c.num_key_value_heads, c.head_dim)
         self.eps = c.rms_norm_eps
+        self.early = can_start_early(lm.llm_decoder.weight.device)
 
     def compile_for(self, rows: int) -> None:
         """Compile all kernels for a number of rows, by calling each once on zeros."""
@@ -71,21 +87,32 @@ class TritonDecodeStep:
         state = zeros(self.lm.config.hidden_size)
         gated = zeros(layer.down_weight.shape[1])
         qkv = zeros((n_heads + 2 * n_kv_heads) * head_dim)
-        attn_out = zeros(n_heads * head_dim)
         position = torch.zeros(rows, device=device, dtype=torch.long)
-        # The length of the cache is a multiple of 16, as real lengths are: Triton compiles a separate version
-        # of a kernel for sizes that are multiples of 16.
-        cache = torch.zeros(2, rows, n_kv_heads, 16, head_dim, device=device, dtype=dtype)
+        # Triton compiles a separate version of a kernel for sizes that are multiples of 16. Those of a real
+        # cache and of its shares are.
+        cache = torch.zeros(2, rows, n_kv_heads, 16 * SHARES, head_dim, device=device, dtype=dtype)
         rope = torch.zeros(1, head_dim // 2, device=device, dtype=dtype)
+        shares = SHARES if rows == 1 else rows
+        attn_out = torch.zeros(shares, n_heads * head_dim, device=device)
+        log_weight = torch.zeros(shares, n_heads, device=device) if rows == 1 else None
+        attention = {"norm": layer.attention_norm, "bias": layer.qkv_bias}
+        mlp = {"norm": layer.mlp_norm, "gated": True}
+        early = self.early
         compile_in_parallel(
             device,
-            lambda: self._project(state, layer.qkv_weight, norm=layer.attention_norm, bias=layer.qkv_bias),
-            lambda: attend(qkv, cache, rope, rope, position, self.heads),
-            lambda: self._project(attn_out, layer.out_weight, add=state),
-            lambda: self._project(state, layer.gate_up_weight, norm=layer.mlp_norm, gated=True),
-            lambda: self._project(gated, layer.down_weight, add=state),
-            lambda: self._project(state, head_weight, norm=self.lm.qwen.norm.weight),
+            lambda: self._project(state, layer.qkv_weight, **attention),  # of the first layer
+            lambda: self._project(state, layer.qkv_weight, **attention, early=early),
+            lambda: attend(qkv, cache, rope, rope, position, self.heads, early),
+            lambda: self._project(attn_out, layer.out_weight, add=state, log_weight=log_weight, early=early),
+            lambda: self._project(state, layer.gate_up_weight, **mlp, early=early),
+            lambda: self._project(gated, layer.down_weight, add=state, early=early),
+            lambda: self._project(state, head_weight, norm=self.lm.qwen.norm.weight, early=early),
         )
+
+    def next_token(self, state: DecodeState, sampler: DeviceSampler, record: Record) -> Tensor:
+        """Compute `TorchDecodeStep.next_token`, in float32."""
+        first_stop_id = self.lm.config.speech_token_size
+        return next_token(self.lm.speech_embedding.weight, first_stop_id, state, sampler, record)
 
     def attention_lengths(self, positions: int) -> list[int]:
         """Return the lengths of the cache for which `FastLM` captures a graph.
@@ -101,7 +128,7 @@ class TritonDecodeStep:
 
         Parameters
         ----------
-        x : Tensor (B, D)
+        x : Tensor (B, D), float32
             Embedded tokens.
         cache : Tensor (layers, 2, B, H, positions, head_dim)
             Keys and values; written at `position`.
@@ -116,23 +143,36 @@ class TritonDecodeStep:
         -------
         Tensor (B, n_ids), float32
         """
-        x = x.float()
+        early = False  # the kernel before the first one is torch's, and not made for that
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            qkv = self._project(x, layer.qkv_weight, norm=layer.attention_norm, bias=layer.qkv_bias)
-            attn_out = attend(qkv, layer_cache, cos, sin, position, self.heads)
-            x = self._project(attn_out, layer.out_weight, add=x)
-            gated = self._project(x, layer.gate_up_weight, norm=layer.mlp_norm, gated=True)
-            x = self._project(gated, layer.down_weight, add=x)
-        return self._project(x, self.lm.llm_decoder.weight, norm=self.lm.qwen.norm.weight)
+            qkv = self._project(
+                x, layer.qkv_weight, norm=layer.attention_norm, bias=layer.qkv_bias, early=early
+            )
+            early = self.early
+            attn_out, log_weight = attend(qkv, layer_cache, cos, sin, position, self.heads, early)
+            x = self._project(attn_out, layer.out_weight, add=x, log_weight=log_weight, early=early)
+            gated = self._project(x, layer.gate_up_weight, norm=layer.mlp_norm, gated=True, early=early)
+            x = self._project(gated, layer.down_weight, add=x, early=early)
+        head, norm = self.lm.llm_decoder.weight, self.lm.qwen.norm.weight
+        return self._project(x, head, norm=norm, early=early)
 
     def _project(self, x: Tensor, weight: Tensor, **options: Any) -> Tensor:
         return project(x, weight, eps=self.eps, precision=self.precision, **options)
 
 
 def attend(
-    qkv: Tensor, cache: Tensor, cos: Tensor, sin: Tensor, position: Tensor, heads: HeadSizes
-) -> Tensor:
+    qkv: Tensor,
+    cache: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position: Tensor,
+    heads: HeadSizes,
+    early: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Apply the rotary embedding, attend to past and new position, and write the new one into the cache.
+
+    The positions of a single row are divided into S spans; each is attended to as if there were no others.
+    Attention to all positions is then an average of these S shares.
 
     Parameters
     ----------
@@ -143,33 +183,44 @@ def attend(
     cos, sin : Tensor (positions, head_dim / 2)
         Factors of the rotary embedding.
     position : Tensor (B,)
-        Index of each row's new position.
+        Index of each row's new position. No kernel after the last one that did not start early writes it.
     heads : HeadSizes
+    early : bool
+        Let the kernel start while the one before it still runs: see the module.
 
     Returns
     -------
-    Tensor (B, query heads * head_dim), float32
+    attn_out : Tensor (B, query heads * head_dim), float32; for a single row (S, query heads * head_dim)
+    log_weight : Tensor (S, query heads), float32, or None
+        For a single row: logarithm of the weight of each share in the average.
     """
     n_heads, n_kv_heads, head_dim = heads
     batch = len(qkv)
-    y = qkv.new_empty(batch, n_heads * head_dim)
-    _attend[(batch, n_heads)](
+    shares = SHARES if batch == 1 else 1
+    attn_out = qkv.new_empty(batch * shares, n_heads * head_dim)
+    log_weight = qkv.new_empty(shares, n_heads) if batch == 1 else None
+    positions = cache.shape[3]
+    _attend[(batch, n_heads, shares)](
         qkv,
         cache,
         cos,
         sin,
         position,
-        y,
+        attn_out,
+        log_weight,
         cache.stride(0),  # values_offset
-        cache.shape[3],  # positions
+        positions,
+        triton.cdiv(positions, shares),  # span
         head_dim**-0.5,  # scale
         HEADS=n_heads,
         KV_HEADS=n_kv_heads,
         DIM=head_dim,
-        BLOCK=CACHE_BLOCK,
-        num_warps=8,  # 256 threads, one for each position of a block
+        EARLY=early,
+        BLOCK=SHARE_BLOCK if batch == 1 else CACHE_BLOCK,
+        num_warps=4 if batch == 1 else 8,  # 32 positions of a block for each warp
+        launch_pdl=early,
     )
-    return y
+    return attn_out, log_weight
 
 
 @triton.jit
@@ -179,71 +230,98 @@ def _attend(
     cos_ptr,  # (positions, DIM / 2)
     sin_ptr,  # (positions, DIM / 2)
     position_ptr,  # (B,) int64, each row's new position
-    y_ptr,  # (B, HEADS DIM) float32
+    out_ptr,  # (B, shares, HEADS DIM) float32
+    log_weight_ptr,  # (B, shares, HEADS) float32, or None
     values_offset,  # distance from the keys to the values in the cache, in elements
     positions,  # length of the cache
+    span,  # cached positions of one share
     scale,  # DIM ** -0.5
     HEADS: tl.constexpr,  # heads of queries
     KV_HEADS: tl.constexpr,  # heads of keys and values
     DIM: tl.constexpr,  # width of a head
+    EARLY: tl.constexpr,
     BLOCK: tl.constexpr,  # cached positions loaded at a time
 ):
-    """Compute `attend` for one row and one query head in each program, with a running softmax."""
-    row, head = tl.program_id(0), tl.program_id(1)
+    """Compute `attend` for one row, query head and share in each program, with a running softmax."""
+    if EARLY:
+        gdc_launch_dependents()
+    row, head, share, shares = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     kv_head = head // (HEADS // KV_HEADS)  # the head of keys and values that this query head uses
     position = tl.load(position_ptr + row)
 
-    # Load the new position's query and key, and apply the rotary embedding. It rotates each element of a
-    # head's first half together with one of the second half, so the halves are separate vectors: q1, q2, k1,
-    # k2. The query is multiplied by the scale of the scores.
+    # The rotary embedding rotates each element of a head's first half together with one of the second half,
+    # so the halves are separate vectors: q1, q2, k1, k2.
     HALF: tl.constexpr = DIM // 2
     half_index, dim_index = tl.arange(0, HALF), tl.arange(0, DIM)
     cos = tl.load(cos_ptr + position * HALF + half_index).to(tl.float32)
     sin = tl.load(sin_ptr + position * HALF + half_index).to(tl.float32)
+
+    # Request the first block of cached keys (in halves) and values, (BLOCK, HALF) and (BLOCK, DIM). Earlier
+    # tokens wrote them, so they may be read before `gdc_wait`.
+    cached_keys = cache_ptr + (row * KV_HEADS + kv_head) * positions * DIM
+    cached_values = cached_keys + values_offset
+    start = share * span
+    end = tl.minimum(start + span, position)
+    past = start + tl.arange(0, BLOCK)
+    past_mask = (past < end)[:, None]
+    past_k_ptrs = cached_keys + past[:, None] * DIM
+    past_k1 = tl.load(past_k_ptrs + half_index[None, :], mask=past_mask, other=0.0)
+    past_k2 = tl.load(past_k_ptrs + HALF + half_index[None, :], mask=past_mask, other=0.0)
+    past_v_ptrs = cached_values + past[:, None] * DIM + dim_index[None, :]
+    past_v = tl.load(past_v_ptrs, mask=past_mask, other=0.0)
+
+    # From here on read what the kernel before this one wrote: the new position's query, key and value. The
+    # query is multiplied by the scale of the scores.
+    if EARLY:
+        gdc_wait()
     qkv_ptr += row * (HEADS + 2 * KV_HEADS) * DIM
     q_ptrs = qkv_ptr + head * DIM + half_index
     k_ptrs = qkv_ptr + (HEADS + kv_head) * DIM + half_index
     q1, q2 = tl.load(q_ptrs), tl.load(q_ptrs + HALF)
     k1, k2 = tl.load(k_ptrs), tl.load(k_ptrs + HALF)
+    v = tl.load(qkv_ptr + (HEADS + KV_HEADS + kv_head) * DIM + dim_index)
     q1, q2 = (q1 * cos - q2 * sin) * scale, (q2 * cos + q1 * sin) * scale
     k1, k2 = k1 * cos - k2 * sin, k2 * cos + k1 * sin
-    v = tl.load(qkv_ptr + (HEADS + KV_HEADS + kv_head) * DIM + dim_index)
-    cached_keys = cache_ptr + (row * KV_HEADS + kv_head) * positions * DIM
-    cached_values = cached_keys + values_offset
 
-    # Start the softmax with the new position itself. `max_score` is the highest score so far, `weight_sum`
-    # is the sum of the weights exp(score - max_score), and `attn_out` is the sum of the values times these
-    # weights; it is divided by `weight_sum` at the end.
-    max_score = tl.sum(q1 * k1 + q2 * k2, 0)
-    weight_sum = tl.exp(
-        max_score - max_score
-    )  # 1; NaN where the score is not finite, so that the error shows in the logits
-    attn_out = v
-    start = 0
-    while start < position:
-        # Load a block of cached keys (in halves) and values, (BLOCK, HALF) and (BLOCK, DIM).
-        past = start + tl.arange(0, BLOCK)
-        past_mask = (past < position)[:, None]
-        past_k_ptrs = cached_keys + past[:, None] * DIM
-        past_k1 = tl.load(past_k_ptrs + half_index[None, :], mask=past_mask, other=0.0).to(tl.float32)
-        past_k2 = tl.load(past_k_ptrs + HALF + half_index[None, :], mask=past_mask, other=0.0).to(tl.float32)
-        past_v_ptrs = cached_values + past[:, None] * DIM + dim_index[None, :]
-        past_v = tl.load(past_v_ptrs, mask=past_mask, other=0.0).to(tl.float32)
-
+    # Start the softmax. `max_score` is the highest score so far, `weight_sum` is the sum of the weights
+    # exp(score - max_score), and `attn_out` is the sum of the values times these weights; it is divided by
+    # `weight_sum` at the end. The new position belongs to the first share; the others start empty.
+    new_score = tl.sum(q1 * k1 + q2 * k2, 0)
+    is_first = share == 0
+    max_score = tl.where(is_first, new_score, float("-inf"))
+    # 1; NaN where the score is not finite, so that the error shows in the logits
+    weight_sum = tl.where(is_first, tl.exp(new_score - new_score), 0.0)
+    attn_out = tl.where(is_first, v, 0.0)
+    while start < end:
         # Compute the scores (BLOCK,) and update the softmax. If the highest score has risen, the sums so far
         # are scaled down.
-        scores = tl.sum(past_k1 * q1[None, :] + past_k2 * q2[None, :], 1)
-        scores = tl.where(past < position, scores, float("-inf"))
+        scores = tl.sum(past_k1.to(tl.float32) * q1[None, :] + past_k2.to(tl.float32) * q2[None, :], 1)
+        scores = tl.where(start + tl.arange(0, BLOCK) < end, scores, float("-inf"))
         new_max = tl.maximum(max_score, tl.max(scores, 0))
         weights, shrink = tl.exp(scores - new_max), tl.exp(max_score - new_max)
-        attn_out = attn_out * shrink + tl.sum(weights[:, None] * past_v, 0)
+        attn_out = attn_out * shrink + tl.sum(weights[:, None] * past_v.to(tl.float32), 0)
         weight_sum = weight_sum * shrink + tl.sum(weights, 0)
         max_score = new_max
+
+        # Load the next block, if there is one.
         start += BLOCK
-    tl.store(y_ptr + (row * HEADS + head) * DIM + dim_index, attn_out / weight_sum)
+        past = start + tl.arange(0, BLOCK)
+        past_mask = (past < end)[:, None]
+        past_k_ptrs = cached_keys + past[:, None] * DIM
+        past_k1 = tl.load(past_k_ptrs + half_index[None, :], mask=past_mask, other=0.0)
+        past_k2 = tl.load(past_k_ptrs + HALF + half_index[None, :], mask=past_mask, other=0.0)
+        past_v_ptrs = cached_values + past[:, None] * DIM + dim_index[None, :]
+        past_v = tl.load(past_v_ptrs, mask=past_mask, other=0.0)
+
+    # A share without positions has a `max_score` and so a `log_weight` of minus infinity.
+    weight_sum = tl.where(weight_sum == 0, 1.0, weight_sum)
+    out_row = (row * shares + share) * HEADS + head
+    if log_weight_ptr is not None:
+        tl.store(log_weight_ptr + out_row, max_score + tl.log(weight_sum))
+    tl.store(out_ptr + out_row * DIM + dim_index, attn_out / weight_sum)
 
     # Write the new key and value into the cache. Of the query heads that share them, the first one does it.
-    if head % (HEADS // KV_HEADS) == 0:
+    if is_first & (head % (HEADS // KV_HEADS) == 0):
         new_offset = position * DIM
         tl.store(cached_keys + new_offset + half_index, k1.to(cache_ptr.dtype.element_ty))
         tl.store(cached_keys + new_offset + HALF + half_index, k2.to(cache_ptr.dtype.element_ty))

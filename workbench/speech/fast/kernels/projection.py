@@ -8,12 +8,13 @@ have 11 significant bits. To keep the accuracy of float32, each number is split 
 and each float32 product is computed as three TF32 products of these parts; the module
 `workbench.speech.fast.tf32x3` gives the details.
 
-Shape letters: `B` rows, `D` inputs, `O` outputs.
+Shape letters: `B` rows, `D` inputs, `O` outputs, `S` shares of attention.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # Below this number of outputs, each program computes 2 outputs rather than 4. A small layer then still has
 # enough programs for all multiprocessors of the GPU.
@@ -27,14 +28,17 @@ def project(
     eps: float = 0.0,
     bias: Tensor | None = None,
     add: Tensor | None = None,
+    log_weight: Tensor | None = None,
     gated: bool = False,
     precision: str = "tf32x3",
+    early: bool = False,
 ) -> Tensor:
     """Apply a linear layer to a few rows: RMS norm, matrix product, SwiGLU, bias, residual, in this order.
 
     Parameters
     ----------
     x : Tensor (B, D), float32
+        With `log_weight`, (S, D): the shares of a single row.
     weight : Tensor (O, D), or (2 O, D) if `gated`
         float32 or bfloat16.
     norm : Tensor (D,), optional
@@ -44,24 +48,38 @@ def project(
     bias : Tensor (O,), optional
     add : Tensor (B, O), float32, optional
         Residual, added to the result.
+    log_weight : Tensor (S, heads), float32, optional
+        x is what `kernels.lm.attend` returned in S shares, a power of two. This is their `log_weight`, by
+        which the shares of each head are averaged first.
     gated : bool
         Whether to apply SwiGLU: silu(first half of the products) * second half.
     precision : {"tf32x3", "tf32"}
         Precision of the matrix product where x has more than one row and weights are float32: three TF32
         products for each float32 product, or one.
         Ignored for a single row and for bfloat16 weights.
+    early : bool
+        Let the kernel start while the one before it still runs: see `kernels.lm`.
 
     Returns
     -------
     Tensor (B, O), float32
     """
-    rows, inputs = x.shape
+    inputs = x.shape[1]
+    rows = len(x) if log_weight is None else 1
     outputs = len(weight) // 2 if gated else len(weight)
     y = x.new_empty(rows, outputs)
     # Block sizes and numbers of warps were chosen by measurements on an H200.
     if rows == 1:
         kernel = _project_one_row
-        tile = {"BLOCK_OUT": 2 if outputs < FEW_OUTPUTS else 4, "BLOCK_IN": 1024, "num_warps": 4}
+        tile = {"BLOCK_OUT": 2, "BLOCK_IN": 1024, "num_warps": 4}
+        if gated:
+            tile["BLOCK_OUT"] = 8
+        elif log_weight is not None or inputs > 4 * tile["BLOCK_IN"]:
+            tile |= {"BLOCK_OUT": 4, "num_warps": 8}
+        elif outputs >= FEW_OUTPUTS:
+            tile["BLOCK_OUT"] = 4
+        tile["SHARES"] = len(x)
+        tile["HEAD_DIM"] = inputs if log_weight is None else inputs // log_weight.shape[1]
     else:
         kernel = _project_rows
         padded_rows = max(16, triton.next_power_of_2(rows))  # tensor cores multiply at least 16 rows
@@ -74,6 +92,7 @@ def project(
         tile |= {"PRECISION": precision, "num_warps": 4, "num_stages": 3}
     kernel[(triton.cdiv(outputs, tile["BLOCK_OUT"]),)](
         x,
+        log_weight,
         weight,
         norm,
         bias,
@@ -84,6 +103,8 @@ def project(
         INPUTS=inputs,
         OUTPUTS=outputs,
         GATED=gated,
+        EARLY=early,
+        launch_pdl=early,
         **tile,
     )
     return y
@@ -91,7 +112,8 @@ def project(
 
 @triton.jit
 def _project_one_row(
-    x_ptr,  # (1, INPUTS) float32
+    x_ptr,  # (SHARES, INPUTS) float32
+    log_weight_ptr,  # (SHARES, INPUTS / HEAD_DIM) float32, or None
     weight_ptr,  # (OUTPUTS, INPUTS), or (2 OUTPUTS, INPUTS) if GATED
     norm_ptr,  # (INPUTS,) or None
     bias_ptr,  # (OUTPUTS,) or None
@@ -102,37 +124,72 @@ def _project_one_row(
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     GATED: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_OUT: tl.constexpr,  # outputs of one program
-    BLOCK_IN: tl.constexpr,  # inputs loaded at a time
+    BLOCK_IN: tl.constexpr,  # inputs in one block
+    SHARES: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
 ):
-    """Compute `project` for one row, without tensor cores: most of the time goes into reading weights."""
+    """Compute `project` for one row, without tensor cores: most of the time goes into reading weights.
+
+    A program first requests all its weights, and then waits for x. So weights are on their way to the
+    registers while the kernel before this one still computes x.
+    """
+    if EARLY:
+        gdc_launch_dependents()
     out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     out_mask = out < OUTPUTS
-    # `acc` keeps one partial sum for each column of the block. The columns are summed after the loop.
-    acc = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
-    acc_up = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)  # likewise for the second half of the weights
-    squares = tl.zeros((BLOCK_IN,), tl.float32)  # sums of x ** 2, for the RMS norm
-    # The loop is unrolled (`static_range`), since it is short: 5 passes for the LM's widest layer.
+
+    # Request what no kernel of this step computes: blocks of weights, (BLOCK_OUT, BLOCK_IN) each, of the norm
+    # and the bias. The loops are unrolled (`static_range`), so that a tuple can hold the blocks: one for
+    # the LM's width, five for the MLP's.
+    weight, weight_up, norm = (), (), ()
     for start in tl.static_range(0, INPUTS, BLOCK_IN):
-        # Load a block of weights (BLOCK_OUT, BLOCK_IN).
         column = start + tl.arange(0, BLOCK_IN)
         in_mask = column < INPUTS
         mask = out_mask[:, None] & in_mask[None, :]
         weight_ptrs = weight_ptr + out[:, None] * INPUTS + column[None, :]
-        weight = tl.load(weight_ptrs, mask=mask, other=0.0).to(tl.float32)
+        weight += (tl.load(weight_ptrs, mask=mask, other=0.0),)
         if GATED:
-            weight_up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=mask, other=0.0).to(tl.float32)
+            weight_up += (tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=mask, other=0.0),)
+        if norm_ptr is not None:
+            norm += (tl.load(norm_ptr + column, mask=in_mask, other=0.0),)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)
 
-        # Load the inputs. The RMS norm is x / rms(x) * norm. Its weight is applied here. The division comes
-        # after the loop, when the sum of the squares is known, so that x is read only once.
-        x = tl.load(x_ptr + column, mask=in_mask, other=0.0)
+    # From here on read what the kernels before this one wrote.
+    if EARLY:
+        gdc_wait()
+    if add_ptr is not None:
+        residual = tl.load(add_ptr + out, mask=out_mask, other=0.0)
+    # `acc` keeps one partial sum for each column of a block. The columns are summed after the loop.
+    acc = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)
+    acc_up = tl.zeros((BLOCK_OUT, BLOCK_IN), tl.float32)  # likewise for the second half of the weights
+    squares = tl.zeros((BLOCK_IN,), tl.float32)  # sums of x ** 2, for the RMS norm
+    for block in tl.static_range(0, (INPUTS + BLOCK_IN - 1) // BLOCK_IN):
+        # Load a block of x. If it comes in shares, average these by their softmax weights. The weights are
+        # those of the column's head.
+        column = block * BLOCK_IN + tl.arange(0, BLOCK_IN)
+        in_mask = column < INPUTS
+        if log_weight_ptr is not None:
+            share = tl.arange(0, SHARES)[:, None]
+            log_weight_ptrs = log_weight_ptr + share * (INPUTS // HEAD_DIM) + (column // HEAD_DIM)[None, :]
+            log_weight = tl.load(log_weight_ptrs, mask=in_mask[None, :], other=0.0)
+            shares = tl.load(x_ptr + share * INPUTS + column[None, :], mask=in_mask[None, :], other=0.0)
+            share_weight = tl.exp(log_weight - tl.max(log_weight, 0)[None, :])
+            x = tl.sum(share_weight * shares, 0) / tl.sum(share_weight, 0)
+        else:
+            x = tl.load(x_ptr + column, mask=in_mask, other=0.0)
+
+        # The RMS norm is x / rms(x) * norm. Its weight is applied here. The division comes after the loop,
+        # when the sum of the squares is known, so that x is read only once.
         if norm_ptr is not None:
             squares += x * x
-            x *= tl.load(norm_ptr + column, mask=in_mask, other=0.0).to(tl.float32)
+            x *= norm[block].to(tl.float32)
 
-        acc += weight * x[None, :]
+        acc += weight[block].to(tl.float32) * x[None, :]
         if GATED:
-            acc_up += weight_up * x[None, :]
+            acc_up += weight_up[block].to(tl.float32) * x[None, :]
     y = tl.sum(acc, 1)
     if GATED:
         up = tl.sum(acc_up, 1)
@@ -148,15 +205,16 @@ def _project_one_row(
     if GATED:
         y = y * tl.sigmoid(y) * up
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + out, mask=out_mask, other=0.0).to(tl.float32)
+        y += bias
     if add_ptr is not None:
-        y += tl.load(add_ptr + out, mask=out_mask, other=0.0)
+        y += residual
     tl.store(y_ptr + out, y, mask=out_mask)
 
 
 @triton.jit
 def _project_rows(
     x_ptr,  # (rows, INPUTS) float32
+    log_weight_ptr,  # unused; `_project_one_row` needs it
     weight_ptr,  # (OUTPUTS, INPUTS), or (2 OUTPUTS, INPUTS) if GATED
     norm_ptr,  # (INPUTS,) or None
     bias_ptr,  # (OUTPUTS,) or None
@@ -167,6 +225,7 @@ def _project_rows(
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     GATED: tl.constexpr,
+    EARLY: tl.constexpr,
     ROWS: tl.constexpr,  # rows, padded for the tensor cores
     BLOCK_OUT: tl.constexpr,  # outputs of one program
     PARTS: tl.constexpr,  # parts that the inputs are cut into, one for each warp
@@ -178,6 +237,9 @@ def _project_rows(
     The inputs are cut into PARTS, and each warp sums the products of its own part. A single serial sum over
     all inputs would take longer than reading the weights does.
     """
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     row, part = tl.arange(0, ROWS), tl.arange(0, PARTS)
     out_mask, row_mask = out < OUTPUTS, row < rows
