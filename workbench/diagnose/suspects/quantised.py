@@ -24,7 +24,7 @@ from workbench.diagnose.suspects.observations import Observation
 from workbench.diagnose.suspects.scoring import Scorer
 from workbench.diagnose.suspects.simulate import RANK
 from workbench.speech.config import STAGES
-from workbench.speech.config.formats import FORMATS, Format, parse_format, with_inputs
+from workbench.speech.config.formats import FORMATS, Format, fallback, parse_format, with_inputs
 from workbench.speech.models.quantise.modules import layers_of
 from workbench.speech.models.quantise.quantise import quantise
 from workbench.speech.pipeline import Pipeline
@@ -39,7 +39,10 @@ COMMON = (
 )
 MAX_GROUP = 256  # weights that share a scale, of the formats that are tried
 # Those that are tried where each needs a simulated run.
-SIMULATED = ("q8_0", "q4_0", "int8:channel", "int8:channel,full", "q4_k", "q6_k", "mlx4", "int4:group=128")
+SIMULATED = (
+    *("q8_0", "q4_0", "int8:group=32", "int8:channel", "int8:channel,full", "int8:tensor"),
+    *("q4_k", "q6_k", "mlx4", "int4:group=128"),
+)
 # Of 60 formats the wrong ones reach a cosine of 0.25 by chance; programs that add in integers leave 0.6.
 MIN_LIKENESS = 0.5
 CLEAR_LIKENESS = 0.9  # where others look alike
@@ -153,18 +156,29 @@ class FormatSearch:
 
         # 2. Which layers?
         chosen = chosen or self._layers_with(best, number, base, names)
-        # Some layers of many, sounds, and the vocoder's spectrum fit a wrong format more easily.
-        is_plain = is_local and chosen in (names, linear) and _stage(names[0]) != "hift"
+        asked = with_inputs(best)  # kernels that quantise inputs as well may make most of the error by that
+        if linear and asked != best and self._likeness(best, number, base, chosen) < SURE_LIKENESS:
+            layers = self._layers_with(asked, number, base, names)
+            if self._likeness(asked, number, base, layers) > self._likeness(best, number, base, chosen):
+                best, chosen = asked, layers
+        # Some layers of many, sounds, the vocoder's spectrum, and what another format leaves fit a wrong format
+        # more easily.
+        is_plain = is_local and not known and chosen in (names, linear) and _stage(names[0]) != "hift"
         if self._likeness(best, number, base, chosen) < (MIN_LIKENESS if is_plain else CLEAR_LIKENESS):
             return []
 
         # 3. Of formats that point the same way, such as q8_0 and int8:group=32, the nearest.
         most = max(likeness.values())
         alike = list(dict.fromkeys(text for (text, _), x in likeness.items() if x >= most - EQUALLY_ALIKE))
-        if linear and not self._is_exact(best, number, base, chosen):  # inputs may be quantised as well
-            alike += [with_inputs(text) for text in alike if with_inputs(text) not in alike]
+        if linear and not self._is_exact(best, number, base, chosen):
+            quantised_inputs = list(dict.fromkeys(map(with_inputs, alike)))
+            # Where these made most of the error, distances tell little: each rounds up and down by chance.
+            alike = quantised_inputs if best == asked else list(dict.fromkeys((*alike, *quantised_inputs)))
         distances = {text: self._distance(text, number, base, chosen) for text in alike}
         nearest = min(distances, key=distances.__getitem__)
+        if (literal := fallback(nearest)) and self._is_same(literal, nearest, chosen):
+            nearest = literal
+            distances[literal] = self._distance(literal, number, base, chosen)
         # A distance that rounding explains is as good as none.
         limit = EQUALLY_NEAR * max(distances[nearest], self.scorer.observations[number].allowed)
         others = [text for text in alike if text != nearest and distances[text] <= limit]

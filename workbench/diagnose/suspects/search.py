@@ -192,9 +192,8 @@ class Search:
         tried = faults if is_local else _affordable(faults)
         reason = "no known fault gives what was recorded"
         if len(tried) < len(faults):
-            reason += (
-                f" ({len(faults) - len(tried)} faults with a parameter were not tried: each needs a run)"
-            )
+            untried = f"{len(faults) - len(tried)} faults with a parameter, and most formats of weights"
+            reason += f" ({untried}, were not tried: each needs a run)"
         fitting = self._fitting_of_kinds(tried, wrong)
         if not fitting and is_local:
             fitting = [pair for pair in self._pairs(listed, wrong) if self._explains(pair, wrong)]

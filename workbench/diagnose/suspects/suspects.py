@@ -109,7 +109,7 @@ def find_suspects(
     search = Search(
         scorer,
         catalogue,
-        lambda: faults_of_kinds(pipe, kinds) + fitted_faults(kinds, observed.observations),
+        lambda: _of_kinds(pipe, kinds, observed),
         FormatSearch(pipe, scorer).formats if any(kind.name == QUANTISED for kind in kinds) else _no_formats,
     )
     notes += _format_notes(search, scorer)
@@ -148,6 +148,12 @@ def _note_silent_stages(observed: Observed) -> None:
                 observed.unchecked[stage] = "no result of it was recorded"
 
 
+def _of_kinds(pipe: Pipeline, kinds: Sequence[Kind], observed: Observed) -> list[Fault]:
+    """Return the faults with a parameter; formats of weights have a search of their own."""
+    faults = faults_of_kinds(pipe, kinds) + fitted_faults(kinds, observed.observations)
+    return [fault for fault in faults if not is_format(fault)]
+
+
 def _no_formats(number: int, base: Faults, tried: tuple[str, ...] = ()) -> list[Faults]:
     return []
 
@@ -158,7 +164,7 @@ def _format_notes(search: Search, scorer: Scorer) -> list[str]:
     for verdict in search.verdicts:
         names = [fault.name for fault in verdict.faults if is_format(fault)]
         for number, observation in enumerate(scorer.observations):
-            if not names or not observation.is_local or observation.name not in verdict.places:
+            if not names or observation.is_statistics or observation.name not in verdict.places:
                 continue
             if scorer.is_beyond_prediction(number, search.chosen):
                 share = scorer.distance(number, search.chosen) / scorer.distance(number, HEALTHY)

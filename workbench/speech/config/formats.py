@@ -141,6 +141,17 @@ def with_inputs(text: str) -> str:
     return str(Format(asked.name, details))
 
 
+def fallback(text: str) -> str | None:
+    """Return the format that ggml gives rows which the blocks of another do not divide; None for others.
+
+    >>> fallback("q4_k"), fallback("q4_0")
+    ('q5_0', None)
+    """
+    asked = parse_format(text)
+    name = FALLBACKS.get(asked.name)
+    return None if name is None else str(Format(name, asked.details))
+
+
 # ---- rules: which weights have which format
 
 
