@@ -82,3 +82,10 @@ def test_heard_writes_words_runs_and_changes(tmp_path, capsys, monkeypatch):
     table, rows, change = (pd.read_csv(path) for path in out)
     assert table["tokens"].tolist() == rows["tokens"].tolist() == ["own", "same"]
     assert set(rows["wrong"]) == {1} and change["sound_db"][0] > 0
+
+
+def test_formats_are_timed_and_written(tmp_path, capsys):
+    out = tmp_path / "formats.csv"
+    assert main(["bench", "formats", "--rounds", "1", "-o", str(out)]) == 0
+    assert "int8:channel" in capsys.readouterr().out
+    assert pd.read_csv(out)["format"].is_unique

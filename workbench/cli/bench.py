@@ -126,6 +126,36 @@ def stream(
     return 0
 
 
+@app.command(epilog="Example: workbench bench formats --released --device cuda -o formats.csv")
+def formats(
+    voice: Voice = None,
+    released: Released = False,
+    device: Device = "cpu",
+    rounds: Annotated[int, typer.Option(help="Rounds of turns.")] = 5,
+    out: Csv = None,
+) -> int:
+    """Measure what formats of weights gain a token of the LM, in the kernels that torch has for them."""
+    check_writable(out)
+    check_device(device)
+    from tqdm import tqdm
+
+    from workbench.diagnose.benchmarks.format_speed import measure_format_speed
+    from workbench.diagnose.benchmarks.tables import write_csv
+    from workbench.speech.checkpoint.checkpoint import Checkpoint
+    from workbench.speech.config import RELEASED
+
+    table = measure_format_speed(
+        RELEASED.lm if released else Checkpoint.load(voice).config.lm,
+        device,
+        rounds,
+        lambda turns, n: tqdm(turns, "formats", n, unit=" turn"),
+    )
+    print(table_text(table))
+    if out:
+        write_csv(table, out)
+    return 0
+
+
 @app.command(epilog="Example: workbench bench deviation --device cuda --sentences 24 -o deviation.csv")
 def deviation(
     voice: Voice = None,

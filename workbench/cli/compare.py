@@ -188,6 +188,13 @@ def suspects(
     quantised: Annotated[int, typer.Option(help="Self-test: runs with quantised weights as well.")] = 0,
     catalogue: Annotated[bool, typer.Option(help="Self-test: runs with the listed faults.")] = True,
     draw: Annotated[int, typer.Option(help="Self-test: seed by which faults are drawn.")] = 0,
+    view: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Self-test: what is kept of the runs; may be repeated.",
+            show_default="whole trace, statistics, mel and waveform",
+        ),
+    ] = None,
     voice: Voice = None,
     out: Annotated[
         str | None, typer.Option("-o", "--out", help="Self-test: also write every row as CSV.")
@@ -214,20 +221,25 @@ def suspects(
 
     from workbench.diagnose.suspects import benchmark
 
+    for one in view or ():
+        if one not in benchmark.VIEWS:
+            raise WorkbenchError(f"no view is called {one}; expected {', '.join(benchmark.VIEWS)}")
+    views = view or list(benchmark.VIEWS)
     pipe = open_pipe(voice, "cpu", progress=False)
     utterances = benchmark.held_out(pipe)
     faults = faults if catalogue else []
-    total = (len(faults) + unlisted) * len(benchmark.VIEWS) + 2 * pairs + healthy + 2 * quantised
+    total = (len(faults) + unlisted) * len(views) + 2 * pairs + healthy + 2 * quantised
     runs = benchmark.self_test(
         pipe,
         utterances,
         faults,
+        views,
         pairs=pairs,
         unlisted=unlisted,
         healthy=healthy,
         draw=draw,
     )
-    formats = benchmark.format_trials(pipe, utterances, quantised, draw)
+    formats = benchmark.format_trials(pipe, utterances, quantised, draw, views)
     rows = list(tqdm(itertools.chain(runs, formats), "self-test", total, unit=" run"))
     print(benchmark.table(rows).to_string(index=False, float_format="{:.3f}".format))
     print(benchmark.confusions(rows).to_string(index=False))

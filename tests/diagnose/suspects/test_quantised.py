@@ -3,10 +3,11 @@
 import pytest
 
 import workbench as wb
-from workbench.diagnose.suspects.benchmark import mel_and_waveform, quantised_run
+from workbench.diagnose.suspects.benchmark import full_trace, mel_and_waveform, quantised_run
+from workbench.diagnose.suspects.catalogue.kinds import KINDS
 from workbench.diagnose.suspects.other_kernels import FOREIGN_SUMS
-from workbench.diagnose.suspects.quantised import every_format, sort_of
-from workbench.speech.config.formats import rules_of_stage, rules_text, with_inputs
+from workbench.diagnose.suspects.quantised import MAX_GROUP, sort_of
+from workbench.speech.config.formats import every_format, rules_of_stage, rules_text, with_inputs
 
 BLOCKS = "flow.decoder.estimator.transformer_blocks."
 
@@ -73,6 +74,22 @@ def test_mel_and_waveform_alone_show_the_format_of_the_flow(pipe, recorded, simu
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("weights", "keep", "formats"),
+    [
+        ("flow=q5_0", full_trace, {"flow.spk_embed": "q5_0"}),  # q4_k is the same in such a narrow layer
+        ("flow=int4:group=32", mel_and_waveform, {}),  # q4_0 is near, and int4 is not tried
+    ],
+)
+def test_a_format_that_is_merely_near_is_not_named(pipe, recorded, simulator, weights, keep, formats):
+    run = keep(run_with(pipe, recorded, weights))
+    only_formats = [kind for kind in KINDS if kind.name == "quantised"]
+    found = wb.find_suspects(recorded, run, pipe, (), simulator, only_formats)
+    assert not found.healthy
+    assert formats.items() <= found.formats.items() and bool(formats) == bool(found.formats), found.line
+
+
+@pytest.mark.slow
 def test_half_precision_stays_half_precision(pipe, recorded, simulator):
     half = pipe.options(None).but(flow_dtype="bfloat16", n_timesteps=2)
     run = pipe.replay(recorded, "flow", half, wb.EVERYTHING)
@@ -100,7 +117,7 @@ def test_compare_with_a_format_still_finds_a_fault(pipe, recorded):
 
 
 def test_formats_that_are_tried_are_all_different():
-    formats = every_format()
+    formats = every_format(MAX_GROUP)
     assert len(formats) == len(set(formats)) and "int8:channel,asymmetric,full" not in formats
 
 

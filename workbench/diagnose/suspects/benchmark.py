@@ -26,13 +26,13 @@ from workbench.diagnose.suspects.catalogue.faults import CATALOGUE, Fault, appli
 from workbench.diagnose.suspects.catalogue.kinds import KINDS, Kind
 from workbench.diagnose.suspects.diagnosis import Diagnosis
 from workbench.diagnose.suspects.other_kernels import FOREIGN_SUMS
-from workbench.diagnose.suspects.quantised import COMMON, HALF
+from workbench.diagnose.suspects.quantised import COMMON
 from workbench.diagnose.suspects.simulate import FaultSimulator
 from workbench.diagnose.suspects.suspects import find_suspects
 from workbench.errors import WorkbenchError
 from workbench.files import data_path
 from workbench.speech.checkpoint.quantised.layers import layers
-from workbench.speech.config.formats import FALLBACKS, with_inputs
+from workbench.speech.config.formats import FALLBACKS, HALF, with_inputs
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.record import EVERYTHING
@@ -215,16 +215,20 @@ def self_test(
 
 
 def format_trials(
-    pipe: Pipeline, utterances: Sequence[tuple[Utterance, int]], count: int, draw: int = 0
+    pipe: Pipeline,
+    utterances: Sequence[tuple[Utterance, int]],
+    count: int,
+    draw: int = 0,
+    views: Sequence[str] = tuple(VIEWS),
 ) -> Iterator[Row]:
     """Make runs with quantised weights, and ask `find_suspects` for the format.
 
     The format, the layers that have it, and whether the program also quantises the inputs of linear layers
-    are drawn. Where the LM is left alone, the mel and the waveform are asked about as well.
+    are drawn. Whole traces are asked about, and mel and waveform where the LM is left alone.
 
     Parameters
     ----------
-    pipe, utterances, draw
+    pipe, utterances, draw, views
         As in `self_test`.
     count : int
         Number of runs with quantised weights.
@@ -239,7 +243,10 @@ def format_trials(
         has_lm = any(name.startswith("lm.") for name in scopes[scope])
         made = quantised_run(weights_of((name, asked) for name in scopes[scope]), has_lm)
         candidate = inject(pipe, simulator.reference, [made, FOREIGN_SUMS])
-        for view in ("whole trace",) if has_lm else ("whole trace", "mel and waveform"):
+        asked_of = ("whole trace",) if has_lm else ("whole trace", "mel and waveform")
+        for view in asked_of:
+            if view not in views:
+                continue
             found = find_suspects(simulator.reference, VIEWS[view](candidate), pipe, simulator=simulator)
             yield Row("quantised", view, f"{asked} in {scope}", found.line, _format_outcome(found, text))
 

@@ -24,12 +24,11 @@ from workbench.diagnose.suspects.observations import Observation
 from workbench.diagnose.suspects.scoring import Scorer
 from workbench.diagnose.suspects.simulate import RANK
 from workbench.speech.config import STAGES
-from workbench.speech.config.formats import FORMATS, Format, fallback, parse_format, with_inputs
+from workbench.speech.config.formats import HALF, every_format, fallback, parse_format, with_inputs
 from workbench.speech.models.quantise.modules import layers_of
 from workbench.speech.models.quantise.quantise import quantise
 from workbench.speech.pipeline import Pipeline
 
-HALF = ("float16", "bfloat16")
 # Formats that ports use most: tried first.
 COMMON = (
     *("q8_0", "q4_0", "int8:group=32", "int8:channel", "int8:channel,full", *HALF),
@@ -135,7 +134,7 @@ class FormatSearch:
         # 1. Which format? All layers have it on trial; then those alone that repeat, such as transformer
         # blocks: others may make most of the error where they have the format, and many ports spare them.
         is_local = self.scorer.observations[number].is_local
-        inner = tuple(name for name in names if block_of(name) != name)
+        inner = _repeated(names)
         scopes = [names, inner] if is_local and inner not in ((), names) else [names]
         likeness: dict[tuple[str, tuple[str, ...]], float] = {}
 
@@ -151,7 +150,7 @@ class FormatSearch:
         best = best_of((*known, *(tried if is_local else SIMULATED)))
         chosen = names if self._is_exact(best, number, base, names) else ()
         if is_local and tried is COMMON and not chosen:
-            best = best_of(every_format())
+            best = best_of(every_format(MAX_GROUP))
             best = best_of(refinements(best))
 
         # 2. Which layers?
@@ -161,9 +160,9 @@ class FormatSearch:
             layers = self._layers_with(asked, number, base, names)
             if self._likeness(asked, number, base, layers) > self._likeness(best, number, base, chosen):
                 best, chosen = asked, layers
-        # Some layers of many, sounds, the vocoder's spectrum, and what another format leaves fit a wrong format
+        # Some layers of many, sounds, the vocoder's spectrum, and what another format leaves, fit a wrong one
         # more easily.
-        is_plain = is_local and not known and chosen in (names, linear) and _stage(names[0]) != "hift"
+        is_plain = is_local and not known and chosen in self._plain(names) and _stage(names[0]) != "hift"
         if self._likeness(best, number, base, chosen) < (MIN_LIKENESS if is_plain else CLEAR_LIKENESS):
             return []
 
@@ -224,9 +223,8 @@ class FormatSearch:
     # ---- which layers
 
     def _layers_with(self, text: str, number: int, base: Faults, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the layers that have a format: all, the linear ones, or some sorts or blocks of them."""
-        linear = self._linear(names)
-        tried = [layers for layers in (names, linear) if layers]
+        """Return the layers that have a format: a plain choice, or some sorts or blocks of them."""
+        tried = self._plain(names)
         for layers in tried:
             if self._is_exact(text, number, base, layers):
                 return layers
@@ -287,6 +285,11 @@ class FormatSearch:
                 if not observation.is_local or observation.field in _fields_of(stage, part):
                     found += layers
         return found
+
+    def _plain(self, names: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """Return what most ports choose: all layers, the linear ones, and either of these in blocks alone."""
+        choices = (names, self._linear(names), _repeated(names), _repeated(self._linear(names)))
+        return [layers for layers in dict.fromkeys(choices) if layers]
 
     def _linear(self, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(name for name in names if self._is_linear[name])
@@ -356,18 +359,6 @@ class FormatSearch:
         return ", ".join(texts)
 
 
-def every_format() -> list[str]:
-    """Return every format that differs in its values; of groups, those up to 256."""
-    found = []
-    for name, kind in FORMATS.items():
-        for details in itertools.product(*kind.details) if kind.family != "float" else ():
-            is_twin = "full" in details and "symmetric" not in details  # the range is full anyway
-            is_refined = not {"dynamic", *HALF}.isdisjoint(details)
-            if not is_twin and not is_refined and Format(name, details).block <= MAX_GROUP:
-                found.append(str(Format(name, details)))
-    return found
-
-
 def refinements(text: str) -> list[str]:
     """Return a format of MLX with scales in half precision; for other formats nothing."""
     return [f"{text},{dtype}" for dtype in HALF] if parse_format(text).kind.family == "mlx" else []
@@ -380,6 +371,11 @@ def sort_of(layer: str) -> str:
     'flow.decoder.estimator.transformer_blocks.*.attn.to_q'
     """
     return re.sub(r"\.\d+(?=\.|$)", ".*", layer)
+
+
+def _repeated(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the layers that repeat, such as those of transformer blocks."""
+    return tuple(name for name in names if block_of(name) != name)
 
 
 def _stage(layer: str) -> str:

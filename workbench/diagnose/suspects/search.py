@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from workbench.diagnose.suspects.catalogue.faults import HEALTHY, Fault, Faults
 from workbench.diagnose.suspects.catalogue.kinds import kind_of
 from workbench.diagnose.suspects.observations import Observation
-from workbench.diagnose.suspects.quantised import HALF
 from workbench.diagnose.suspects.scoring import MAX_FIT_SCORE, Scorer
 from workbench.diagnose.suspects.verdict import Verdict
+from workbench.speech.config.formats import HALF
 
 # Scores are in decades (powers of ten) above what rounding and storage explain. A fault must lower the
 # average score of a group by this much; statistics agree by chance more often than values do.

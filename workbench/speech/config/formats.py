@@ -4,6 +4,7 @@ A format is a name, and details behind a colon: `q4_k`, `int4:group=128,asymmetr
 `FORMATS` is the table of all names and their details. Rules are pairs of a glob of names and a format.
 """
 
+import itertools
 import os
 import re
 import tomllib
@@ -17,6 +18,7 @@ from workbench.files import read_text_file
 
 GROUPS = (32, 64, 128, 256)
 NF4_BLOCKS = (64, 128, 256, 512, 1024, 2048, 4096)
+HALF = ("float16", "bfloat16")
 FALLBACKS = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}  # where 256 does not divide a row
 MAX_RULES = 2000
 MAX_GLOB = 300  # characters
@@ -139,6 +141,18 @@ def with_inputs(text: str) -> str:
     asked = parse_format(text)
     details = tuple("dynamic" if each == "weight-only" else each for each in asked.details)
     return str(Format(asked.name, details))
+
+
+def every_format(max_group: int) -> list[str]:
+    """Return every format of few bits that differs in its values, with up to so many weights in a group."""
+    found = []
+    for name, kind in FORMATS.items():
+        for details in itertools.product(*kind.details) if kind.family != "float" else ():
+            is_twin = "full" in details and "symmetric" not in details  # the range is full anyway
+            is_refined = not {"dynamic", *HALF}.isdisjoint(details)
+            if not is_twin and not is_refined and Format(name, details).block <= max_group:
+                found.append(str(Format(name, details)))
+    return found
 
 
 def fallback(text: str) -> str | None:
