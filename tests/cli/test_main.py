@@ -124,3 +124,33 @@ def test_speak_imports_neither_a_compiler_nor_signal_processing_that_it_does_not
         [sys.executable, "-c", code, *verb], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert found.stdout.splitlines()[-1] == "[]"
+
+
+LOSES_CTRL_C = """
+import os, signal, sys, time
+import workbench.cli
+module = sys.modules["workbench.cli.main"]
+
+class Ignoring:
+    def __del__(self):  # Python ignores what is raised here
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+def main():
+    try:
+        Ignoring()
+        time.sleep(20)
+    except KeyboardInterrupt:
+        return module.INTERRUPTED
+    return 0
+
+module.main = main
+sys.exit(module.shell())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_ctrl_c_is_not_lost_where_python_ignores_what_is_raised():
+    run = subprocess.run([sys.executable, "-c", LOSES_CTRL_C], capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (130, "")

@@ -4,7 +4,9 @@ import gc
 import os
 import signal
 import sys
+from _thread import interrupt_main
 from collections.abc import Sequence
+from threading import Timer
 from types import FrameType
 from typing import Annotated
 
@@ -25,6 +27,7 @@ NEW_OBJECTS = (
     50_000  # between two passes of the garbage collector in a process of one verb; Python's own: 700
 )
 INTERRUPTED = 130  # the exit code that typer gives Ctrl-C
+ASK_AGAIN_S = 0.05  # seconds, so that what ignored Ctrl-C is over
 app = typer.Typer(
     name="workbench",
     help=HELP,
@@ -65,7 +68,15 @@ def shell() -> int:
         interrupts.append(number)
         raise KeyboardInterrupt
 
+    def ask_again(ignored: "sys.UnraisableHookArgs") -> None:
+        # Python ignores what a callback or a destructor raises, and Ctrl-C would be lost there.
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            Timer(ASK_AGAIN_S, interrupt_main).start()
+        else:
+            sys.__unraisablehook__(ignored)
+
     signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = ask_again
     try:
         code = main()
     except Exception:  # what an import makes of Ctrl-C: "initialization failed", say

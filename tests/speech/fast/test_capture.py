@@ -70,7 +70,7 @@ class WatchedGraphs(CudaGraphPool):
 @pytest.fixture
 def graphs(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # fake tensors have none
-    for module in (fast_lm, lm_torch, fast_sampling, fast_dit, fast_hift):
+    for module in (lm_torch, fast_sampling, fast_dit, fast_hift):
         monkeypatch.setattr(module, "compiled", lambda function, device, dynamic: function)
     for module, name in ((fast_lm, "can_compile_tf32"), (fast_dit, "can_compile")):
         monkeypatch.setattr(module, name, lambda device: False)  # kernels need a real GPU
@@ -104,7 +104,7 @@ def test_reading_a_prompt_can_be_captured(graphs, monkeypatch):
     decoder = _BatchDecoder(lm, 2, 1024, Options())
     prompts = [torch.zeros(n, 896, device=GPU) for n in (7, 9)]
     decoder.begin(prompts, [1, 0], [(3, 40), (4, 50)], [Options(), Options(seed=1)])
-    decoder._step(512)
+    decoder._decode_chunk(512)
     assert decoder.state.logp.device.type == "cuda"
     assert_capturable(graphs, 200)
 

@@ -22,7 +22,6 @@ from workbench.diagnose.suspects.other_kernels import OTHER_SUMS
 from workbench.diagnose.suspects.random_errors import (
     MIN_COSINE,
     MIN_COSINE_OF_STATISTICS,
-    SIZE_TOLERANCE,
     are_statistics_of_draw,
     is_draw,
     is_rounding,
@@ -42,6 +41,9 @@ LIKENESS_SCORE = MIN_WRONG_SCORE
 # Two programs in half precision may be so many times as far apart as our model is from itself where it adds
 # in another order.
 ROUNDING_ALLOWANCE = 2.0
+# Decades by which the sizes of two errors of half precision may differ in statistics: a factor of 3. Other
+# processors round in other places; a factor of 2.2 was seen.
+ROUNDING_SIZE_TOLERANCE = 0.5
 # A draw is one run of our model with one set of random numbers.
 MIN_DRAWS = 2  # needed to know how far draws are from each other
 # `_nearness_without` returns decades. By chance alone a draw may be nearer by one decade than the others are.
@@ -196,7 +198,7 @@ class Scorer:
             return False
         expected = observation.distance(with_fault, without)
         found = observation.distance(observation.found, without)
-        return min(expected, found) > 0 and abs(math.log10(expected / found)) <= SIZE_TOLERANCE
+        return min(expected, found) > 0 and abs(math.log10(expected / found)) <= ROUNDING_SIZE_TOLERANCE
 
     def distance(self, number: int, faults: Faults) -> float:
         """Return the distance of the candidate's result to the prediction with these faults.
