@@ -5,6 +5,7 @@ for a format. In every round the formats take turns, so that all see the same ma
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -19,19 +20,19 @@ from workbench.speech.config.formats import parse_format
 from workbench.speech.fast.cuda_graphs import CudaGraph, CudaGraphPool
 from workbench.speech.models.numerics import exact_float32
 from workbench.speech.models.quantise.codes import codes_of
+from workbench.speech.models.quantise.quantise import quantise
 
 BASE = "bfloat16"  # what the others are compared with
 REPEATS = {"cuda": 20, "cpu": 1}  # tokens of a turn
 INNER_TILES = 8  # how torch's int4 kernel for GPUs lays out weights; 8 fits all widths of the LM
-Product = Callable[[Tensor], Tensor]
 
 
 class Kernel(NamedTuple):
-    """A kernel of torch, and what it reads."""
+    """A kernel of torch, and what it reads beside the input."""
 
     name: str
-    product: Product
-    n_bytes: int
+    multiply: Callable[..., Tensor]  # (x, *stored) -> result
+    stored: tuple[Tensor, ...]  # weights and scales
 
 
 def measure_format_speed(
@@ -119,44 +120,34 @@ def _token_products(
     for outputs, inputs in shapes:
         right = 0.02 * torch.randn(outputs, inputs, device=device)
         x = torch.randn(1, inputs, device=device)
+        kernel = prepare(right, text)
+        name = kernel.name
         for _ in range(config.num_hidden_layers):
-            kernel = prepare(right, text)
-            calls.append(lambda product=kernel.product, x=x: product(x))
-            n_bytes += kernel.n_bytes
-            name = kernel.name
-        found = kernel.product(x).float()
-        expected = x @ _dequantised(right, text).T
+            stored = [tensor.clone() for tensor in kernel.stored]
+            calls.append(partial(kernel.multiply, x, *stored))
+            n_bytes += sum(tensor.nbytes for tensor in stored)
+        found = calls[-1]().float()
+        expected = x @ quantise(right.cpu(), text).values.to(device).T
         error = max(error, float((found - expected).abs().max() / expected.abs().max()))
     return _TokenProducts(calls, name, n_bytes, error)
-
-
-def _dequantised(weight: Tensor, text: str) -> Tensor:
-    if text in ("float32", "float16", "bfloat16"):
-        return weight.to(getattr(torch, text)).float()
-    found = codes_of(weight, parse_format(text))
-    scale = found.scale.to(weight.device)
-    codes = found.codes.to(weight.device).float()
-    if found.group:
-        return (codes.unflatten(1, (-1, found.group)) * scale[..., None]).flatten(1)
-    return codes * (scale[:, None] if scale.ndim else scale)
 
 
 # ---- kernels of torch: (weight, format) -> Kernel. Inputs and results are bfloat16, as on a server.
 
 
 def _linear(weight: Tensor, text: str) -> Kernel:
-    stored = weight.to(getattr(torch, text), copy=True)
-    return Kernel("linear", lambda x: F.linear(x.to(stored.dtype), stored), stored.nbytes)
+    stored = weight.to(getattr(torch, text))
+    return Kernel("linear", lambda x, stored: F.linear(x.to(stored.dtype), stored), (stored,))
 
 
 def _int8(weight: Tensor, text: str) -> Kernel:
     found = codes_of(weight, parse_format(text))
-    codes, scale = found.codes.to(weight.device), found.scale.to(weight.device, torch.bfloat16)
+    stored = found.codes.to(weight.device), found.scale.to(weight.device, torch.bfloat16)
 
-    def product(x: Tensor) -> Tensor:
+    def multiply(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         return torch.ops.aten._weight_int8pack_mm(x.bfloat16(), codes, scale)
 
-    return Kernel("_weight_int8pack_mm", product, codes.nbytes + scale.nbytes)
+    return Kernel("_weight_int8pack_mm", multiply, stored)
 
 
 def _int4(weight: Tensor, text: str) -> Kernel:
@@ -167,29 +158,27 @@ def _int4(weight: Tensor, text: str) -> Kernel:
     if weight.is_cuda:
         pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
         packed = torch.ops.aten._convert_weight_to_int4pack(pairs, INNER_TILES)
-        multiply = torch.ops.aten._weight_int4pack_mm
+        kernel = torch.ops.aten._weight_int4pack_mm
     else:
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-        multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
+        kernel = torch.ops.aten._weight_int4pack_mm_for_cpu
 
-    def product(x: Tensor) -> Tensor:
-        return multiply(x.bfloat16(), packed, found.group, scale_and_zero)
+    def multiply(x: Tensor, packed: Tensor, scale_and_zero: Tensor) -> Tensor:
+        return kernel(x.bfloat16(), packed, found.group, scale_and_zero)
 
-    return Kernel("_weight_int4pack_mm", product, weight.numel() // 2 + scale_and_zero.nbytes)
+    return Kernel("_weight_int4pack_mm", multiply, (packed, scale_and_zero))
 
 
 def _fp8(weight: Tensor, text: str) -> Kernel:
     """Multiply in fp8: the inputs are rounded to fp8 as well."""
     found = codes_of(weight, parse_format(text))
-    codes = found.codes.to(weight.device)
-    scale = found.scale.to(weight.device).float()
     one = torch.ones((), device=weight.device)
 
-    def product(x: Tensor) -> Tensor:
+    def multiply(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         x = x.to(codes.dtype)
         return torch._scaled_mm(x, codes.T, scale_a=one, scale_b=scale, out_dtype=torch.bfloat16)
 
-    return Kernel("_scaled_mm", product, codes.nbytes + scale.nbytes)
+    return Kernel("_scaled_mm", multiply, (found.codes.to(weight.device), found.scale.to(weight.device)))
 
 
 KERNELS: dict[str, Callable[[Tensor, str], Kernel]] = {
