@@ -262,13 +262,7 @@ def _attend(
     cached_values = cached_keys + values_offset
     start = share * span
     end = tl.minimum(start + span, position)
-    past = start + tl.arange(0, BLOCK)
-    past_mask = (past < end)[:, None]
-    past_k_ptrs = cached_keys + past[:, None] * DIM
-    past_k1 = tl.load(past_k_ptrs + half_index[None, :], mask=past_mask, other=0.0)
-    past_k2 = tl.load(past_k_ptrs + HALF + half_index[None, :], mask=past_mask, other=0.0)
-    past_v_ptrs = cached_values + past[:, None] * DIM + dim_index[None, :]
-    past_v = tl.load(past_v_ptrs, mask=past_mask, other=0.0)
+    past_k1, past_k2, past_v = _load_block(cached_keys, cached_values, start, end, DIM, BLOCK)
 
     # From here on read what the kernel before this one wrote: the new position's query, key and value. The
     # query is multiplied by the scale of the scores.
@@ -305,13 +299,7 @@ def _attend(
 
         # Load the next block, if there is one.
         start += BLOCK
-        past = start + tl.arange(0, BLOCK)
-        past_mask = (past < end)[:, None]
-        past_k_ptrs = cached_keys + past[:, None] * DIM
-        past_k1 = tl.load(past_k_ptrs + half_index[None, :], mask=past_mask, other=0.0)
-        past_k2 = tl.load(past_k_ptrs + HALF + half_index[None, :], mask=past_mask, other=0.0)
-        past_v_ptrs = cached_values + past[:, None] * DIM + dim_index[None, :]
-        past_v = tl.load(past_v_ptrs, mask=past_mask, other=0.0)
+        past_k1, past_k2, past_v = _load_block(cached_keys, cached_values, start, end, DIM, BLOCK)
 
     # A share without positions has a `max_score` and so a `log_weight` of minus infinity.
     weight_sum = tl.where(weight_sum == 0, 1.0, weight_sum)
@@ -326,3 +314,17 @@ def _attend(
         tl.store(cached_keys + new_offset + half_index, k1.to(cache_ptr.dtype.element_ty))
         tl.store(cached_keys + new_offset + HALF + half_index, k2.to(cache_ptr.dtype.element_ty))
         tl.store(cached_values + new_offset + dim_index, v.to(cache_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _load_block(cached_keys, cached_values, start, end, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """Load the keys, in halves, and the values of up to BLOCK positions before `end`; 0 for the others."""
+    HALF: tl.constexpr = DIM // 2
+    half_index, dim_index = tl.arange(0, HALF)[None, :], tl.arange(0, DIM)[None, :]
+    past = start + tl.arange(0, BLOCK)
+    mask = (past < end)[:, None]
+    k_ptrs = cached_keys + past[:, None] * DIM + half_index
+    k1 = tl.load(k_ptrs, mask=mask, other=0.0)
+    k2 = tl.load(k_ptrs + HALF, mask=mask, other=0.0)
+    v = tl.load(cached_values + past[:, None] * DIM + dim_index, mask=mask, other=0.0)
+    return k1, k2, v
