@@ -72,7 +72,11 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # fake tensors have none
     for module in (lm_torch, fast_sampling, fast_dit, fast_hift):
         monkeypatch.setattr(module, "compiled", lambda function, device, dynamic: function)
-    for module, name in ((fast_lm, "can_compile_tf32"), (fast_dit, "can_compile")):
+    for module, name in (
+        (fast_lm, "can_compile_tf32"),
+        (fast_dit, "can_compile"),
+        (fast_dit, "can_compile_tf32"),
+    ):
         monkeypatch.setattr(module, name, lambda device: False)  # kernels need a real GPU
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield WatchedGraphs()
@@ -111,15 +115,15 @@ def test_reading_a_prompt_can_be_captured(graphs, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("splits", [False, True])
-@pytest.mark.parametrize("bias_rows", [0, 1, 64])
-def test_a_velocity_evaluation_can_be_captured(graphs, bias_rows, splits, monkeypatch):
+@pytest.mark.parametrize("mask_rows", [0, 1, 64])
+def test_a_velocity_evaluation_can_be_captured(graphs, mask_rows, splits, monkeypatch):
     monkeypatch.setattr(fast_dit, "tf32x3_is_faster", lambda device, dtype: splits)
     flow = built(Flow, FlowConfig(dit=DiTConfig(depth=2)))
-    VelocityGraph(FastFlow.consume(flow, graphs).estimator, graphs, 3, 64, bias_rows)
+    VelocityGraph(FastFlow.consume(flow, graphs).estimator, graphs, 3, 64, mask_rows)
     assert_capturable(graphs, 80)
 
 
-def test_attention_without_a_mask_launches_one_kernel(graphs, monkeypatch):
+def test_attention_launches_one_kernel_a_layer(graphs, monkeypatch):
     attention = pytest.importorskip("workbench.speech.fast.kernels.attention", reason="no Triton")
     flow_kernels = pytest.importorskip("workbench.speech.fast.kernels.flow")
     kernel, norm_kernel = LaunchCounter(), LaunchCounter()
@@ -127,12 +131,13 @@ def test_attention_without_a_mask_launches_one_kernel(graphs, monkeypatch):
     monkeypatch.setattr(flow_kernels, "_add_and_norm", norm_kernel)
     monkeypatch.setattr(fast_dit, "tf32x3_is_faster", lambda device, dtype: True)
     monkeypatch.setattr(fast_dit, "can_compile", lambda device: True)
+    monkeypatch.setattr(fast_dit, "can_compile_tf32", lambda device: True)
     monkeypatch.setattr(fast_dit, "_conv_pos", lambda embed, splits: embed)
     fast = FastFlow.consume(built(Flow, FlowConfig(dit=DiTConfig(depth=2))), graphs)
-    for bias_rows, launches in ((0, 2), (1, 2)):
-        VelocityGraph(fast.estimator, graphs, 3, 64, bias_rows)
+    for mask_rows, launches in ((0, 2), (1, 4), (64, 6)):
+        VelocityGraph(fast.estimator, graphs, 3, 64, mask_rows)
         assert kernel.count == launches
-    assert norm_kernel.count == 2 * 2 * 2  # steps, layers, twice in each
+    assert norm_kernel.count == 3 * 2 * 2  # graphs, layers, twice in each
     assert_capturable(graphs, 60)
 
 

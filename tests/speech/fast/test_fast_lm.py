@@ -116,6 +116,7 @@ def test_device_sampler_equals_upstream(case):
     runs, params = case["runs"], case["params"]
     sampler = DeviceSampler(Options(**params), config, (), len(runs), 1, torch.device("cpu"))
     sampler.begin([Options(**params).but(seed=run["seed"]) for run in runs])
+    sampler.refill([0] * len(runs), 1)
     history = torch.tensor(case["history"][-params["win_size"] :], dtype=torch.long)
     recent = sampler.state.recent_tokens
     recent[:, recent.shape[1] - len(history) :] = history

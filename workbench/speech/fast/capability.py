@@ -12,6 +12,16 @@ def can_start_early(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= MIN_HOPPER
 
 
+LARGE_SHARED_MEMORY = 200_000  # bytes a block may use; an H100 has 232,448, most GPUs for games 101,376
+
+
+def has_large_shared_memory(device: torch.device) -> bool:
+    """Return whether kernels may keep so much on the chip as on an H100; also where no GPU is asked."""
+    if device.type != "cuda":
+        return True
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= LARGE_SHARED_MEMORY
+
+
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether a device computes in bfloat16; GPUs before Ampere only imitate it."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= MIN_AMPERE

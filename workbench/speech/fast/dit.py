@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workbench.speech.fast.cuda_graphs import CudaGraphPool, can_compile, compiled
+from workbench.speech.fast.cuda_graphs import CudaGraphPool, can_compile, can_compile_tf32, compiled
 from workbench.speech.fast.fuse import fuse_linear
 from workbench.speech.fast.tf32x3 import Tf32x3Linear, split_tf32, tf32x3_is_faster
 from workbench.speech.models.dit import NORM_EPS, Block, ConvPosEmbed, DiT, RotaryEmbed
@@ -46,10 +46,10 @@ class FastDiT(NamedTuple):
     linear_input: Operator
     norm: Callable[..., Tensor]  # compiled `_norm`
     add_and_norm: Callable[..., tuple[Tensor, Tensor]]  # compiled `_add_and_norm`, or a kernel
-    rotate: Callable[..., Tensor]  # compiled `_rotate`
+    rotate: Callable[..., None]  # compiled `_rotate`
     activate: Callable[..., Tensor]  # compiled `_activate`
     compiled_linear_input: Operator
-    attend: Operator | None  # a kernel for attention without a mask; includes `linear_input`
+    attend: Callable[..., Tensor] | None  # a kernel for attention; includes `linear_input`
 
 
 def consume_dit(dit: DiT) -> FastDiT:
@@ -68,7 +68,7 @@ def consume_dit(dit: DiT) -> FastDiT:
         rotate=compiled(_rotate, device, "rows"),
         activate=compiled(_activate, device, "rows"),
         compiled_linear_input=compiled(linear_input, device, "rows"),
-        attend=_attention_kernel(dit.config.dim_head, device) if splits else None,
+        attend=_attention_kernel(dit, splits),
     )
 
 
@@ -101,12 +101,12 @@ class VelocityGraph:
         Number of utterances, B.
     length : int
         Number of frames, S.
-    bias_rows : int
-        Rows of the attention bias: 0 without a mask, 1 where all frames attend to the same frames, or S.
+    mask_rows : int
+        Rows of `n_visible`: 0 where all frames attend to all, 1 where they attend to the same frames, or S.
     """
 
     def __init__(
-        self, estimator: FastDiT, graphs: CudaGraphPool, utterances: int, length: int, bias_rows: int
+        self, estimator: FastDiT, graphs: CudaGraphPool, utterances: int, length: int, mask_rows: int
     ) -> None:
         self.estimator, dit = estimator, estimator.dit
         device, dtype = dit.proj_out.weight.device, dit.proj_out.weight.dtype
@@ -116,10 +116,12 @@ class VelocityGraph:
         # Inputs at fixed addresses; a call copies its arguments here.
         self.x = torch.zeros(utterances, dit.config.mel_dim, length, device=device, dtype=state_dtype)
         self.input_bias = torch.zeros(rows, length, width, device=device, dtype=dtype)
-        # Without a mask, attention has faster kernels: torch's flash attention, and in float32 our own.
-        self.attn_bias = None
-        if bias_rows:
-            self.attn_bias = torch.zeros(rows, 1, bias_rows, length, device=device, dtype=dtype)
+        self.n_visible = None
+        if mask_rows:
+            self.n_visible = torch.full((rows, mask_rows), length, device=device, dtype=torch.int32)
+        # In half precision torch's flash attention is faster than our kernel, but it takes no mask.
+        has_flash = dtype != torch.float32 and not mask_rows
+        self.uses_kernel = estimator.attend is not None and not has_flash
         self.modulation = torch.zeros(6 * dit.config.depth + 2, width, device=device, dtype=dtype)
 
         # A model in half precision has rounded its rotary frequencies too, and the angles of late frames
@@ -131,7 +133,7 @@ class VelocityGraph:
         self.cos, self.sin = cos.repeat(rows, 1)[:, None], sin.repeat(rows, 1)[:, None]
         self.graph = graphs.capture(self._velocity)
 
-    def __call__(self, x: Tensor, input_bias: Tensor, attn_bias: Tensor | None, modulation: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, input_bias: Tensor, n_visible: Tensor | None, modulation: Tensor) -> Tensor:
         """Evaluate the velocity.
 
         Parameters
@@ -140,8 +142,8 @@ class VelocityGraph:
             The states.
         input_bias : Tensor (2 B, S, D)
             From `FastFlow._input_bias`.
-        attn_bias : Tensor (2 B, 1, 1 or S, S) or None
-            Added to the scores of attention.
+        n_visible : Tensor (2 B, 1 or S) or None
+            Each frame attends to so many frames, from the first one on; to all without it.
         modulation : Tensor (6 depth + 2, D)
             Modulations for the time of this evaluation; see `FastFlow._compute_modulations`.
 
@@ -152,8 +154,8 @@ class VelocityGraph:
         """
         self.x.copy_(x)
         self.input_bias.copy_(input_bias)
-        if self.attn_bias is not None:
-            self.attn_bias.copy_(attn_bias)
+        if self.n_visible is not None:
+            self.n_visible.copy_(n_visible)
         self.modulation.copy_(modulation)
         return self.graph()
 
@@ -174,29 +176,38 @@ class VelocityGraph:
         next_modulations = [*modulations[1:], final_modulation]
         shift_msa, scale_msa = modulations[0][:2]
         y = estimator.norm(h, shift_msa, scale_msa, estimator.linear_input)
+        attn_bias = self._attention_bias()
         for block, modulation, next_modulation in zip(
             estimator.blocks, modulations, next_modulations, strict=True
         ):
             _, _, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
-            y = block.attn_out(self._attention(block.qkv(y)))
+            y = block.attn_out(self._attention(block.qkv(y), attn_bias))
             h, y = estimator.add_and_norm(h, gate_msa, y, shift_mlp, scale_mlp)
             y = block.mlp_out(estimator.activate(block.mlp_in(y), estimator.linear_input))
             next_shift, next_scale = next_modulation[:2]
             h, y = estimator.add_and_norm(h, gate_mlp, y, next_shift, next_scale)
         return estimator.proj_out(y).unflatten(0, (rows, length)).transpose(1, 2)
 
-    def _attention(self, qkv: Tensor) -> Tensor:
+    def _attention_bias(self) -> Tensor | None:
+        """Return what torch's attention adds to the scores, (2 B, 1, 1 or S, S): -inf where nothing is seen."""
+        if self.n_visible is None or self.uses_kernel:
+            return None
+        length = self.input_bias.shape[1]
+        is_hidden = torch.arange(length, device=self.n_visible.device) >= self.n_visible[:, None, :, None]
+        return torch.zeros_like(is_hidden, dtype=self.input_bias.dtype).masked_fill(is_hidden, -torch.inf)
+
+    def _attention(self, qkv: Tensor, attn_bias: Tensor | None) -> Tensor:
         """Attend: (2 B S, 3 H dim_head) -> the input of the output layer, (2 B S, H dim_head) or split."""
         estimator = self.estimator
         rows, length, _ = self.input_bias.shape
         qkv = qkv.unflatten(1, (3, estimator.dit.config.heads, -1))  # (2 B S, 3, H, dim_head)
         first_heads = qkv[:, :2, 0]  # of q and k: only these are rotated, see `dit.rotate_first_head`
-        first_heads.copy_(estimator.rotate(first_heads, self.cos, self.sin))
+        estimator.rotate(first_heads, self.cos, self.sin)
         qkv = qkv.unflatten(0, (rows, length))  # (2 B, S, 3, H, dim_head)
-        if estimator.attend is not None and self.attn_bias is None:
-            return estimator.attend(qkv)
+        if self.uses_kernel:
+            return estimator.attend(qkv, self.n_visible)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (2 B, H, S, dim_head) each
-        attn_out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.attn_bias)
+        attn_out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias)
         attn_out = attn_out.transpose(1, 2).flatten(2).flatten(0, 1)  # (2 B S, H dim_head)
         return estimator.compiled_linear_input(attn_out)
 
@@ -217,11 +228,11 @@ def _add_and_norm(
     return h, _norm(h, shift, scale, linear_input)
 
 
-def _rotate(qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first heads of q and k, (2 B S, 2, dim_head), as `dit.rotate_first_head` does."""
+def _rotate(qk: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate the first heads of q and k, (2 B S, 2, dim_head), in place as `dit.rotate_first_head` does."""
     even, odd = qk.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)  # (2 B S, 2, dim_head / 2) each
     rotated = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
-    return rotated.flatten(-2).to(qk.dtype)
+    qk.copy_(rotated.flatten(-2))
 
 
 def _activate(y: Tensor, linear_input: Operator) -> Tensor:
@@ -251,9 +262,10 @@ def _choose_add_and_norm(
     return add_and_norm
 
 
-def _attention_kernel(head_width: int, device: torch.device) -> Operator | None:
-    """Return our own kernel for attention without a mask, if it can be compiled for heads of this width."""
-    if not can_compile(device):
+def _attention_kernel(dit: DiT, splits: bool) -> Callable[..., Tensor] | None:
+    """Return our own kernel for attention, if it can be compiled for this estimator."""
+    weight, head_width = dit.proj_out.weight, dit.config.dim_head
+    if not (splits or _is_half(weight)) or not can_compile_tf32(weight.device):
         return None
     from workbench.speech.fast.kernels.attention import attend, supports_head_width  # needs Triton
 
@@ -261,25 +273,30 @@ def _attention_kernel(head_width: int, device: torch.device) -> Operator | None:
 
 
 def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Operator:
-    """Return the convolutional position embedding, with our own kernel where products are split.
+    """Return the convolutional position embedding, with our own kernel where it can be compiled.
 
-    cuDNN would compute the groups of its convolutions one by one and without tensor cores.
+    cuDNN would compute the groups of its convolutions one by one, and in float32 without tensor cores.
     """
     convs = embed.conv1[0], embed.conv2[0]
-    if not splits or not can_compile(convs[0].weight.device):
+    weight = convs[0].weight
+    if not (splits or _is_half(weight)) or not can_compile_tf32(weight.device):
         return embed
     from workbench.speech.fast.kernels.conv import MIN_CHANNELS, convolve, pack_conv  # needs Triton
 
-    channels_per_group = convs[0].weight.shape[1]
+    channels_per_group = weight.shape[1]
     if channels_per_group % MIN_CHANNELS:
         return embed
     packed_convs = [pack_conv(conv, products=3) for conv in convs]
 
     def fast_embed(x: Tensor) -> Tensor:  # (B, S, D) -> (B, S, D)
-        x = x.transpose(1, 2).contiguous()
+        x = x.transpose(1, 2)  # a view: the kernel reads and writes either layout
         for conv in packed_convs:
             convolved, _ = convolve(x, conv)
             x = F.mish(convolved)
         return x.transpose(1, 2)
 
     return fast_embed
+
+
+def _is_half(weight: Tensor) -> bool:
+    return weight.dtype in (torch.bfloat16, torch.float16)

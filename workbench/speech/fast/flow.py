@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.speech.config import Options
-from workbench.speech.fast.cuda_graphs import CudaGraphPool
+from workbench.speech.fast.cuda_graphs import CudaGraphPool, to_device_async
 from workbench.speech.fast.dit import FastDiT, VelocityGraph, consume_dit
-from workbench.speech.models.dit import attention_mask
 from workbench.speech.models.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
 
 MASK_BUCKET = 16  # frames: with a mask, lengths are rounded up to a multiple of this, for torch's kernels
@@ -52,7 +51,7 @@ class FastFlow:
         self.dit = estimator.dit
         self.dtype, self.device = self.dit.proj_out.weight.dtype, self.dit.proj_out.weight.device
         self._modulations = lru_cache(MAX_GRIDS)(self._compute_modulations)
-        # (utterances, length, rows of the mask) -> VelocityGraph
+        # (utterances, length, mask_rows) -> VelocityGraph
         self._velocity_graph = lru_cache(MAX_GRAPHS)(partial(VelocityGraph, estimator, graphs))
         self._lock = Lock()  # held while a graph is used: all solvers share its tensors
 
@@ -98,11 +97,13 @@ class FastFlow:
         """
         lengths = [c.mu.shape[-1] for c in conditions]
         chunk = self.dit.config.static_chunk_size if streaming else None
-        attn_bias = _attention_bias(lengths, chunk, self.device, self.dtype)
-        padded_length = max(lengths) if attn_bias is None else attn_bias.shape[-1]
-        bias_rows = 0 if attn_bias is None else attn_bias.shape[2]
+        padded_length, n_visible = max(lengths), None
+        if chunk is not None or len(set(lengths)) > 1:
+            padded_length = ceil(padded_length / MASK_BUCKET) * MASK_BUCKET
+            n_visible = _visible_frames(lengths, padded_length, chunk, self.device)
+        mask_rows = 0 if n_visible is None else n_visible.shape[1]
         with self._lock:
-            velocity_graph = self._velocity_graph(len(lengths), padded_length, bias_rows)
+            velocity_graph = self._velocity_graph(len(lengths), padded_length, mask_rows)
 
         # The padded states (B, M, S). They are at least float32, so that they are not rounded at every step.
         state_dtype = torch.promote_types(self.dtype, torch.float32)
@@ -126,7 +127,7 @@ class FastFlow:
 
         def velocity(x: Tensor, t: Tensor) -> Velocity:
             with self._lock:
-                v = velocity_graph(x, input_bias, attn_bias, next(next_modulation))
+                v = velocity_graph(x, input_bias, n_visible, next(next_modulation))
                 v = v.to(state_dtype, copy=True)  # the next replay overwrites the graph's result
             v_cond, v_uncond = v.chunk(2)
             return Velocity(guide(v_cond, v_uncond, cfg_rates), v_cond, v_uncond)
@@ -172,34 +173,29 @@ class FastFlow:
         return torch.cat([*blocks, shift, scale + 1], dim=1)
 
 
-def _attention_bias(
-    lengths: Sequence[int], chunk: int | None, device: torch.device, dtype: torch.dtype
-) -> Tensor | None:
-    """Return the bias of the attention scores: 0 where a frame may attend to another, -inf where it may not.
+def _visible_frames(lengths: Sequence[int], padded: int, chunk: int | None, device: torch.device) -> Tensor:
+    """Return to how many frames each frame attends, from the first one on.
 
     Parameters
     ----------
     lengths : sequence of int
-        Frames of each utterance.
+        Frames of each utterance; the padding after them is hidden.
+    padded : int
+        S.
     chunk : int or None
         Frames of a chunk when streaming; see `dit.attention_mask`.
     device : torch.device
-    dtype : torch.dtype
 
     Returns
     -------
-    Tensor (2 B, 1, 1 or S, S) or None
-        None where every frame may attend to every frame. S is the longest length, rounded up.
+    Tensor (2 B, 1 or S)
+        With and without conditions. 1: the same for all frames.
     """
-    if chunk is None and len(set(lengths)) == 1:
-        return None
-    padded_length = ceil(max(lengths) / MASK_BUCKET) * MASK_BUCKET
-    is_real = torch.arange(padded_length, device=device) < torch.tensor(lengths, device=device)[:, None]
-    allowed = is_real[:, None]  # (B, 1, S): padding is hidden from all frames alike
+    n_visible = torch.tensor(lengths)[:, None]
     if chunk is not None:
-        allowed = attention_mask(allowed, padded_length, chunk, device)  # (B, S, S)
-    bias = torch.zeros(allowed.shape, device=device, dtype=dtype).masked_fill(~allowed, -torch.inf)
-    return bias[:, None].repeat(2, 1, 1, 1)  # with and without conditions
+        end_of_chunk = (torch.arange(padded) // chunk + 1) * chunk
+        n_visible = n_visible.minimum(end_of_chunk)
+    return to_device_async(n_visible.repeat(2, 1), like=torch.empty(0, device=device, dtype=torch.int32))
 
 
 def _evaluation_times(options: Options, dtype: torch.dtype) -> tuple[float, ...]:

@@ -273,11 +273,13 @@ class _BatchDecoder:
         """Yield (row, step) of every token, a chunk at a time."""
         counts = [0] * len(self.state.n_tokens)  # tokens of each row that were yielded
         queued = deque[tuple[AsyncCopy, Tensor]]()  # results of `_queue_chunk`, the oldest first
-        finished = all(self.state.done.tolist())
+        next_draw = [0] * len(counts)  # random numbers that each row has used
+        finished = self._tokens_left == 0
         while not finished:
             # Queue work for the device before waiting for its oldest chunk. The queue cannot be empty then:
             # while a row is unfinished, either tokens are left to queue or a queued chunk has its last token.
             while self._tokens_left > 0 and len(queued) <= self.chunks_ahead:
+                self.sampler.refill(next_draw, (len(queued) + 1) * CHUNK_TOKENS)
                 queued.append(self._queue_chunk())
             chunk, chunk_logp = queued.popleft()
             next_draw, has_nan, done, *chunk_tokens = chunk.tolist()  # lists of B numbers
@@ -292,7 +294,6 @@ class _BatchDecoder:
                         yield row, LMStep(counts[row], token, logp[row])
                         counts[row] += 1
             finished = all(done)
-            self.sampler.refill(next_draw)
 
     def _queue_chunk(self) -> tuple[AsyncCopy, Tensor]:
         """Let the device decode a chunk.

@@ -51,7 +51,7 @@ class DeviceSampler:
         Ids that sound like silence or breath.
     rows : int
     picks : int
-        The most tokens that a row picks between two calls of `refill`.
+        The most that `refill` is asked for.
     device : torch.device
     """
 
@@ -67,9 +67,10 @@ class DeviceSampler:
         self.top_k = min(options.top_k, config.n_ids)
         # Candidates of the second choice, after a repetition: as many as in the first, or all ids (None).
         self.fallback_top_k = self.top_k if options.repetition_fallback == "top_k" else None
-        draws_per_pick = self.top_k + (self.fallback_top_k or config.n_ids)
+        self._draws_per_pick = self.top_k + (self.fallback_top_k or config.n_ids)
         # The buffer holds what the picks may use, and some to spare, so that few calls of `refill` must draw.
-        self._spare = picks * draws_per_pick // 2
+        self._draws_of_picks = picks * self._draws_per_pick
+        length = self._draws_of_picks * 3 // 2
 
         ids = torch.arange(config.n_ids, device=device)
         first_special = config.speech_token_size  # sos; eos and the other ids that stop follow it
@@ -82,40 +83,45 @@ class DeviceSampler:
             top_p=torch.ones(rows, device=device),
             max_repeats=torch.ones(rows, device=device, dtype=torch.float64),
             recent_tokens=torch.full((rows, options.win_size), -1, device=device),
-            draws=torch.ones(rows, picks * draws_per_pick + self._spare, device=device),
+            draws=torch.ones(rows, length, device=device),
             next_draw=torch.zeros(rows, device=device, dtype=torch.long),
         )
         self._choose = compiled(_choose, device, "rows")
-        self._refilled = [0] * rows  # each row's `next_draw` at the last refill
+        self._drawn = [0] * rows  # random numbers that were drawn for each row
         self._generators: list[torch.Generator] = []
         self._threads = ThreadPoolExecutor(DRAW_THREADS)
 
     def begin(self, options: Sequence[Options]) -> None:
-        """Start a run with the seed, top_p and tau_r of each row."""
+        """Start a run with the seed, top_p and tau_r of each row; `refill` draws its first random numbers."""
         state = self.state
         self._generators = [torch.Generator().manual_seed(o.seed) for o in options]
-        state.top_p.copy_(torch.tensor([o.top_p for o in options]))
         max_repeats = [o.win_size * o.tau_r for o in options]
-        state.max_repeats.copy_(torch.tensor(max_repeats, dtype=torch.float64))
+        state.top_p.copy_(to_device_async([o.top_p for o in options], like=state.top_p))
+        state.max_repeats.copy_(to_device_async(max_repeats, like=state.max_repeats))
         state.recent_tokens.fill_(-1)
         state.next_draw.zero_()
-        self._refilled = [0] * len(options)
-        draws = torch.empty(state.draws.shape)
-        self._fill(list(draws))
-        state.draws.copy_(draws)
+        self._drawn = [0] * len(options)
 
-    def refill(self, next_draw: Sequence[int]) -> None:
-        """Replace the random numbers that were used by new ones, once they are many.
+    def refill(self, next_draw: Sequence[int], picks: int) -> None:
+        """Draw random numbers if there are not enough for more picks; they replace those that were used.
 
         Parameters
         ----------
         next_draw : sequence of int
             Values of `SamplerState.next_draw`, which the host learns a little later than the device.
+        picks : int
+            The picks that follow these.
         """
         ring = self.state.draws
-        counts = [new - old for new, old in zip(next_draw, self._refilled, strict=True)]
-        if max(counts) <= self._spare:
+        needed = [used + picks * self._draws_per_pick for used in next_draw]
+        counts = [max(0, most - drawn) for most, drawn in zip(needed, self._drawn, strict=True)]
+        if not any(counts):
             return
+        # At the start the device waits for the numbers, so that only those are drawn that it needs. Later it
+        # has picks to make meanwhile, and the whole buffer is filled.
+        if min(self._drawn) >= self._draws_of_picks:
+            full = [used + ring.shape[1] for used in next_draw]
+            counts = [most - drawn for most, drawn in zip(full, self._drawn, strict=True)]
         total = sum(counts)
         draws = torch.empty(total, pin_memory=ring.is_cuda)  # pinned memory, so that the copy does not wait
         self._fill(list(draws.split(counts)))
@@ -123,12 +129,12 @@ class DeviceSampler:
 
         # `draws` holds the rows one after the other. Find the row of each number, and its place in the ring:
         # the first number of a row goes where the last refill of that row ended.
-        used, refilled = to_device_async([counts, self._refilled], self.state.next_draw)  # (B,) each
-        row = torch.repeat_interleave(used, output_size=total)  # (total,)
-        offset = used.cumsum(0) - used  # (B,) where each row begins in `draws`
-        place = torch.arange(total, device=ring.device) - offset[row] + refilled[row]
+        count, drawn = to_device_async([counts, self._drawn], self.state.next_draw)  # (B,) each
+        row = torch.repeat_interleave(count, output_size=total)  # (total,)
+        offset = count.cumsum(0) - count  # (B,) where each row begins in `draws`
+        place = torch.arange(total, device=ring.device) - offset[row] + drawn[row]
         ring[row, place % ring.shape[1]] = draws
-        self._refilled = list(next_draw)
+        self._drawn = [old + new for old, new in zip(self._drawn, counts, strict=True)]
 
     def pick(self, logp: Tensor, too_early: Tensor) -> tuple[Tensor, Tensor]:
         """Pick a token for each row. The state does not change until `record_pick` is called.

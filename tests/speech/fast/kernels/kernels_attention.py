@@ -53,6 +53,35 @@ def test_large_scores_do_not_overflow(monkeypatch):
     assert_near(unsplit(attend(qkv)), expected_attention(qkv))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter has no bfloat16
+@pytest.mark.parametrize("chunk", [None, 20])
+def test_hidden_frames_have_no_influence(chunk, dtype, monkeypatch):
+    """Two utterances of 75 and 33 frames; `chunk` as in streaming."""
+    monkeypatch.setattr(attention, "TILE", Tile(32, 16, 4, 2))
+    monkeypatch.setattr(attention, "HALF_TILE", Tile(16, 16, 4, 2))
+    qkv = drawn(2, 75, 3, 2, 16).to(dtype)
+    n_visible = torch.tensor([[75], [33]], dtype=torch.int32)
+    if chunk:
+        n_visible = n_visible.minimum((torch.arange(75) // chunk + 1) * chunk).int()
+    is_visible = (torch.arange(75) < n_visible[..., None]).expand(-1, 75, -1)
+    q, k, v = qkv.double().permute(2, 0, 3, 1, 4)
+    right = F.scaled_dot_product_attention(q, k, v, attn_mask=is_visible[:, None])
+    qkv[1, 33:, 1:] = 99.0
+    y = attend(qkv, n_visible)
+    if dtype == torch.float32:
+        y = unsplit(y)
+    found = y.double().unflatten(0, (2, 75))
+    right = right.transpose(1, 2).flatten(2)
+    for row, length in enumerate((75, 33)):
+        error = (found - right)[row, :length].abs().max()
+        assert error <= (2e-6 if dtype == torch.float32 else 0.01) * right.abs().max()
+
+
+def test_half_precision_is_near_float64():
+    qkv = drawn(2, 75, 3, 3, 16).half()
+    assert (attend(qkv) - expected_attention(qkv)).abs().max() <= 0.01 * expected_attention(qkv).abs().max()
+
+
 def test_a_row_is_computed_alike_in_any_batch():
     qkv = drawn(2, 75, 3, 2, 16)
     assert torch.equal(attend(qkv).chunk(2)[1], attend(qkv[1:]))

@@ -52,10 +52,18 @@ def test_projection_with_norm_bias_residual_and_gate(rows):
     assert_near(project(x, weight, norm=norm.weight, eps=norm.eps, gated=True), F.silu(gate) * up)
 
 
+@pytest.mark.parametrize("rows", [1, 17])
+def test_projection_of_many_inputs(rows):
+    """Of several rows eight warps sum the products; the inputs do not fill the last block."""
+    torch.manual_seed(rows)
+    x, weight = torch.randn(rows, 2100), torch.randn(20, 2100)
+    assert_near(project(x, weight), F.linear(x.double(), weight.double()).float())
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_decode_steps_equal_torchs(lm, rows, monkeypatch):
     """Two tokens after prompts of several lengths."""
-    monkeypatch.setattr(lm_kernels, "CACHE_BLOCK", 16)
+    monkeypatch.setitem(lm_kernels.CACHE_BLOCK, torch.float32, 16)
     monkeypatch.setattr(lm_kernels, "SHARE_BLOCK", 4)
     layers = fuse_layers(lm)
     kernels, steps = lm_kernels.TritonDecodeStep(lm, layers, "tf32x3"), TorchDecodeStep(lm, layers)

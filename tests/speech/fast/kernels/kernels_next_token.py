@@ -12,8 +12,8 @@ from workbench.speech.fast.sampling import DeviceSampler
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 CPU = torch.device("cpu")
-CONFIG = LMConfig(speech_token_size=300, n_special=20, hidden_size=48)
-ROWS, STEPS, FEWEST, MOST = 4, 40, 3, 35
+CONFIG = LMConfig(speech_token_size=40, n_special=20, hidden_size=48)
+ROWS, STEPS, FEWEST, MOST = 4, 20, 3, 15
 
 
 # NumPy, by which Triton interprets, warns of the NaN that the test puts in.
@@ -27,6 +27,7 @@ def test_tokens_and_state_equal_torchs(fallback, top_k, win_size):
     options = [Options(seed=n, top_p=(0.8, 0.6, 0.9, 0.3)[n], **shared) for n in range(ROWS)]
     sampler = DeviceSampler(options[0], CONFIG, (1, 2, 28), ROWS, STEPS, CPU)
     sampler.begin(options)
+    sampler.refill([0] * ROWS, STEPS)
     state = DecodeState.zeros(ROWS, CONFIG.n_ids, torch.float32, CPU)
     state.done.zero_()
     state.min_tokens.fill_(FEWEST)
@@ -38,10 +39,10 @@ def test_tokens_and_state_equal_torchs(fallback, top_k, win_size):
         logits = 2 * torch.randn(ROWS, CONFIG.n_ids)
         logits[0, 7] += 12  # often repeated
         logits[1, 28] += 12  # a silent token, which may repeat
-        logits[:, 300:] -= 20
-        logits[2, 300] += 50 * (step in (1, 20))  # a stop id: too early, then in time
+        logits[:, 40:] -= 20
+        logits[2, 40] += 50 * (step in (1, 9))  # a stop id: too early, then in time
         logits[3, step % 4] += 2
-        if step == 30:
+        if step == 12:
             logits[3] = torch.nan
         for each in (state, ours):
             each.logp.copy_(logits.log_softmax(-1))
@@ -61,6 +62,26 @@ def test_tokens_and_state_equal_torchs(fallback, top_k, win_size):
             assert torch.equal(x, embedding[token])
     # Without a window every token counts as repeated, the stop id as well.
     assert state.done.tolist() == [True] * 4
-    assert state.n_tokens[:3].tolist() == [MOST, MOST, 20 if win_size else MOST]
+    assert state.n_tokens[:3].tolist() == [MOST, MOST, 9 if win_size else MOST]
     assert state.has_nan.tolist() == [False, False, False, True]
     assert (n_repeated > 0) == (fallback == "full")
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 8.0])
+def test_the_likeliest_of_a_large_vocabulary_are_found_in_groups(scale):
+    """With scale 0 all ids are equally likely, and the first ones come first."""
+    config = LMConfig(speech_token_size=4100, n_special=20, hidden_size=16)
+    torch.manual_seed(int(scale))
+    options = [Options(seed=n, top_p=0.95) for n in range(2)]
+    sampler = DeviceSampler(options[0], config, (), 2, 1, CPU)
+    sampler.begin(options)
+    sampler.refill([0, 0], 1)
+    state = DecodeState.zeros(2, config.n_ids, torch.float32, CPU)
+    state.done.zero_()
+    state.max_tokens.fill_(9)
+    state.logp.copy_((scale * torch.randn(2, config.n_ids)).log_softmax(-1))
+    token, used = sampler.pick(state.logp, state.done)
+    record = Record(torch.zeros(2, dtype=torch.long), torch.zeros(2, config.n_ids))
+    next_token(torch.randn(config.n_ids, 16), config.speech_token_size, state, sampler, record)
+    assert record.token.tolist() == token.where(token < config.speech_token_size, -1).tolist()
+    assert sampler.state.next_draw.tolist() == used.tolist()

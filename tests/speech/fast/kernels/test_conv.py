@@ -20,7 +20,7 @@ runs = pytest.mark.skipif(DEVICE.type == "cpu" and not INTERPRETED, reason="need
 pytestmark = pytest.mark.usefixtures("no_grad", "loops")
 
 LENGTH = 135  # odd, and more than one program computes
-MAX_ERROR = {1: 1e-3, 3: 2e-6}  # by the number of products, relative to the largest value
+MAX_ERROR = {1: 1e-3, 3: 2e-6, "half": 1e-2}  # by the number of products, relative to the largest value
 
 
 def drawn(*shape):
@@ -66,6 +66,20 @@ def test_groups_read_their_own_channels():
     x, weight, bias = drawn(2, 64, LENGTH), drawn(64, 16, 5), drawn(64)
     found, _ = conv_kernel.convolve(x, conv_kernel.pack_conv(layer(weight, bias, groups=4), 3))
     assert_near(found, F.conv1d(F.pad(x.double(), (4, 0)), weight.double(), bias.double(), groups=4), 3)
+
+
+@runs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter has no bfloat16
+def test_channels_may_come_last(dtype):
+    """As in the flow, where each group of a convolution has channels of its own."""
+    x, conv = drawn(2, LENGTH, 64).to(dtype), layer(drawn(64, 16, 5), drawn(64), groups=4).to(dtype)
+    packed = conv_kernel.pack_conv(conv, 3)
+    found, _ = conv_kernel.convolve(x.transpose(1, 2), packed)
+    assert found.dtype == dtype and found.transpose(1, 2).is_contiguous()
+    right = conv.double()(F.pad(x.double().transpose(1, 2), (4, 0)))
+    assert_near(found, right, 3 if dtype == torch.float32 else "half")
+    contiguous, _ = conv_kernel.convolve(x.transpose(1, 2).contiguous(), packed)
+    assert torch.equal(contiguous, found)
 
 
 @runs

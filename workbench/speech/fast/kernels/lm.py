@@ -40,10 +40,11 @@ from workbench.speech.fast.lm_torch import FusedLayer
 from workbench.speech.fast.sampling import DeviceSampler
 from workbench.speech.models.lm import LM
 
-# Cached positions that attention loads at a time. The positions of a single row are divided among several
-# programs a head, each of which reads a small block; the heads of several rows are programs enough.
-SHARE_BLOCK, CACHE_BLOCK = 128, 256
+# The positions of a single row are divided among several programs a head; the heads of several rows are
+# programs enough.
 SHARES = 8  # programs a head for a single row
+SHARE_BLOCK = 128  # cached positions that each of them loads at a time
+CACHE_BLOCK = {torch.bfloat16: 128, torch.float32: 256}  # that a program of several rows loads at a time
 
 
 class HeadSizes(NamedTuple):
@@ -85,7 +86,7 @@ class TritonDecodeStep:
             return torch.zeros(rows, width, device=device)
 
         state = zeros(self.lm.config.hidden_size)
-        gated = zeros(layer.down_weight.shape[1])
+        gated = zeros(layer.down_weight.shape[1]).to(torch.float32 if rows == 1 else dtype)
         qkv = zeros((n_heads + 2 * n_kv_heads) * head_dim)
         position = torch.zeros(rows, device=device, dtype=torch.long)
         # Triton compiles a separate version of a kernel for sizes that are multiples of 16. Those of a real
@@ -197,6 +198,7 @@ def attend(
     n_heads, n_kv_heads, head_dim = heads
     batch = len(qkv)
     shares = SHARES if batch == 1 else 1
+    block = SHARE_BLOCK if batch == 1 else CACHE_BLOCK[cache.dtype]
     attn_out = qkv.new_empty(batch * shares, n_heads * head_dim)
     log_weight = qkv.new_empty(shares, n_heads) if batch == 1 else None
     positions = cache.shape[3]
@@ -216,8 +218,8 @@ def attend(
         KV_HEADS=n_kv_heads,
         DIM=head_dim,
         EARLY=early,
-        BLOCK=SHARE_BLOCK if batch == 1 else CACHE_BLOCK,
-        num_warps=4 if batch == 1 else 8,  # 32 positions of a block for each warp
+        BLOCK=block,
+        num_warps=max(1, block // 32),
         launch_pdl=early,
     )
     return attn_out, log_weight

@@ -11,14 +11,18 @@ and each float32 product is computed as three TF32 products of these parts; the 
 Shape letters: `B` rows, `D` inputs, `O` outputs, `S` shares of attention.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from workbench.speech.fast.capability import has_large_shared_memory
+
 # Below this number of outputs, each program computes 2 outputs rather than 4. A small layer then still has
 # enough programs for all multiprocessors of the GPU.
 FEW_OUTPUTS = 2048
+MANY_INPUTS = 2048  # above this number, eight warps sum the products of several rows, and four otherwise
 
 
 def project(
@@ -37,7 +41,7 @@ def project(
 
     Parameters
     ----------
-    x : Tensor (B, D), float32
+    x : Tensor (B, D), float32 or of the weights' type
         With `log_weight`, (S, D): the shares of a single row.
     weight : Tensor (O, D), or (2 O, D) if `gated`
         float32 or bfloat16.
@@ -63,11 +67,12 @@ def project(
     Returns
     -------
     Tensor (B, O), float32
+        Of several rows and `gated`: of the weights' type, to which the next layer would round it.
     """
     inputs = x.shape[1]
     rows = len(x) if log_weight is None else 1
     outputs = len(weight) // 2 if gated else len(weight)
-    y = x.new_empty(rows, outputs)
+    y = x.new_empty(rows, outputs, dtype=weight.dtype if gated and rows > 1 else torch.float32)
     # Block sizes and numbers of warps were chosen by measurements on an H200.
     if rows == 1:
         kernel = _project_one_row
@@ -90,6 +95,13 @@ def project(
         block_in = part_bytes // (padded_rows * weight.element_size())
         tile = {"ROWS": padded_rows, "BLOCK_OUT": 16, "PARTS": 4, "BLOCK_IN": block_in}
         tile |= {"PRECISION": precision, "num_warps": 4, "num_stages": 3}
+        if has_large_shared_memory(x.device):
+            if gated and weight.dtype == torch.float32:
+                tile["BLOCK_OUT"] = 32
+            elif inputs > MANY_INPUTS:
+                tile |= {"PARTS": 8, "num_warps": 8}
+            elif not gated and weight.dtype != torch.float32:
+                tile["num_stages"] = 4
     kernel[(triton.cdiv(outputs, tile["BLOCK_OUT"]),)](
         x,
         log_weight,
@@ -213,7 +225,7 @@ def _project_one_row(
 
 @triton.jit
 def _project_rows(
-    x_ptr,  # (rows, INPUTS) float32
+    x_ptr,  # (rows, INPUTS)
     log_weight_ptr,  # unused; `_project_one_row` needs it
     weight_ptr,  # (OUTPUTS, INPUTS), or (2 OUTPUTS, INPUTS) if GATED
     norm_ptr,  # (INPUTS,) or None
