@@ -189,7 +189,7 @@ class VelocityGraph:
         return estimator.proj_out(y).unflatten(0, (rows, length)).transpose(1, 2)
 
     def _attention_bias(self) -> Tensor | None:
-        """Return what torch's attention adds to the scores, (2 B, 1, 1 or S, S): -inf where nothing is seen."""
+        """Return what torch's attention adds to the scores, (2 B, 1, 1 or S, S): -inf for hidden frames."""
         if self.n_visible is None or self.uses_kernel:
             return None
         length = self.input_bias.shape[1]
