@@ -21,7 +21,8 @@ def layerwise(pipe: Pipeline) -> Pipeline:
     """Return a pipeline with the same models, whose large ones widen their layers one by one for float64.
 
     Its models in float64 give the same results, to the last bit. They are not for changes: their weights are
-    those of the models in float32.
+    those of the models in float32. Traces of its runs have no hash of the weights: it takes seconds, and no
+    check reads it.
 
     Parameters
     ----------
@@ -33,6 +34,8 @@ def layerwise(pipe: Pipeline) -> Pipeline:
     """
     other = copy.copy(pipe)
     other.models = _LayerwiseCache(pipe.models)
+    other.checkpoint = copy.copy(pipe.checkpoint)
+    vars(other.checkpoint).setdefault("content_hash", "")
     return other
 
 

@@ -66,10 +66,12 @@ def measure_format_speed(
     pool = CudaGraphPool(place, exact_float32)
     rows: dict[str, dict] = {}
     runs: dict[str, CudaGraph] = {}
+    kept: list[_TokenProducts] = []  # a graph reads the weights, and does not keep them
     for text, prepare in KERNELS.items():
         rows[text] = {"format": text, "note": ""}
         try:
             products = _token_products(config, place, text, prepare)
+            kept.append(products)
             runs[text] = pool.capture(lambda products=products: [product() for product in products.calls])
             rows[text] |= {
                 "kernel": products.kernel,

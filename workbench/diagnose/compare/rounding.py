@@ -25,6 +25,7 @@ from workbench.trace.print_errors import with_half_units
 from workbench.trace.storage import Storage, beyond_storage, coarse_fields, perturbed_trace
 from workbench.trace.trace import Trace
 
+MIN_ALLOWED = ALLOWANCE * EPS  # relative L2 by which a right run may always differ
 PERTURBED_TRACES = 3  # draws of the inputs' lost digits: the size of their effect varies
 # Allowed: so many times the largest effect that was measured. The draws are twice as large as rounding needs.
 STORAGE_ALLOWANCE = 2.0
@@ -110,8 +111,29 @@ class Recomputed(NamedTuple):
         return ALLOWANCE * rounding + STORAGE_ALLOWANCE * self._storage_effect()
 
 
-def recompute(step: Transition, run: StoredRun, pipe: Pipeline, options: Options) -> list[Recomputed]:
+def recompute_in_float32(
+    step: Transition, run: StoredRun, pipe: Pipeline, options: Options
+) -> tuple[Tensor, ...]:
+    """Recompute the outputs of a transition once, by upstream's precision.
+
+    Raises
+    ------
+    WorkbenchError
+        When our model fails on the run's inputs, such as on a mel that holds NaN.
+    """
+    return step.recompute(pipe, run.trace, options.but(**UPSTREAM_PRECISION))
+
+
+def recompute(
+    step: Transition,
+    run: StoredRun,
+    pipe: Pipeline,
+    options: Options,
+    ours: tuple[Tensor, ...] | None = None,
+) -> list[Recomputed]:
     """Recompute the outputs of a transition in float32 and float64, and from equally stored inputs.
+
+    `ours` is what `recompute_in_float32` gave, where it is known.
 
     Raises
     ------
@@ -119,7 +141,8 @@ def recompute(step: Transition, run: StoredRun, pipe: Pipeline, options: Options
         When our model fails on the run's inputs, such as on a mel that holds NaN.
     """
     upstream_precision = options.but(**UPSTREAM_PRECISION)
-    ours = step.recompute(pipe, run.trace, upstream_precision)
+    if ours is None:
+        ours = recompute_in_float32(step, run, pipe, options)
     exact = step.recompute(pipe, run.trace, options.but(**FLOAT64_PRECISION))
     variants = []
     if not run.coarse.keys().isdisjoint(step.inputs):

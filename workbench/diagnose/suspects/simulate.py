@@ -7,12 +7,18 @@ candidate made before do not count again.
 """
 
 import functools
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from workbench.diagnose.compare.rounding import PERTURBED_TRACES, StoredRun, checkpoint_objection
-from workbench.diagnose.compare.transitions import target_fields
+from workbench.diagnose.compare.transitions import (
+    FLOAT64_PRECISION,
+    UPSTREAM_PRECISION,
+    target_fields,
+    transitions,
+)
 from workbench.diagnose.layerwise import layerwise
 from workbench.diagnose.suspects.catalogue.faults import (
     HEALTHY,
@@ -98,6 +104,10 @@ class FaultSimulator:
         return self._stage_runs[stage](effective, options)
 
     def _run_lm(self, faults: Faults, options: Options) -> Trace:
+        if faults == HEALTHY and options == self.options.but(**FLOAT64_PRECISION):
+            drawn = self.stage_trace(LM, HEALTHY, self.options.but(**UPSTREAM_PRECISION))
+            if (repeated := lm_in_float64(drawn, self.pipe, options)) is not None:
+                return repeated
         with applied(faults):
             utt = faulty_utterance(faults, utterance_of(self.reference))
             return run_part(self.pipe, utt, faulty_options(faults, options), EVERYTHING, "lm", "lm")
@@ -110,6 +120,30 @@ class FaultSimulator:
 
     def _run_hift(self, faults: Faults, options: Options) -> Trace:
         return run_hift(self.pipe, self.stage_trace("flow", faults, options), faults, options)
+
+
+def lm_in_float64(drawn: Trace, pipe: Pipeline, options: Options) -> Trace | None:
+    """Return the run of the LM in float64 that draws the same tokens as one in float32.
+
+    One pass over all tokens gives its log-probabilities. Drawing token by token instead, each token would
+    take as long as this pass, where weights are widened layer by layer.
+
+    Returns
+    -------
+    Trace or None
+        None where float64 may draw other tokens.
+    """
+    run = drawn
+    for step in transitions(drawn):
+        if step.outputs not in (("lm/logp",), ("lm/entropy",), ("lm/drawn_token",)):
+            continue
+        if not step.can_recompute(run):
+            return None
+        [value] = step.recompute(pipe, run, options)
+        run = Trace({**run.data, step.outputs[0]: value.cpu()}, run.attrs)
+    if not torch.equal(run["lm/drawn_token"], drawn["lm/drawn_token"]):
+        return None
+    return Trace(run.data, run.attrs | {"options": asdict(options)})
 
 
 def run_flow(pipe: Pipeline, utt: Utterance, given: Trace, faults: Faults, options: Options) -> Trace:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.fft import dct
 
 from workbench.speech.frontend.audio import WHISPER_RATE, mel_filters, resample
 
@@ -301,6 +300,8 @@ def _high_db(frames: _Frames) -> float:
 
 def _voice_change(frames: _Frames) -> float:
     """Return the largest distance between the voices before and behind any place, over its limit."""
+    from scipy.fft import dct  # slow to import
+
     filters = mel_filters(
         WHISPER_RATE, SPECTRUM, TIMBRE_BANDS, 100.0, 7000.0, torch.device("cpu"), torch.float64
     ).numpy()
