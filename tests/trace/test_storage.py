@@ -32,6 +32,13 @@ def test_each_form_is_recognised_at_any_scale(name, scale):
     assert storage_of(FORMS[name](limited)).name == name
 
 
+@pytest.mark.parametrize("least", [2.0, 4.0, 100.0])
+def test_large_float32_values_are_in_full_float32(least):
+    """They have fewer bits behind the point: values from 4 to 8 are multiples of 2**-21."""
+    assert storage_of(values().abs() + least) is None
+    assert storage_of(-least * (1 + values().abs())) is None
+
+
 def test_samples_divided_by_32767_are_16_bit():
     assert storage_of((values() * 5000).round() / 32767).name == "16 bit"
 

@@ -70,11 +70,17 @@ def _telling_values(x: Tensor) -> Tensor:
 
 
 def fits(values: Tensor, form: Storage) -> bool:
-    """Whether all values (n,), none of them 0, can be held by a form."""
+    """Whether all values (n,), none of them 0, can be held by a form, which float32 would hold more finely.
+
+    Float32 values from 4 to 8 are multiples of 2**-21 themselves: that tells nothing of how they were stored.
+    """
     # A few values rule most forms out, so that a large tensor is seldom searched as a whole.
     some = values[:MIN_GRID_VALUES]
-    parts = (some, *values.split(BLOCK_VALUES))
-    return all(_are_whole(part / form.spacing_at(part), form.error) for part in parts)
+    parts = values.split(BLOCK_VALUES)
+    if not all(_are_whole(part / form.spacing_at(part), form.error) for part in (some, *parts)):
+        return False
+    coarser = sum(int((form.spacing_at(part) > _float32_spacing(part)).sum()) for part in parts)
+    return coarser >= len(some)
 
 
 def _are_whole(scaled: Tensor, relative_error: float) -> bool:
@@ -92,6 +98,10 @@ def _half_spacing(mantissa_bits: int, smallest: float, x: Tensor) -> Tensor:
     """Return the spacing of a half precision at values; `smallest` is its smallest number above 0."""
     exponent = x.double().abs().clamp(min=smallest).log2().floor()
     return (2.0 ** (exponent - mantissa_bits)).clamp(min=smallest)
+
+
+def _float32_spacing(x: Tensor) -> Tensor:
+    return _half_spacing(23, 2.0**-149, x)
 
 
 def _constant_spacing(spacing: float, x: Tensor) -> Tensor:

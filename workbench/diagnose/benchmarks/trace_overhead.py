@@ -88,10 +88,8 @@ def utterance_of_size(config: Config, text: int = TEXT_TOKENS, prompt: int = PRO
     text_ids = torch.randint(1, config.lm.vocab_size - 1, (text,), generator=draw)
     token = torch.randint(0, config.flow.vocab_size - 1, (prompt,), generator=draw)
     frames = config.flow.token_mel_ratio * prompt
-    # Made in float64, so that float32 has all its digits, as in a real mel.
-    mel = torch.randn(1, config.mel.n_mels, frames, generator=draw, dtype=torch.float64) + TYPICAL_MEL
+    mel = torch.randn(1, config.mel.n_mels, frames, generator=draw) + TYPICAL_MEL
     embedding = torch.randn(config.flow.spk_embed_dim, generator=draw)
-    mel = mel.float()
     about = Prompt(token, mel, embedding, text="", sha256="", seconds=prompt / config.token_rate)
     return Utterance("", text_ids, text_ids[:0], token, token, mel, embedding, "zero-shot", about)
 
