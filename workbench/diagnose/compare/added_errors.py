@@ -125,14 +125,14 @@ def _errors_of_step(
             continue
         count = result.entry_count()
         for k in (None,) if count is None else range(count):
-            ours, theirs = result.at(k), found if k is None else found[k]
-            error = run.distance(result.field, theirs, ours.value)
+            right, theirs = result.at(k), found if k is None else found[k]
+            error = run.distance(result.field, theirs, right.value)
             of_format = 0.0
             for outputs in with_formats:
                 change = relative(_at(plain[position], k), _at(outputs[position], k))
                 of_format = max(of_format, change)
-            errors[result.field, step.index if k is None else k] = Added(error, ours.allowed, of_format)
-            if error > ours.allowed and result.field in run.coarse:
+            errors[result.field, step.index if k is None else k] = Added(error, right.allowed, of_format)
+            if error > right.allowed and result.field in run.coarse:
                 run.take_as_computed(result.field)
     return errors
 

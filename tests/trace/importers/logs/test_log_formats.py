@@ -291,6 +291,10 @@ SLOW = {
 @pytest.mark.parametrize("name", SLOW)
 def test_time_grows_linearly_with_the_length_of_a_line(log, name):
     """10 such lines took up to minutes where a pattern tried each of many ways to match; now they take 0.1 s."""
-    start = time.process_time()
-    log((SLOW[name] + "\n") * 10 + "mu max=1.5\n")
-    assert time.process_time() - start < 1.0  # seconds
+    text = (SLOW[name] + "\n") * 10 + "mu max=1.5\n"
+    seconds = []
+    for _ in range(3):  # the least counts: garbage of the tests before may be collected in any of them
+        start = time.process_time()
+        log(text)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 1.0
