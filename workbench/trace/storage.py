@@ -94,14 +94,14 @@ def _are_whole(scaled: Tensor, relative_error: float) -> bool:
 # ---- the forms
 
 
-def _half_spacing(mantissa_bits: int, smallest: float, x: Tensor) -> Tensor:
-    """Return the spacing of a half precision at values; `smallest` is its smallest number above 0."""
+def _float_spacing(mantissa_bits: int, smallest: float, x: Tensor) -> Tensor:
+    """Return the spacing of a floating-point type at values; `smallest` is its smallest number above 0."""
     exponent = x.double().abs().clamp(min=smallest).log2().floor()
     return (2.0 ** (exponent - mantissa_bits)).clamp(min=smallest)
 
 
 def _float32_spacing(x: Tensor) -> Tensor:
-    return _half_spacing(23, 2.0**-149, x)
+    return _float_spacing(23, 2.0**-149, x)
 
 
 def _constant_spacing(spacing: float, x: Tensor) -> Tensor:
@@ -121,8 +121,8 @@ def _grid(name: str, spacing: float, error: float = FLOAT32_ERROR) -> Storage:
 # (values that must have the form, forms from coarse to fine), for each family of forms. By chance one float32
 # value in 8,192 is exact in float16 and one in ten has its last decimal right.
 FAMILIES = (
-    (8, [Storage("bfloat16", functools.partial(_half_spacing, 7, 2.0**-133))]),
-    (8, [Storage("float16", functools.partial(_half_spacing, 10, 2.0**-24))]),
+    (8, [Storage("bfloat16", functools.partial(_float_spacing, 7, 2.0**-133))]),
+    (8, [Storage("float16", functools.partial(_float_spacing, 10, 2.0**-24))]),
     # Integer samples divided by a power of two, as 32768. A float32 value below 1 has 24 bits itself.
     (32, [_grid(f"{bits + 1} bit", 2.0**-bits, error=0.0) for bits in range(24)]),
     # Integer samples divided by the largest of them.

@@ -25,14 +25,13 @@ from workbench.diagnose.compare.added_errors import Errors, Place, added_errors,
 from workbench.diagnose.compare.comparison import EQUAL, Comparison
 from workbench.diagnose.compare.distance import (
     ALLOWANCE,
-    EPS,
     hints,
     measure,
     relative,
     where_is,
 )
 from workbench.diagnose.compare.plausibility import implausible, inconsistent_lengths
-from workbench.diagnose.compare.rounding import STREAMING, StoredRun, checkpoint_objection
+from workbench.diagnose.compare.rounding import MIN_ALLOWED, STREAMING, StoredRun, checkpoint_objection
 from workbench.diagnose.compare.transitions import (
     FLOAT64_PRECISION,
     PROGRAMS,
@@ -383,8 +382,7 @@ def _allowed_error(reference: Trace, float64_run: Trace | None, field: str, inde
     """Return the relative L2 that rounding explains at one place: `ALLOWANCE` times what was measured."""
     if float64_run is None:
         return DEFAULT_TOLERANCE
-    floor = ALLOWANCE * EPS  # also where nothing could be measured
     exact, x = _entry_or_none(float64_run, field, index), _entry_or_none(reference, field, index)
     if exact is None or x is None or exact.shape != x.shape:
-        return floor
-    return max(floor, ALLOWANCE * relative(exact, x))
+        return MIN_ALLOWED  # nothing could be measured
+    return max(MIN_ALLOWED, ALLOWANCE * relative(exact, x))

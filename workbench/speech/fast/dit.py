@@ -264,12 +264,11 @@ def _choose_add_and_norm(
 
 def _attention_kernel(dit: DiT, splits: bool) -> Callable[..., Tensor] | None:
     """Return our own kernel for attention, if it can be compiled for this estimator."""
-    weight, head_width = dit.proj_out.weight, dit.config.dim_head
-    if not (splits or _is_half(weight)) or not can_compile_tf32(weight.device):
+    if not _can_use_kernels(dit.proj_out.weight, splits):
         return None
     from workbench.speech.fast.kernels.attention import attend, supports_head_width  # needs Triton
 
-    return attend if supports_head_width(head_width) else None
+    return attend if supports_head_width(dit.config.dim_head) else None
 
 
 def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Operator:
@@ -279,7 +278,7 @@ def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Operator:
     """
     convs = embed.conv1[0], embed.conv2[0]
     weight = convs[0].weight
-    if not (splits or _is_half(weight)) or not can_compile_tf32(weight.device):
+    if not _can_use_kernels(weight, splits):
         return embed
     from workbench.speech.fast.kernels.conv import MIN_CHANNELS, convolve, pack_conv  # needs Triton
 
@@ -298,5 +297,7 @@ def _conv_pos(embed: ConvPosEmbed, splits: bool) -> Operator:
     return fast_embed
 
 
-def _is_half(weight: Tensor) -> bool:
-    return weight.dtype in (torch.bfloat16, torch.float16)
+def _can_use_kernels(weight: Tensor, splits: bool) -> bool:
+    """Return whether our kernels can replace torch: in half precision, or where products are split."""
+    is_half = weight.dtype in (torch.bfloat16, torch.float16)
+    return (splits or is_half) and can_compile_tf32(weight.device)
