@@ -91,11 +91,11 @@ class ModelCache:
 
         return _kept(self._fast, key, build)
 
-    def flow(self, options: Options) -> Flow:
-        """Return the Flow used for conditioning; ONNX may compute the velocity."""
+    def flow(self, options: Options) -> Flow | FastFlow:
+        """Return what computes the conditioning; ONNX may compute the velocity."""
         if options.eager("flow"):
             return self.eager("flow", options.dtype_of("flow"), weights=options.weights)
-        return self.fast_flow(options).flow
+        return self.fast_flow(options)
 
     def fast_hift(self, options: Options) -> FastHiFT:
         """Return the vocoder for `compute` "exact" or "fast"."""

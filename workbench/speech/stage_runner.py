@@ -88,12 +88,14 @@ class StageRunner:
         check_spoken(utt, token)
         return token
 
-    def tokens(self, utt: Utterance, options: Options | None = None) -> Iterator[int]:
-        """Yield speech tokens one by one, with long silences shortened."""
+    def tokens(
+        self, utt: Utterance, options: Options | None = None, wanted: Callable[[], int] | None = None
+    ) -> Iterator[int]:
+        """Yield speech tokens one by one, with long silences shortened; see `lm_batch` for `wanted`."""
         options = self.options(options)
         if utt.source_token is not None:
             return iter(utt.source_token.tolist())
-        drawn = (step.token for step in self.lm_steps(utt, options))
+        drawn = (step.token for _, step in self.lm_batch([utt], [options], wanted))
         return shorten_silences(drawn, self.config.silent_tokens, options.max_silent_run)
 
     def lm_steps(self, utt: Utterance, options: Options | None = None) -> Iterator[LMStep]:
@@ -102,13 +104,22 @@ class StageRunner:
             yield step
 
     @torch.no_grad()
-    def lm_batch(self, utts: Sequence[Utterance], options: Sequence[Options]) -> Iterator[tuple[int, LMStep]]:
-        """Yield (row, draw) in the order in which rows of a batch draw."""
-        utts = [utt.to(self.device) for utt in utts]
+    def lm_batch(
+        self,
+        utts: Sequence[Utterance],
+        options: Sequence[Options],
+        wanted: Callable[[], int] | None = None,
+    ) -> Iterator[tuple[int, LMStep]]:
+        """Yield (row, draw) in the order in which rows of a batch draw.
+
+        Where given, `wanted()` says how many more draws of a row are taken before the caller turns to other
+        work; a GPU then does not draw further ahead.
+        """
+        utts = self.on_device(utts)
         if not options[0].eager("lm"):
             if any(utt.text_stream is not None for utt in utts):
                 raise WorkbenchError("text that arrives as a stream is read with compute='eager' alone")
-            yield from self.models.fast_lm(options[0]).steps(utts, options)
+            yield from self.models.fast_lm(options[0]).steps(utts, options, wanted)
             return
         [utt], [own] = utts, options
         sampler = Sampler(own, self.config.lm, self.config.silent_tokens, utt.lm_prompt_token.tolist())
@@ -257,14 +268,16 @@ class StageRunner:
     def noise(self, n_frames: int, options: Options | None = None) -> Tensor:
         """Return the ODE's initial noise (1, M, n_frames): upstream's fixed one, or one of `noise_seed`."""
         seed = self.options(options).noise_seed
-        noise = self._fixed_noise if seed is None else self._seeded_noise(seed, self._fixed_noise.shape)
+        noise = self._fixed_noise
+        if seed is not None:
+            noise = self._seeded_noise(seed, noise.shape).to(self.device)
         longest = noise.shape[-1]
         if n_frames > longest:
             raise WorkbenchError(
                 f"the utterance has {n_frames} mel frames with its prompt; expected {longest} at most "
                 f"({longest / self.config.mel.frame_rate:.0f} s). Split the text: prepare_all does"
             )
-        return noise[..., :n_frames].to(self.device)
+        return noise[..., :n_frames]
 
     # ---- mel -> waveform
 
@@ -325,6 +338,11 @@ class StageRunner:
         options = options or self.checkpoint.options
         return options if seed is None else options.but(seed=seed)
 
+    def on_device(self, utts: Sequence[Utterance]) -> list[Utterance]:
+        """Return utterances on the runner's device; one that is given twice stays one, and is read once."""
+        moved = {id(utt): utt.to(self.device) for utt in utts}
+        return [moved[id(utt)] for utt in utts]
+
     def stage(self, name: str, dtype: str, *parts: str, weights: str | None = None) -> nn.Module:
         """Return the eager model of a stage in some precision; see `ModelCache.eager`."""
         return self.models.eager(name, dtype, *parts, weights=weights)
@@ -349,7 +367,7 @@ class StageRunner:
 
     @cached_property
     def _fixed_noise(self) -> Tensor:
-        return self.checkpoint.noise.ode()
+        return self.checkpoint.noise.ode().to(self.device)
 
 
 def _drawn_noise(seed: int, shape: torch.Size) -> Tensor:

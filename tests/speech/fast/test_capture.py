@@ -14,7 +14,7 @@ from workbench.speech.config import DiTConfig, FlowConfig, HiFTConfig, LMConfig,
 from workbench.speech.fast import dit as fast_dit
 from workbench.speech.fast import hift as fast_hift
 from workbench.speech.fast import lm as fast_lm
-from workbench.speech.fast import lm_torch
+from workbench.speech.fast import lm_prompt, lm_torch
 from workbench.speech.fast import sampling as fast_sampling
 from workbench.speech.fast.cuda_graphs import CudaGraphPool
 from workbench.speech.fast.dit import VelocityGraph
@@ -70,7 +70,7 @@ class WatchedGraphs(CudaGraphPool):
 @pytest.fixture
 def graphs(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x)  # fake tensors have none
-    for module in (lm_torch, fast_sampling, fast_dit, fast_hift):
+    for module in (lm_torch, lm_prompt, fast_sampling, fast_dit, fast_hift):
         monkeypatch.setattr(module, "compiled", lambda function, device, dynamic: function)
     for module, name in (
         (fast_lm, "can_compile_tf32"),
@@ -126,9 +126,10 @@ def test_a_velocity_evaluation_can_be_captured(graphs, mask_rows, splits, monkey
 def test_attention_launches_one_kernel_a_layer(graphs, monkeypatch):
     attention = pytest.importorskip("workbench.speech.fast.kernels.attention", reason="no Triton")
     flow_kernels = pytest.importorskip("workbench.speech.fast.kernels.flow")
-    kernel, norm_kernel = LaunchCounter(), LaunchCounter()
+    kernel, norm_kernel, rotate_kernel = LaunchCounter(), LaunchCounter(), LaunchCounter()
     monkeypatch.setattr(attention, "_attend", kernel)
     monkeypatch.setattr(flow_kernels, "_add_and_norm", norm_kernel)
+    monkeypatch.setattr(flow_kernels, "_rotate", rotate_kernel)
     monkeypatch.setattr(fast_dit, "tf32x3_is_faster", lambda device, dtype: True)
     monkeypatch.setattr(fast_dit, "can_compile", lambda device: True)
     monkeypatch.setattr(fast_dit, "can_compile_tf32", lambda device: True)
@@ -138,6 +139,7 @@ def test_attention_launches_one_kernel_a_layer(graphs, monkeypatch):
         VelocityGraph(fast.estimator, graphs, 3, 64, mask_rows)
         assert kernel.count == launches
     assert norm_kernel.count == 3 * 2 * 2  # graphs, layers, twice in each
+    assert rotate_kernel.count == 3 * 2
     assert_capturable(graphs, 60)
 
 

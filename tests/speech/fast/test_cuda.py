@@ -11,6 +11,7 @@ import torch
 from tests.speech.fast.common import rebuilt_hift
 from workbench import EVERYTHING, Checkpoint, Options, Pipeline
 from workbench.speech.fast.cuda_graphs import CudaGraphPool
+from workbench.speech.fast.dit import _rotate
 from workbench.speech.fast.flow import FastFlow
 from workbench.speech.fast.hift import FastHiFT
 from workbench.speech.fast.lm import FastLM
@@ -163,6 +164,45 @@ def test_attention_kernel_is_as_accurate_as_float32():
         low, high, again = attention.attend(qkv).chunk(3, dim=1)
     assert torch.equal(high, again)
     assert_near(low + high, right.cpu(), 1e-5 * right.abs().max().cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_kernel_in_half_precision_hides_frames(dtype):
+    """In chunks, with a shorter second row; torch's own attention in float64 is right."""
+    attention = pytest.importorskip("workbench.speech.fast.kernels.attention")
+    length, chunk = 674, 50
+    qkv = torch.randn(2, length, 3, 16, 64, device=CUDA).to(dtype)
+    chunk_end = (torch.arange(length) // chunk + 1) * chunk
+    n_visible = torch.tensor([[length], [333]]).minimum(chunk_end).int().to(CUDA)
+    is_visible = torch.arange(length, device=CUDA) < n_visible[..., None]
+    q, k, v = qkv.double().permute(2, 0, 3, 1, 4)
+    right = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=is_visible[:, None])
+    right = right.transpose(1, 2).flatten(2).flatten(0, 1)
+    assert_near(attention.attend(qkv, n_visible), right.cpu(), 0.01 * right.abs().max().cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_grouped_convolution_kernel_in_half_precision(dtype):
+    """As the flow's embedding of positions uses it: 16 groups, frames before channels in memory."""
+    kernel = pytest.importorskip("workbench.speech.fast.kernels.conv")
+    conv = torch.nn.Conv1d(1024, 1024, 31, groups=16, device=CUDA, dtype=dtype)
+    x = torch.randn(2, 300, 1024, device=CUDA).to(dtype).transpose(1, 2)
+    found, _ = kernel.convolve(x, kernel.pack_conv(conv, products=3))
+    right = copy.deepcopy(conv).double()(torch.nn.functional.pad(x.double(), (30, 0)))
+    assert found.stride() == x.stride()
+    assert_near(found, right.cpu(), 0.01 * right.abs().max().cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_kernel_equals_torchs(dtype):
+    kernels = pytest.importorskip("workbench.speech.fast.kernels.flow")
+    qkv = torch.randn(700, 3, 16, 64, device=CUDA).to(dtype)
+    found, right = qkv.clone(), qkv.clone()
+    cos, sin = torch.randn(2, 700, 1, 32, device=CUDA)
+    kernels.rotate(found[:, :2, 0], cos, sin)
+    _rotate(right[:, :2, 0], cos, sin)
+    assert_near(found, right.cpu(), 1e-6 if dtype == torch.float32 else 0.04)  # one bit of bfloat16 below 16
+    assert torch.equal(found[:, :, 1:], qkv[:, :, 1:])
 
 
 def test_fast_vocoder_equals_upstream(hift_model, hift_golden, graphs):

@@ -140,3 +140,18 @@ def test_flow_with_split_products_equals_upstream(flow_model, conditions, noises
     data = flow_golden.data
     assert_near(torch.cat([s.velocity.cond for s in steps]), data["offline_final.v_cond"], 5e-4)
     assert_near(torch.cat([s.velocity.uncond for s in steps]), data["offline_final.v_uncond"], 5e-4)
+
+
+def test_conditions_of_chunks_equal_those_of_the_flow(flow_model, fast_flow, flow_golden):
+    """Chunks that are not the last share a graph; the next chunk must not change the one before."""
+    data = flow_golden.data
+    prompt = data["in.prompt_token"][0], data["in.prompt_feat"].transpose(1, 2), data["in.embedding"][0]
+    token = data["in.token"][0]
+    found, right = [], []
+    for ids in (token, token.flip(0)):
+        found.append(fast_flow.condition(ids, *prompt, finalize=False))
+        right.append(flow_model.condition(ids, *prompt, finalize=False))
+    for one, other in zip(found, right, strict=True):
+        for name in ("mu", "spks", "cond"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+    assert not torch.equal(found[0].mu, found[1].mu)

@@ -110,22 +110,21 @@ def test_chunks_that_are_due_together_share_a_pass(pipe, utt, monkeypatch):
     assert rows == [3, 3]
 
 
-def test_a_row_that_ends_early_is_not_waited_for(pipe, utt, monkeypatch):
+def test_a_row_that_ends_early_is_not_waited_for():
     """The others' later draws show that it has ended; its last chunk comes while they still draw."""
     from workbench.speech.models.lm import LMStep
     from workbench.speech.streaming.stream import _Draws
 
     lengths, drawn = (2, 6, 4), []
 
-    def lm_batch(self, utts, options):
+    def steps():
         for number in range(max(lengths)):
             for row, length in enumerate(lengths):
                 if number < length:
                     drawn.append((row, number))
                     yield row, LMStep(number, 100 * row + number, None)
 
-    monkeypatch.setattr(type(pipe), "lm_batch", lm_batch)
-    draws = _Draws(pipe, [utt] * 3, pipe.checkpoint.options)
+    draws = _Draws(steps(), len(lengths))
     rows = [draws.of_row(row) for row in range(3)]
     assert [next(rows[0]), next(rows[0]), next(rows[0], None)] == [0, 1, None]
     assert drawn[-1] == (1, 3)  # one token beyond the one that row 0 did not draw

@@ -24,14 +24,15 @@ What the option `compute` may change, compared with "eager":
 What the kernels need, beside Triton and a C compiler. Without it, torch computes the same.
 
 | kernel              | GPU (compute capability)            | model                                          |
-|---------------------|-------------------------------------|-------------------------------------------------|
+|---------------------|-------------------------------------|------------------------------------------------|
 | `kernels.lm`        | A100 or later (8.0)                 | float32, or bfloat16 with "fast"; head_dim a   |
 |                     |                                     | power of two                                   |
-| `kernels.flow`      | A100, H100, B200 (8.0, 9.0, 10.0)   | float32                                        |
-| `kernels.attention` | as `kernels.flow`                   | float32; head width 16, 32, 64, ...; no mask,  |
-|                     |                                     | so rows of one length and not streaming        |
-| `kernels.conv`      | flow: as `kernels.flow`;            | float32; channels a multiple of 16             |
-|                     | vocoder: A100 or later              |                                                |
+| `kernels.flow`      | A100, H100, B200 (8.0, 9.0, 10.0);  | float32; half precision for the rotation       |
+|                     | the rotation: any                   |                                                |
+| `kernels.attention` | float32: as `kernels.flow`;         | head width 16, 32, 64, ...; in half precision  |
+|                     | half precision: A100 or later       | only with a mask, else torch's flash attention |
+| `kernels.conv`      | flow: as `kernels.attention`;       | flow: as `kernels.attention`; vocoder:         |
+|                     | vocoder: A100 or later              | float32; channels a multiple of 16             |
 
 A GPU before Ampere, such as an RTX 2070 (7.5), has neither bfloat16 nor TF32: "fast" then computes in float32
 with CUDA graphs, and a trace says so (`capability.way_taken`). The choice is tested; no such GPU has run it.

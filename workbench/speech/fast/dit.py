@@ -46,7 +46,7 @@ class FastDiT(NamedTuple):
     linear_input: Operator
     norm: Callable[..., Tensor]  # compiled `_norm`
     add_and_norm: Callable[..., tuple[Tensor, Tensor]]  # compiled `_add_and_norm`, or a kernel
-    rotate: Callable[..., None]  # compiled `_rotate`
+    rotate: Callable[..., None]  # `_rotate`, or a kernel
     activate: Callable[..., Tensor]  # compiled `_activate`
     compiled_linear_input: Operator
     attend: Callable[..., Tensor] | None  # a kernel for attention; includes `linear_input`
@@ -65,7 +65,7 @@ def consume_dit(dit: DiT) -> FastDiT:
         linear_input=linear_input,
         norm=compiled(_norm, device, "rows"),
         add_and_norm=_choose_add_and_norm(device, splits, linear_input),
-        rotate=compiled(_rotate, device, "rows"),
+        rotate=_choose_rotate(device),
         activate=compiled(_activate, device, "rows"),
         compiled_linear_input=compiled(linear_input, device, "rows"),
         attend=_attention_kernel(dit, splits),
@@ -249,6 +249,15 @@ def _unchanged(x: Tensor) -> Tensor:
 def _linear(weight: Tensor, bias: Tensor, splits: bool) -> Operator:
     """Return a linear layer that computes float32 products, or with `splits` three TF32 products for each."""
     return Tf32x3Linear(weight, bias) if splits else partial(F.linear, weight=weight, bias=bias)
+
+
+def _choose_rotate(device: torch.device) -> Callable[..., None]:
+    """Return `_rotate`, or our own kernel where it can be compiled."""
+    if not can_compile(device):
+        return _rotate
+    from workbench.speech.fast.kernels.flow import rotate  # needs Triton
+
+    return rotate
 
 
 def _choose_add_and_norm(

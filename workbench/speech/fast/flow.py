@@ -10,7 +10,7 @@ Shape letters: `B` utterances, `S` frames, `M` mel bins, `D` width. An evaluatio
 utterances with their conditions, then all utterances without conditions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from math import ceil
 from threading import Lock
@@ -22,7 +22,9 @@ from torch.nn import functional as F
 from workbench.speech.config import Options
 from workbench.speech.fast.cuda_graphs import CudaGraphPool, to_device_async
 from workbench.speech.fast.dit import FastDiT, VelocityGraph, consume_dit
+from workbench.speech.models import flow as flow_model
 from workbench.speech.models.flow import Condition, Flow, FlowStep, Velocity, guide, integrate
+from workbench.speech.models.numerics import exact_float32
 
 MASK_BUCKET = 16  # frames: with a mask, lengths are rounded up to a multiple of this, for torch's kernels
 PER_ROW_OPTIONS = ("cfg_rate", "temperature", "noise_seed", "speed")  # may differ between rows of a batch
@@ -51,8 +53,11 @@ class FastFlow:
         self.dit = estimator.dit
         self.dtype, self.device = self.dit.proj_out.weight.dtype, self.dit.proj_out.weight.device
         self._modulations = lru_cache(MAX_GRIDS)(self._compute_modulations)
+        self._visible_frames = lru_cache(MAX_GRAPHS)(partial(_visible_frames, device=self.device))
         # (utterances, length, mask_rows) -> VelocityGraph
         self._velocity_graph = lru_cache(MAX_GRAPHS)(partial(VelocityGraph, estimator, graphs))
+        # (tokens, prompt_frames) -> _ConditionGraph
+        self._condition_graph = lru_cache(MAX_GRAPHS)(partial(_ConditionGraph, flow, graphs))
         self._lock = Lock()  # held while a graph is used: all solvers share its tensors
 
     @classmethod
@@ -68,6 +73,28 @@ class FastFlow:
         graphs : CudaGraphPool
         """
         return cls(flow, consume_dit(flow.decoder.estimator), graphs)
+
+    def condition(
+        self,
+        token: Tensor,
+        prompt_token: Tensor,
+        prompt_mel: Tensor,
+        spk_embedding: Tensor,
+        finalize: bool = True,
+    ) -> Condition:
+        """Turn tokens, prompt and speaker into the estimator's inputs; see `Flow.condition`.
+
+        A stream's chunks have the same few lengths in every utterance: those without `finalize` are computed
+        by a CUDA graph, which spares the host thirty launches.
+        """
+        if finalize:
+            return self.flow.condition(token, prompt_token, prompt_mel, spk_embedding)
+        ids = torch.cat((prompt_token, token))
+        self.flow.check_ids(ids, prompt_mel.shape[-1], finalize)
+        with self._lock:
+            c = self._condition_graph(len(ids), prompt_mel.shape[-1])(ids, prompt_mel, spk_embedding)
+            # The next replay overwrites the graph's result.
+            return c._replace(mu=c.mu.clone(), spks=c.spks.clone(), cond=c.cond.clone())
 
     def steps(
         self,
@@ -100,7 +127,7 @@ class FastFlow:
         padded_length, n_visible = max(lengths), None
         if chunk is not None or len(set(lengths)) > 1:
             padded_length = ceil(padded_length / MASK_BUCKET) * MASK_BUCKET
-            n_visible = _visible_frames(lengths, padded_length, chunk, self.device)
+            n_visible = self._visible_frames(tuple(lengths), padded_length, chunk)
         mask_rows = 0 if n_visible is None else n_visible.shape[1]
         with self._lock:
             velocity_graph = self._velocity_graph(len(lengths), padded_length, mask_rows)
@@ -114,13 +141,13 @@ class FastFlow:
             scale = 1.0 if start else o.temperature  # temperature scales the noise, not a later state
             row[:, : state.shape[-1]] = state[0].to(row) * scale
 
-        cfg_rates = torch.tensor([o.cfg_rate for o in options], device=self.device, dtype=state_dtype)
-        cfg_rates = cfg_rates[:, None, None]  # (B, 1, 1)
+        cfg_rates = to_device_async([[[o.cfg_rate]] for o in options], like=x)  # (B, 1, 1)
         input_bias = self._input_bias(conditions, padded_length)
 
         # The modulations are computed for the whole grid, even if the solver starts later, since a matrix
         # product with fewer rows might round differently.
-        times = _evaluation_times(options[0], state_dtype)
+        grid = (options[0].n_timesteps, options[0].t_scheduler, options[0].solver)
+        times = _evaluation_times(*grid, state_dtype, flow_model.t_span, flow_model.step_size)
         evaluations_per_step = len(times) // options[0].n_timesteps  # more than 1 for higher-order solvers
         modulations = self._modulations(times)[start * evaluations_per_step :]
         next_modulation = iter(modulations)
@@ -173,6 +200,29 @@ class FastFlow:
         return torch.cat([*blocks, shift, scale + 1], dim=1)
 
 
+class _ConditionGraph:
+    """The condition of a chunk that is not the last, as a CUDA graph: for one number of tokens and frames."""
+
+    def __init__(self, flow: Flow, graphs: CudaGraphPool, tokens: int, prompt_frames: int) -> None:
+        self.flow = flow
+        device, c = flow.input_embedding.weight.device, flow.config
+        # Inputs at fixed addresses; a call copies its arguments here.
+        self.ids = torch.zeros(tokens, device=device, dtype=torch.long)
+        self.prompt_mel = torch.zeros(1, c.output_size, prompt_frames, device=device)
+        self.spk_embedding = torch.ones(c.spk_embed_dim, device=device)
+        self.graph = graphs.capture(self._embed, exact_float32)
+
+    def __call__(self, ids: Tensor, prompt_mel: Tensor, spk_embedding: Tensor) -> Condition:
+        """Return what `Flow.embed` does; the next call overwrites it."""
+        self.ids.copy_(ids)
+        self.prompt_mel.copy_(prompt_mel)
+        self.spk_embedding.copy_(spk_embedding)
+        return self.graph()
+
+    def _embed(self) -> Condition:
+        return self.flow.embed(self.ids, self.prompt_mel, self.spk_embedding, finalize=False)
+
+
 def _visible_frames(lengths: Sequence[int], padded: int, chunk: int | None, device: torch.device) -> Tensor:
     """Return to how many frames each frame attends, from the first one on.
 
@@ -198,8 +248,16 @@ def _visible_frames(lengths: Sequence[int], padded: int, chunk: int | None, devi
     return to_device_async(n_visible.repeat(2, 1), like=torch.empty(0, device=device, dtype=torch.int32))
 
 
-def _evaluation_times(options: Options, dtype: torch.dtype) -> tuple[float, ...]:
-    """Return the times at which the solver evaluates the velocity, by running it on a velocity of zero."""
+@lru_cache(MAX_GRIDS)
+def _evaluation_times(
+    n_timesteps: int, t_scheduler: str, solver: str, dtype: torch.dtype, *grid_functions: Callable
+) -> tuple[float, ...]:
+    """Return the times at which the solver evaluates the velocity, by running it on a velocity of zero.
+
+    `grid_functions` are those that `integrate` asks. They are given for the cache: simulated faults replace
+    them.
+    """
+    options = Options(n_timesteps=n_timesteps, t_scheduler=t_scheduler, solver=solver)
     times: list[float] = []
 
     def record_time(x: Tensor, t: Tensor) -> Velocity:

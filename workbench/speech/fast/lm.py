@@ -12,10 +12,10 @@ Shape letters: `B` rows of the batch, `U` different prompts among them, `P` posi
 `H` heads of keys and values.
 """
 
+import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from math import ceil
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from workbench.speech.config import Options
 from workbench.speech.fast.cuda_graphs import AsyncCopy, CudaGraphPool, can_compile_tf32, to_device_async
 from workbench.speech.fast.decode_state import DecodeState, Record
 from workbench.speech.fast.lm_prompt import PromptReader
-from workbench.speech.fast.lm_torch import TorchDecodeStep, doubled_lengths, fuse_layers
+from workbench.speech.fast.lm_torch import FusedLayer, TorchDecodeStep, doubled_lengths, fuse_layers
 from workbench.speech.fast.sampling import DeviceSampler
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.models.lm import LM, LMStep
@@ -55,6 +55,8 @@ class FastLM:
     Parameters
     ----------
     lm : LM
+    layers : list of FusedLayer
+        What `fuse_layers` returned for the same LM.
     decode_step : TorchDecodeStep or TritonDecodeStep
         Made from the same LM.
     silent_tokens : sequence of int
@@ -65,6 +67,7 @@ class FastLM:
     def __init__(
         self,
         lm: LM,
+        layers: list[FusedLayer],
         decode_step: "TorchDecodeStep | TritonDecodeStep",
         silent_tokens: Sequence[int],
         graphs: CudaGraphPool,
@@ -72,7 +75,7 @@ class FastLM:
         self.lm, self.decode_step, self.silent_tokens, self.graphs = lm, decode_step, silent_tokens, graphs
         self.dtype, self.device = lm.llm_decoder.weight.dtype, lm.llm_decoder.weight.device
         # (number of prompts, padded length) -> PromptReader
-        self.prompt_reader = lru_cache(MAX_PROMPT_GRAPHS)(partial(PromptReader, lm, graphs))
+        self.prompt_reader = lru_cache(MAX_PROMPT_GRAPHS)(partial(PromptReader, lm, layers, graphs))
         self.lock = Lock()  # held while the prompt readers or the list of idle decoders are used
         self._idle: list[_BatchDecoder] = []
 
@@ -96,13 +99,18 @@ class FastLM:
         """
         layers = fuse_layers(lm)
         if not _can_use_kernels(lm, exact):
-            return cls(lm, TorchDecodeStep(lm, layers), silent_tokens, graphs)
+            return cls(lm, layers, TorchDecodeStep(lm, layers), silent_tokens, graphs)
         from workbench.speech.fast.kernels.lm import TritonDecodeStep  # needs Triton
 
         decode_step = TritonDecodeStep(lm, layers, "tf32x3" if exact else "tf32")
-        return cls(lm, decode_step, silent_tokens, graphs)
+        return cls(lm, layers, decode_step, silent_tokens, graphs)
 
-    def steps(self, utts: Sequence[Utterance], options: Sequence[Options]) -> Iterator[tuple[int, LMStep]]:
+    def steps(
+        self,
+        utts: Sequence[Utterance],
+        options: Sequence[Options],
+        wanted: Callable[[], int] | None = None,
+    ) -> Iterator[tuple[int, LMStep]]:
         """Decode until every row has drawn a stop id or reached its length limit.
 
         Parameters
@@ -111,6 +119,9 @@ class FastLM:
             One for each row, on the LM's device. An utterance given twice is read once.
         options : sequence of Options
             One for each row. Options of the LM other than `PER_ROW_OPTIONS` must be the same.
+        wanted : callable () -> int, optional
+            How many more steps of a row the caller takes before it turns to other work. Decoding does not run
+            further ahead, since the GPU would do the other work only after it.
 
         Yields
         ------
@@ -146,7 +157,7 @@ class FastLM:
         decoder = self._take_decoder(len(utts), cache_length, shared_options)
         try:
             decoder.begin(prompts, prompt_of_row, limits, options)
-            yield from decoder.decode()
+            yield from decoder.decode(wanted)
         finally:
             self._put_back(decoder)
 
@@ -245,32 +256,32 @@ class _BatchDecoder:
         min_tokens = [fewest for fewest, _ in limits]
         max_tokens = [most for _, most in limits]
 
+        self.sampler.begin(options)
         last_position = to_device_async([length - 1 for length in lengths], like=state.position)  # (U,)
-        prompt_index = to_device_async(prompt_of_row, like=state.position)  # (B,)
-        state.position.copy_((last_position + 1)[prompt_index])
-        state.min_tokens.copy_(to_device_async(min_tokens, like=state.min_tokens))
-        state.max_tokens.copy_(to_device_async(max_tokens, like=state.max_tokens))
-        # Clear the cache: the run before may have overflowed and left infinite values. Attention gives weight
-        # 0 to masked positions, but 0 * inf is NaN.
-        self.cache.zero_()
-
-        padded_length = ceil(longest / PROMPT_BUCKET) * PROMPT_BUCKET
+        padded_length = math.ceil(longest / PROMPT_BUCKET) * PROMPT_BUCKET
         with fast.lock:
-            read_prompts = fast.prompt_reader(len(prompts), padded_length)
-            logp, prompt_cache = read_prompts(prompts, last_position)
+            # What follows is queued while the device reads the prompts.
+            logp, prompt_cache = fast.prompt_reader(len(prompts), padded_length)(prompts, last_position)
+            of_rows = [prompt_of_row, [lengths[index] for index in prompt_of_row], min_tokens, max_tokens]
+            prompt_index, position, least, most = to_device_async(of_rows, like=state.position)  # (B,) each
             state.logp.copy_(logp[prompt_index])
+            # Clear the cache: the run before may have overflowed and left infinite values. Attention gives
+            # weight 0 to masked positions, but 0 * inf is NaN.
+            self.cache.zero_()
             # (layers, 2, U, H, padded length, head_dim) -> (layers, 2, B, H, longest, head_dim)
             self.cache[..., :longest, :] = prompt_cache[:, :, prompt_index, :, :longest]
 
+        state.position.copy_(position)
+        state.min_tokens.copy_(least)
+        state.max_tokens.copy_(most)
         state.n_tokens.zero_()
         state.has_nan.zero_()
         torch.ge(state.n_tokens, state.max_tokens, out=state.done)  # a row may be limited to no token at all
-        self.sampler.begin(options)
         self._max_position = longest
         self._tokens_left = max(max_tokens)
 
-    def decode(self) -> Iterator[tuple[int, LMStep]]:
-        """Yield (row, step) of every token, a chunk at a time."""
+    def decode(self, wanted: Callable[[], int] | None) -> Iterator[tuple[int, LMStep]]:
+        """Yield (row, step) of every token, a chunk at a time; see `FastLM.steps` for `wanted`."""
         counts = [0] * len(self.state.n_tokens)  # tokens of each row that were yielded
         queued = deque[tuple[AsyncCopy, Tensor]]()  # results of `_queue_chunk`, the oldest first
         next_draw = [0] * len(counts)  # random numbers that each row has used
@@ -279,6 +290,8 @@ class _BatchDecoder:
             # Queue work for the device before waiting for its oldest chunk. The queue cannot be empty then:
             # while a row is unfinished, either tokens are left to queue or a queued chunk has its last token.
             while self._tokens_left > 0 and len(queued) <= self.chunks_ahead:
+                if queued and wanted is not None and len(queued) * CHUNK_TOKENS >= wanted():
+                    break
                 self.sampler.refill(next_draw, (len(queued) + 1) * CHUNK_TOKENS)
                 queued.append(self._queue_chunk())
             chunk, chunk_logp = queued.popleft()

@@ -73,8 +73,8 @@ class TorchDecodeStep:
         self.lm, self.layers = lm, layers
         self.kv_heads, self.head_dim = lm.config.num_key_value_heads, lm.config.head_dim
         self.eps = lm.config.rms_norm_eps
-        self._attention_inputs = compiled(_attention_inputs, device, "rows")
-        self._output_and_mlp = compiled(_output_and_mlp, device, "rows")
+        self._attention_inputs = compiled(attention_inputs, device, "rows")
+        self._output_and_mlp = compiled(output_and_mlp, device, "rows")
         self._advance = compiled(advance, device, "rows")  # one version for any number of rows
 
     def compile_for(self, rows: int) -> None:
@@ -154,7 +154,7 @@ def doubled_lengths(positions: int) -> list[int]:
     return lengths
 
 
-def _attention_inputs(
+def attention_inputs(
     x: Tensor, rope: tuple[Tensor, Tensor], layer: FusedLayer, eps: float, kv_heads: int, head_dim: int
 ) -> tuple[Tensor, Tensor]:
     """Return queries (B, H, G, head_dim), and keys and values (B, 2, H, head_dim), for an input (B, D)."""
@@ -167,7 +167,7 @@ def _attention_inputs(
     return q, torch.stack((k, v), dim=1)
 
 
-def _output_and_mlp(x: Tensor, attn_out: Tensor, layer: FusedLayer, eps: float) -> Tensor:
+def output_and_mlp(x: Tensor, attn_out: Tensor, layer: FusedLayer, eps: float) -> Tensor:
     """Finish a layer from its input (B, D) and what attention returned (B, H G head_dim): -> (B, D)."""
     x = x + F.linear(attn_out, layer.out_weight)
     gate, up = F.linear(_rms_norm(x, layer.mlp_norm, eps), layer.gate_up_weight).chunk(2, dim=-1)

@@ -9,7 +9,7 @@ Shape letters: `B` rows of the batch, `C` candidates of a choice.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -90,14 +90,22 @@ class DeviceSampler:
         self._drawn = [0] * rows  # random numbers that were drawn for each row
         self._generators: list[torch.Generator] = []
         self._threads = ThreadPoolExecutor(DRAW_THREADS)
+        self._first_draws: Future[Tensor] | None = None  # what `begin` began to draw
 
     def begin(self, options: Sequence[Options]) -> None:
-        """Start a run with the seed, top_p and tau_r of each row; `refill` draws its first random numbers."""
-        state = self.state
+        """Start a run with the seed, top_p and tau_r of each row.
+
+        A thread draws the random numbers for the first picks, until `refill` asks for them.
+        """
+        if self._first_draws is not None:  # of a run that ended before its first pick
+            self._first_draws.result()
         self._generators = [torch.Generator().manual_seed(o.seed) for o in options]
-        max_repeats = [o.win_size * o.tau_r for o in options]
-        state.top_p.copy_(to_device_async([o.top_p for o in options], like=state.top_p))
-        state.max_repeats.copy_(to_device_async(max_repeats, like=state.max_repeats))
+        self._first_draws = self._threads.submit(self._draw, [self._draws_of_picks] * len(options))
+        state = self.state
+        numbers = [[o.top_p for o in options], [o.win_size * o.tau_r for o in options]]
+        top_p, max_repeats = to_device_async(numbers, like=state.max_repeats)  # (B,) each
+        state.top_p.copy_(top_p)
+        state.max_repeats.copy_(max_repeats)
         state.recent_tokens.fill_(-1)
         state.next_draw.zero_()
         self._drawn = [0] * len(options)
@@ -113,19 +121,18 @@ class DeviceSampler:
             The picks that follow these.
         """
         ring = self.state.draws
+        if self._first_draws is not None:
+            draws, self._first_draws = self._first_draws.result().to(ring.device, non_blocking=True), None
+            ring[:, : self._draws_of_picks] = draws.view(len(ring), -1)
+            self._drawn = [self._draws_of_picks] * len(ring)
         needed = [used + picks * self._draws_per_pick for used in next_draw]
-        counts = [max(0, most - drawn) for most, drawn in zip(needed, self._drawn, strict=True)]
-        if not any(counts):
+        if all(most <= drawn for most, drawn in zip(needed, self._drawn, strict=True)):
             return
-        # At the start the device waits for the numbers, so that only those are drawn that it needs. Later it
-        # has picks to make meanwhile, and the whole buffer is filled.
-        if min(self._drawn) >= self._draws_of_picks:
-            full = [used + ring.shape[1] for used in next_draw]
-            counts = [most - drawn for most, drawn in zip(full, self._drawn, strict=True)]
-        total = sum(counts)
-        draws = torch.empty(total, pin_memory=ring.is_cuda)  # pinned memory, so that the copy does not wait
-        self._fill(list(draws.split(counts)))
-        draws = draws.to(ring.device, non_blocking=True)
+        # Fill the whole buffer, so that it lasts for more picks.
+        full = [used + ring.shape[1] for used in next_draw]
+        counts = [most - drawn for most, drawn in zip(full, self._drawn, strict=True)]
+        draws = self._draw(counts).to(ring.device, non_blocking=True)
+        total = len(draws)
 
         # `draws` holds the rows one after the other. Find the row of each number, and its place in the ring:
         # the first number of a row goes where the last refill of that row ended.
@@ -154,12 +161,16 @@ class DeviceSampler:
         """
         return self._choose(logp, too_early, self.state, self.top_k, self.fallback_top_k)
 
-    def _fill(self, rows: Sequence[Tensor]) -> None:
-        """Fill each tensor from its row's generator, in threads if there is much to draw."""
-        if sum(map(len, rows)) < MIN_PARALLEL_DRAWS:
+    def _draw(self, counts: Sequence[int]) -> Tensor:
+        """Draw so many numbers from each row's generator: (sum of counts,), one row after the other."""
+        # Pinned memory, so that a copy to the device does not wait.
+        draws = torch.empty(sum(counts), pin_memory=self.state.draws.is_cuda)
+        rows = draws.split(list(counts))
+        if len(draws) < MIN_PARALLEL_DRAWS:
             list(map(_fill_exponential, rows, self._generators))
         else:
             list(self._threads.map(_fill_exponential, rows, self._generators))
+        return draws
 
 
 def record_pick(token: Tensor, draws_used: Tensor, active: Tensor, state: SamplerState) -> None:

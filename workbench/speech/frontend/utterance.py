@@ -14,13 +14,15 @@ class _TensorFields:
     """A frozen dataclass with tensors, which can be moved to a device."""
 
     def to(self, device: str | torch.device) -> Any:
-        """Return a copy with every tensor on `device`."""
+        """Return a copy with every tensor on `device`; where all are there already, this object."""
         moved = {}
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
             if isinstance(value, Tensor | _TensorFields):
-                moved[f.name] = value.to(device)
-        return replace(self, **moved)
+                there = value.to(device)
+                if there is not value:
+                    moved[f.name] = there
+        return replace(self, **moved) if moved else self
 
 
 @dataclass(frozen=True, eq=False, repr=False)

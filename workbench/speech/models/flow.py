@@ -176,25 +176,35 @@ class Flow(nn.Module):
             When a token is outside the vocabulary or nothing is left to render.
         """
         ids = torch.cat((prompt_token, token))
+        self.check_ids(ids, prompt_mel.shape[-1], finalize)
+        return self.embed(ids, prompt_mel, spk_embedding, finalize)
+
+    def check_ids(self, ids: Tensor, prompt_frames: int, finalize: bool) -> None:
+        """Raise the errors of `condition`; `ids` (L,) are the prompt's tokens and the target's."""
         if len(ids) and int(ids.max()) >= self.config.vocab_size:
             raise WorkbenchError(
                 f"speech token {int(ids.max())} found; this flow knows ids below {self.config.vocab_size}. "
                 "Was it made by the tokenizer of another checkpoint?"
             )
-        if len(ids) <= (0 if finalize else self.config.pre_lookahead_len):
+        rendered = len(ids) - (0 if finalize else self.config.pre_lookahead_len)
+        if rendered <= 0:
             raise WorkbenchError(
                 f"{len(ids)} speech tokens reached the flow; it needs at least one to render"
             )
+        frames = rendered * self.config.token_mel_ratio
+        if prompt_frames >= frames:
+            raise WorkbenchError(
+                f"the prompt has {prompt_frames} mel frames and the tokens make {frames} in all, "
+                "so no frame is left for the target; align the prompt (2 frames a token) or add tokens"
+            )
+
+    def embed(self, ids: Tensor, prompt_mel: Tensor, spk_embedding: Tensor, finalize: bool) -> Condition:
+        """Compute `condition` from ids (L,), the prompt's tokens and the target's."""
         dtype = self.input_embedding.weight.dtype
         embedded = self.input_embedding(ids.clamp(min=0))[None]  # (1, L, 80)
         h = self.pre_lookahead_layer(embedded, finalize)
         mu = h.repeat_interleave(self.config.token_mel_ratio, dim=1).transpose(1, 2)  # (1, 80, T)
         prompt_frames = prompt_mel.shape[-1]
-        if prompt_frames >= mu.shape[-1]:
-            raise WorkbenchError(
-                f"the prompt has {prompt_frames} mel frames and the tokens make {mu.shape[-1]} in all, "
-                "so no frame is left for the target; align the prompt (2 frames a token) or add tokens"
-            )
         cond = F.pad(prompt_mel.to(dtype), (0, mu.shape[-1] - prompt_frames))
         spks = self.spk_embed_affine_layer(F.normalize(spk_embedding[None], dim=1).to(dtype))
         return Condition(mu, spks, cond, prompt_frames)

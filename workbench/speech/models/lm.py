@@ -277,13 +277,13 @@ class LM(nn.Module):
             ("text", text_token, c.vocab_size),
             ("prompt speech", speech_token, c.speech_token_size),
         ):
-            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            lowest, highest = torch.stack(ids.aminmax()).tolist() if len(ids) else (0, 0)
+            if lowest < 0 or highest >= size:
                 raise WorkbenchError(
-                    f"{kind} tokens {int(ids.min())}..{int(ids.max())} found; this LM knows 0..{size - 1}. "
+                    f"{kind} tokens {lowest}..{highest} found; this LM knows 0..{size - 1}. "
                     "Were they made by the tokenizer of another checkpoint?"
                 )
 
     def embed_id(self, token: int) -> Tensor:  # (1, D)
         """Embed one speech id or special id."""
-        table = self.speech_embedding
-        return table(torch.tensor([token], device=table.weight.device))
+        return self.speech_embedding.weight[token : token + 1]

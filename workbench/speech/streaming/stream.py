@@ -12,7 +12,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -20,6 +20,7 @@ import torch
 
 from workbench.speech.config import LM, Options
 from workbench.speech.frontend.frontend import Utterance
+from workbench.speech.models.lm import LMStep
 from workbench.speech.models.sampling import shorten_silences
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.recording import note_inputs, provenance
@@ -96,10 +97,14 @@ def stream_many(
     """
     options = pipe.options(options)
     state = state or StreamState(hop=pipe.config.chunk_size)
-    running = {
-        index: _Stream(pipe, utt, tokens, state)
-        for index, (utt, tokens) in enumerate(zip(utts, _tokens(pipe, utts, options), strict=True))
-    }
+    running: dict[int, _Stream] = {}
+
+    def wanted() -> int:
+        return max(one.wanted() for one in running.values())
+
+    utts = pipe.on_device(utts)
+    for index, (utt, tokens) in enumerate(zip(utts, _tokens(pipe, utts, options, wanted), strict=True)):
+        running[index] = _Stream(pipe, utt, tokens, state)
     while running:
         due = [index for index, one in running.items() if one.wait()]
         ended = [index for index, one in running.items() if one.ended]
@@ -165,7 +170,11 @@ class _Stream:
             self.ended = True
             return False
         self.token.append(new)
-        return len(self.token) >= self._chunk_end() + self.lookahead
+        return self.wanted() <= 0
+
+    def wanted(self) -> int:
+        """Return how many tokens the next chunk still waits for."""
+        return self._chunk_end() + self.lookahead - len(self.token)
 
     def due(self, final: bool) -> Due:
         """Return what the next chunk is made of."""
@@ -187,16 +196,22 @@ class _Stream:
         return self.state.token_offset + self.state.hop + (self.pad if self.state.token_offset == 0 else 0)
 
 
-def _tokens(pipe: Pipeline, utts: Sequence[Utterance], options: Options) -> list[Iterator[int]]:
-    """Return the tokens of each utterance; where the LM can, it draws them in one batch."""
+def _tokens(
+    pipe: Pipeline, utts: Sequence[Utterance], options: Options, wanted: Callable[[], int]
+) -> list[Iterator[int]]:
+    """Return the tokens of each utterance; where the LM can, it draws them in one batch.
+
+    `wanted` is that of `StageRunner.lm_batch`.
+    """
     together = [i for i, utt in enumerate(utts) if utt.source_token is None and utt.text_stream is None]
     if options.eager(LM) or len(together) < 2:
-        return [pipe.tokens(utt, options) for utt in utts]
-    draws = _Draws(pipe, [utts[i] for i in together], options)
+        return [pipe.tokens(utt, options, wanted) for utt in utts]
+    steps = pipe.lm_batch([utts[i] for i in together], [options] * len(together), wanted)
+    draws = _Draws(steps, len(together))
     tokens = []
     for i, utt in enumerate(utts):
         if i not in together:
-            tokens.append(pipe.tokens(utt, options))
+            tokens.append(pipe.tokens(utt, options, wanted))
             continue
         drawn = draws.of_row(together.index(i))
         tokens.append(shorten_silences(drawn, pipe.config.silent_tokens, options.max_silent_run))
@@ -206,9 +221,9 @@ def _tokens(pipe: Pipeline, utts: Sequence[Utterance], options: Options) -> list
 class _Draws:
     """The draws of one batch of the LM, for readers of single rows."""
 
-    def __init__(self, pipe: Pipeline, utts: Sequence[Utterance], options: Options) -> None:
-        self.steps = pipe.lm_batch(utts, [options] * len(utts))
-        self.unread: list[deque[int]] = [deque() for _ in utts]
+    def __init__(self, steps: Iterator[tuple[int, LMStep]], rows: int) -> None:
+        self.steps = steps
+        self.unread: list[deque[int]] = [deque() for _ in range(rows)]
         self.newest = -1  # number of the newest draw of any row
         self.exhausted = False
 

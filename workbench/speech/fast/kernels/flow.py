@@ -1,10 +1,11 @@
-"""The operations between two large matrix products of the exact flow, as one Triton kernel, for GPUs only.
+"""The flow's operations between two large matrix products, as Triton kernels, for GPUs only.
 
-The operations are gate and residual, layer norm, modulation, and the TF32 split of the next product's input.
-torch's compiler makes two kernels of them: one writes the normalised state, and one reads it again to split
-it. These two take 228 us for a batch of 16 on an H200, and a solve with 10 steps runs them 440 times.
+`add_and_norm`, of the exact flow, is gate and residual, layer norm, modulation, and the TF32 split of the
+next product's input. torch's compiler makes two kernels of them: one writes the normalised state, and one
+reads it again to split it. These two take 228 us for a batch of 16 on an H100, and a solve with 10 steps runs
+them 440 times. `rotate` is the rotary embedding in place, for which torch's compiler makes two kernels too.
 
-Shape letters: `N` rows, `D` width.
+Shape letters: `N` rows, `D` width, `W` width of a head.
 """
 
 import torch
@@ -86,3 +87,41 @@ def store_parts(ptrs, x, width, dropped_bits: tl.constexpr, mask):
     tl.store(ptrs, x - high, mask=mask)
     tl.store(ptrs + width, high, mask=mask)
     tl.store(ptrs + 2 * width, high, mask=mask)
+
+
+def rotate(qk: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate the first heads of queries and keys in place, as `dit.rotate_first_head` does.
+
+    Parameters
+    ----------
+    qk : Tensor (N, 2, W), float32 or half precision
+        A view of a larger matrix; the W numbers of a head lie side by side.
+    cos, sin : Tensor (N, 1, W / 2)
+        Contiguous.
+    """
+    pairs = cos.shape[-1]
+    block = triton.next_power_of_2(pairs)
+    _rotate[(len(qk),)](qk, cos, sin, qk.stride(0), qk.stride(1), pairs, block, num_warps=1)
+
+
+@triton.jit
+def _rotate(
+    qk,  # (N, 2, W)
+    cos,  # (N, W / 2)
+    sin,  # (N, W / 2)
+    row_stride,
+    part_stride,  # from a query to its key
+    pairs: tl.constexpr,  # W / 2
+    block: tl.constexpr,  # pairs rounded up to a power of two
+):
+    """Compute `rotate` for one row in each program."""
+    row = tl.program_id(0).to(tl.int64)
+    pair = tl.arange(0, block)[None, :]
+    mask = pair < pairs
+    c = tl.load(cos + row * pairs + pair, mask=mask, other=0.0)
+    s = tl.load(sin + row * pairs + pair, mask=mask, other=0.0)
+    even_ptrs = qk + row * row_stride + tl.arange(0, 2)[:, None] * part_stride + 2 * pair  # (2, block)
+    even = tl.load(even_ptrs, mask=mask, other=0.0).to(c.dtype)
+    odd = tl.load(even_ptrs + 1, mask=mask, other=0.0).to(c.dtype)
+    tl.store(even_ptrs, (even * c - odd * s).to(qk.dtype.element_ty), mask=mask)
+    tl.store(even_ptrs + 1, (odd * c + even * s).to(qk.dtype.element_ty), mask=mask)
