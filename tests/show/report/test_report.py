@@ -94,7 +94,7 @@ def test_stated_size_is_the_size_of_the_file(tmp_path):
     assert said == pytest.approx(path.stat().st_size / 1e6, abs=0.02)
 
 
-def test_figures_are_stored_as_the_smaller_of_svg_and_png():
+def test_figures_are_svg_or_png_where_that_is_smaller_than_a_large_svg():
     assert smallest_image(plain().figure).startswith("data:image/svg+xml")
     many = Figure()
     many.subplots().scatter(range(5000), range(5000))

@@ -1,4 +1,4 @@
-"""Figures as data: the smaller of SVG and PNG, in ink for a white page and for a dark one."""
+"""Figures as data: SVG, or PNG where that is much smaller, in ink for a white page and for a dark one."""
 
 import base64
 import io
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
@@ -15,11 +16,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
+SVG, PNG = "image/svg+xml", "image/png"
 # Arguments of `Figure.savefig` by kind of image.
 SAVE: dict[str, dict[str, Any]] = {
-    "image/svg+xml": {"format": "svg", "metadata": {"Date": None}},
-    "image/png": {"format": "png", "dpi": 120},
+    SVG: {"format": "svg", "metadata": {"Date": None}},
+    PNG: {"format": "png", "dpi": 120},
 }
+SMALL_SVG = 150_000  # bytes up to which no PNG is drawn for comparison: drawing takes longer than loading
 WHITE, BLACK = "#ffffff", "#000000"
 DARK, LIGHT = "#16191d", "#e4e8ec"  # ground and ink of a report's dark page
 SWAPPED = {WHITE: DARK, BLACK: LIGHT}
@@ -50,15 +53,18 @@ def describe(figure: Figure) -> str:
 
 
 def smallest_image(figure: Figure) -> str:
-    """Return a figure as a data address, SVG or PNG, whichever is smaller."""
+    """Return a figure as a data address: SVG, or PNG where the SVG is large and the PNG smaller."""
     with laid_out(figure):
         kind, data = _smallest(figure)
     return _address(kind, data)
 
 
 def _smallest(figure: Figure) -> tuple[str, bytes]:
-    images = {kind: _image(figure, kind, WHITE) for kind in SAVE}
-    return min(images.items(), key=lambda image: len(image[1]))
+    svg = _image(figure, SVG, WHITE)
+    if len(svg) <= SMALL_SVG:
+        return SVG, svg
+    png = _image(figure, PNG, WHITE)
+    return (PNG, png) if len(png) < len(svg) else (SVG, svg)
 
 
 def _image(figure: Figure, kind: str, ground: str) -> bytes:
@@ -90,7 +96,10 @@ def laid_out(figure: Figure) -> Iterator[None]:
     """Arrange the panels of a figure once, instead of at each drawing, which takes as long as the drawing."""
     figure.draw_without_rendering()  # also makes the labels of ticks
     engine = figure.get_layout_engine()
-    figure.set_layout_engine("none")
+    # With no engine at all `savefig` draws once, where with the engine "none" it draws twice. None means none
+    # only while the defaults do not ask for one.
+    with rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)
     try:
         yield
     finally:
