@@ -270,14 +270,14 @@ class StageRunner:
         seed = self.options(options).noise_seed
         noise = self._fixed_noise
         if seed is not None:
-            noise = self._seeded_noise(seed, noise.shape).to(self.device)
+            noise = self._seeded_noise(seed, noise.shape)
         longest = noise.shape[-1]
         if n_frames > longest:
             raise WorkbenchError(
                 f"the utterance has {n_frames} mel frames with its prompt; expected {longest} at most "
                 f"({longest / self.config.mel.frame_rate:.0f} s). Split the text: prepare_all does"
             )
-        return noise[..., :n_frames]
+        return noise[..., :n_frames].to(self.device)
 
     # ---- mel -> waveform
 
@@ -340,7 +340,10 @@ class StageRunner:
 
     def on_device(self, utts: Sequence[Utterance]) -> list[Utterance]:
         """Return utterances on the runner's device; one that is given twice stays one, and is read once."""
-        moved = {id(utt): utt.to(self.device) for utt in utts}
+        moved: dict[int, Utterance] = {}
+        for utt in utts:
+            if id(utt) not in moved:
+                moved[id(utt)] = utt.to(self.device)
         return [moved[id(utt)] for utt in utts]
 
     def stage(self, name: str, dtype: str, *parts: str, weights: str | None = None) -> nn.Module:

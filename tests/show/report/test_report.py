@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
 from workbench.show.report.figures import page_image
-from workbench.show.report.render import MAX_ROWS, render, smallest_image
+from workbench.show.report.render import MAX_ROWS, image_address, render
 from workbench.show.report.report import Report
 from workbench.trace.trace import Trace
 
@@ -95,10 +95,10 @@ def test_stated_size_is_the_size_of_the_file(tmp_path):
 
 
 def test_figures_are_svg_or_png_where_that_is_smaller_than_a_large_svg():
-    assert smallest_image(plain().figure).startswith("data:image/svg+xml")
+    assert image_address(plain().figure).startswith("data:image/svg+xml")
     many = Figure()
     many.subplots().scatter(range(5000), range(5000))
-    assert smallest_image(many).startswith("data:image/png")
+    assert image_address(many).startswith("data:image/png")
 
 
 def test_panels_are_arranged_once_for_both_pages_and_as_before_afterwards(monkeypatch):

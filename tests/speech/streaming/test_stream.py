@@ -1,5 +1,6 @@
 """Streams: the vocoder sees a window, several run at a time, and both give the samples of one that does neither."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -108,6 +109,39 @@ def test_chunks_that_are_due_together_share_a_pass(pipe, utt, monkeypatch):
     yielded = [(index, chunk.final) for index, chunk in wb.stream_many(pipe, utts, options)]
     assert yielded == [(0, False), (1, False), (2, False), (0, True), (1, True), (2, True)]
     assert rows == [3, 3]
+
+
+def test_a_stopped_stream_gives_its_decoder_back_at_once(pipe, utt):
+    """Not when garbage is collected: the next stream would build another decoder."""
+    options = pipe.checkpoint.options.but(**SHORT, compute="exact", max_tokens=40)
+    lm = pipe.models.fast_lm(options)
+    gc.disable()
+    try:
+        for _ in range(2):
+            for _ in wb.stream(pipe, utt, options):
+                break
+            assert len([one for one in lm._idle if one.key[0] == 1]) == 1
+    finally:
+        gc.enable()
+
+
+def test_decoding_runs_no_further_ahead_than_the_next_chunk_of_any_stream(pipe, utt, monkeypatch):
+    """The second stream starts with a hop of its own through a longer prompt."""
+    asked = []
+    lm_batch = type(pipe).lm_batch
+
+    def watched(self, utts, options, wanted=None):
+        for row, step in lm_batch(self, utts, options, wanted):
+            asked.append(wanted())
+            yield row, step
+
+    monkeypatch.setattr(type(pipe), "lm_batch", watched)
+    options = pipe.checkpoint.options.but(**SHORT, compute="exact", max_tokens=60)
+    longer = replace(utt, flow_prompt_token=torch.cat((utt.flow_prompt_token, utt.flow_prompt_token[:5])))
+    list(wb.stream_many(pipe, [utt, longer], options))
+    # Pads to whole chunks differ by five tokens, and the sooner of the two counts.
+    pads = [-len(one.flow_prompt_token) % pipe.config.chunk_size for one in (utt, longer)]
+    assert asked[0] == pipe.config.chunk_size + min(pads) + pipe.config.flow.pre_lookahead_len
 
 
 def test_a_row_that_ends_early_is_not_waited_for():

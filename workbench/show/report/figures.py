@@ -52,14 +52,14 @@ def describe(figure: Figure) -> str:
     return "; ".join(title for title in titles if title) or "figure"
 
 
-def smallest_image(figure: Figure) -> str:
+def image_address(figure: Figure) -> str:
     """Return a figure as a data address: SVG, or PNG where the SVG is large and the PNG smaller."""
     with laid_out(figure):
-        kind, data = _smallest(figure)
+        kind, data = _image_and_kind(figure)
     return _address(kind, data)
 
 
-def _smallest(figure: Figure) -> tuple[str, bytes]:
+def _image_and_kind(figure: Figure) -> tuple[str, bytes]:
     svg = _image(figure, SVG, WHITE)
     if len(svg) <= SMALL_SVG:
         return SVG, svg
@@ -80,7 +80,7 @@ def _address(kind: str, data: bytes) -> str:
 def page_image(figure: Figure) -> Markup:
     """Return a figure that follows the page, white or dark, and that a click or tap enlarges."""
     with laid_out(figure):
-        kind, image = _smallest(figure)
+        kind, image = _image_and_kind(figure)
         with dark_ink(figure):
             dark = _address(kind, _image(figure, kind, DARK))
     html = Markup(

@@ -20,7 +20,7 @@ from workbench.diagnose.compare.comparison import NO_ERROR, SHOWN_COLUMNS, Compa
 from workbench.diagnose.glitches.glitches import UNITS, Finding, Findings
 from workbench.show.player.page import static_player
 from workbench.show.player.payload import player_data
-from workbench.show.report.figures import describe, page_image, smallest_image
+from workbench.show.report.figures import describe, image_address, page_image
 from workbench.tables import MAX_ROWS, VERDICTS, badge, number_text, table_html
 from workbench.trace.trace import Trace
 
@@ -167,7 +167,7 @@ def _(figure: Figure) -> Rendered:
         '<figure style="margin:0">'
         '<img class="figure" style="max-width:100%;height:auto" alt="{}" src="{}"></figure>'
     )
-    return Rendered(html.format(describe(figure), smallest_image(figure)), describe(figure))
+    return Rendered(html.format(describe(figure), image_address(figure)), describe(figure))
 
 
 def page_figure(figure: Figure) -> Rendered:

@@ -28,7 +28,7 @@ What the kernels need, beside Triton and a C compiler. Without it, torch compute
 | `kernels.lm`        | A100 or later (8.0)                 | float32, or bfloat16 with "fast"; head_dim a   |
 |                     |                                     | power of two                                   |
 | `kernels.flow`      | A100, H100, B200 (8.0, 9.0, 10.0);  | float32; half precision for the rotation       |
-|                     | the rotation: any                   |                                                |
+|                     | the rotation: A100 or later         |                                                |
 | `kernels.attention` | float32: as `kernels.flow`;         | head width 16, 32, 64, ...; in half precision  |
 |                     | half precision: A100 or later       | only with a mask, else torch's flash attention |
 | `kernels.conv`      | flow: as `kernels.attention`;       | flow: as `kernels.attention`; vocoder:         |

@@ -46,7 +46,7 @@ class FastDiT(NamedTuple):
     linear_input: Operator
     norm: Callable[..., Tensor]  # compiled `_norm`
     add_and_norm: Callable[..., tuple[Tensor, Tensor]]  # compiled `_add_and_norm`, or a kernel
-    rotate: Callable[..., None]  # `_rotate`, or a kernel
+    rotate: Callable[..., None]  # compiled `_rotate`, or a kernel
     activate: Callable[..., Tensor]  # compiled `_activate`
     compiled_linear_input: Operator
     attend: Callable[..., Tensor] | None  # a kernel for attention; includes `linear_input`
@@ -252,9 +252,9 @@ def _linear(weight: Tensor, bias: Tensor, splits: bool) -> Operator:
 
 
 def _choose_rotate(device: torch.device) -> Callable[..., None]:
-    """Return `_rotate`, or our own kernel where it can be compiled."""
-    if not can_compile(device):
-        return _rotate
+    """Return `_rotate`, or our own kernel on a GPU on which this project's kernels run."""
+    if not can_compile_tf32(device):
+        return compiled(_rotate, device, "rows")
     from workbench.speech.fast.kernels.flow import rotate  # needs Triton
 
     return rotate

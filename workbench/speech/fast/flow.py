@@ -32,6 +32,7 @@ MAX_GRIDS = 8  # tables of modulations kept, one for each grid of times; the lea
 # CUDA graphs kept; the least recently used is dropped. A stream of 10 s with a fixed hop of 25 tokens has 10
 # lengths: if fewer were kept, each of its chunks would capture its graph again in every utterance.
 MAX_GRAPHS = 12
+CONDITION = Flow.condition  # the healthy one; simulated faults may replace it
 
 
 class FastFlow:
@@ -56,7 +57,7 @@ class FastFlow:
         self._visible_frames = lru_cache(MAX_GRAPHS)(partial(_visible_frames, device=self.device))
         # (utterances, length, mask_rows) -> VelocityGraph
         self._velocity_graph = lru_cache(MAX_GRAPHS)(partial(VelocityGraph, estimator, graphs))
-        # (tokens, prompt_frames) -> _ConditionGraph
+        # (tokens, functions that simulated faults replace) -> _ConditionGraph
         self._condition_graph = lru_cache(MAX_GRAPHS)(partial(_ConditionGraph, flow, graphs))
         self._lock = Lock()  # held while a graph is used: all solvers share its tensors
 
@@ -87,14 +88,15 @@ class FastFlow:
         A stream's chunks have the same few lengths in every utterance: those without `finalize` are computed
         by a CUDA graph, which spares the host thirty launches.
         """
-        if finalize:
-            return self.flow.condition(token, prompt_token, prompt_mel, spk_embedding)
+        if finalize or Flow.condition is not CONDITION:
+            return self.flow.condition(token, prompt_token, prompt_mel, spk_embedding, finalize)
         ids = torch.cat((prompt_token, token))
         self.flow.check_ids(ids, prompt_mel.shape[-1], finalize)
+        replaceable = flow_model.PreLookahead.forward, flow_model.F
         with self._lock:
-            c = self._condition_graph(len(ids), prompt_mel.shape[-1])(ids, prompt_mel, spk_embedding)
-            # The next replay overwrites the graph's result.
-            return c._replace(mu=c.mu.clone(), spks=c.spks.clone(), cond=c.cond.clone())
+            mu, spks = self._condition_graph(len(ids), *replaceable)(ids, spk_embedding)
+            mu, spks = mu.clone(), spks.clone()  # the next replay overwrites the graph's results
+        return Condition(mu, spks, *self.flow.pad_prompt(prompt_mel, mu))
 
     def steps(
         self,
@@ -201,26 +203,27 @@ class FastFlow:
 
 
 class _ConditionGraph:
-    """The condition of a chunk that is not the last, as a CUDA graph: for one number of tokens and frames."""
+    """mu and spks of a chunk that is not the last, as a CUDA graph for one number of tokens.
 
-    def __init__(self, flow: Flow, graphs: CudaGraphPool, tokens: int, prompt_frames: int) -> None:
+    Graphs that were captured while simulated faults replaced one of `replaceable` are not those of others.
+    """
+
+    def __init__(self, flow: Flow, graphs: CudaGraphPool, tokens: int, *replaceable: object) -> None:
         self.flow = flow
         device, c = flow.input_embedding.weight.device, flow.config
         # Inputs at fixed addresses; a call copies its arguments here.
         self.ids = torch.zeros(tokens, device=device, dtype=torch.long)
-        self.prompt_mel = torch.zeros(1, c.output_size, prompt_frames, device=device)
         self.spk_embedding = torch.ones(c.spk_embed_dim, device=device)
         self.graph = graphs.capture(self._embed, exact_float32)
 
-    def __call__(self, ids: Tensor, prompt_mel: Tensor, spk_embedding: Tensor) -> Condition:
+    def __call__(self, ids: Tensor, spk_embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `Flow.embed` does; the next call overwrites it."""
         self.ids.copy_(ids)
-        self.prompt_mel.copy_(prompt_mel)
         self.spk_embedding.copy_(spk_embedding)
         return self.graph()
 
-    def _embed(self) -> Condition:
-        return self.flow.embed(self.ids, self.prompt_mel, self.spk_embedding, finalize=False)
+    def _embed(self) -> tuple[Tensor, Tensor]:
+        return self.flow.embed(self.ids, self.spk_embedding, finalize=False)
 
 
 def _visible_frames(lengths: Sequence[int], padded: int, chunk: int | None, device: torch.device) -> Tensor:
@@ -254,8 +257,8 @@ def _evaluation_times(
 ) -> tuple[float, ...]:
     """Return the times at which the solver evaluates the velocity, by running it on a velocity of zero.
 
-    `grid_functions` are those that `integrate` asks. They are given for the cache: simulated faults replace
-    them.
+    `grid_functions` are the functions of `models.flow` that set the times. They belong to the cache's key,
+    because simulated faults replace them.
     """
     options = Options(n_timesteps=n_timesteps, t_scheduler=t_scheduler, solver=solver)
     times: list[float] = []

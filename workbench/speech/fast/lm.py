@@ -263,7 +263,8 @@ class _BatchDecoder:
             # What follows is queued while the device reads the prompts.
             logp, prompt_cache = fast.prompt_reader(len(prompts), padded_length)(prompts, last_position)
             of_rows = [prompt_of_row, [lengths[index] for index in prompt_of_row], min_tokens, max_tokens]
-            prompt_index, position, least, most = to_device_async(of_rows, like=state.position)  # (B,) each
+            of_rows = to_device_async(of_rows, like=state.position)  # (4, B)
+            prompt_index, position, row_min_tokens, row_max_tokens = of_rows
             state.logp.copy_(logp[prompt_index])
             # Clear the cache: the run before may have overflowed and left infinite values. Attention gives
             # weight 0 to masked positions, but 0 * inf is NaN.
@@ -272,8 +273,8 @@ class _BatchDecoder:
             self.cache[..., :longest, :] = prompt_cache[:, :, prompt_index, :, :longest]
 
         state.position.copy_(position)
-        state.min_tokens.copy_(least)
-        state.max_tokens.copy_(most)
+        state.min_tokens.copy_(row_min_tokens)
+        state.max_tokens.copy_(row_max_tokens)
         state.n_tokens.zero_()
         state.has_nan.zero_()
         torch.ge(state.n_tokens, state.max_tokens, out=state.done)  # a row may be limited to no token at all

@@ -9,7 +9,7 @@ Shape letters: `B` rows of the batch, `C` candidates of a choice.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import torch
@@ -98,8 +98,9 @@ class DeviceSampler:
         A thread draws the random numbers for the first picks, until `refill` asks for them.
         """
         if self._first_draws is not None:  # of a run that ended before its first pick
-            self._first_draws.result()
+            wait([self._first_draws])
         self._generators = [torch.Generator().manual_seed(o.seed) for o in options]
+        # `_draw` may wait for other threads of the pool; there is one such call at a time, so they are free.
         self._first_draws = self._threads.submit(self._draw, [self._draws_of_picks] * len(options))
         state = self.state
         numbers = [[o.top_p for o in options], [o.win_size * o.tau_r for o in options]]
@@ -122,7 +123,8 @@ class DeviceSampler:
         """
         ring = self.state.draws
         if self._first_draws is not None:
-            draws, self._first_draws = self._first_draws.result().to(ring.device, non_blocking=True), None
+            first, self._first_draws = self._first_draws, None
+            draws = first.result().to(ring.device, non_blocking=True)
             ring[:, : self._draws_of_picks] = draws.view(len(ring), -1)
             self._drawn = [self._draws_of_picks] * len(ring)
         needed = [used + picks * self._draws_per_pick for used in next_draw]

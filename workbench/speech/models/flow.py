@@ -177,7 +177,8 @@ class Flow(nn.Module):
         """
         ids = torch.cat((prompt_token, token))
         self.check_ids(ids, prompt_mel.shape[-1], finalize)
-        return self.embed(ids, prompt_mel, spk_embedding, finalize)
+        mu, spks = self.embed(ids, spk_embedding, finalize)
+        return Condition(mu, spks, *self.pad_prompt(prompt_mel, mu))
 
     def check_ids(self, ids: Tensor, prompt_frames: int, finalize: bool) -> None:
         """Raise the errors of `condition`; `ids` (L,) are the prompt's tokens and the target's."""
@@ -198,16 +199,19 @@ class Flow(nn.Module):
                 "so no frame is left for the target; align the prompt (2 frames a token) or add tokens"
             )
 
-    def embed(self, ids: Tensor, prompt_mel: Tensor, spk_embedding: Tensor, finalize: bool) -> Condition:
-        """Compute `condition` from ids (L,), the prompt's tokens and the target's."""
+    def embed(self, ids: Tensor, spk_embedding: Tensor, finalize: bool) -> tuple[Tensor, Tensor]:
+        """Return mu (1, 80, T) and spks (1, 80); `ids` (L,) are the prompt's tokens and the target's."""
         dtype = self.input_embedding.weight.dtype
         embedded = self.input_embedding(ids.clamp(min=0))[None]  # (1, L, 80)
         h = self.pre_lookahead_layer(embedded, finalize)
         mu = h.repeat_interleave(self.config.token_mel_ratio, dim=1).transpose(1, 2)  # (1, 80, T)
-        prompt_frames = prompt_mel.shape[-1]
-        cond = F.pad(prompt_mel.to(dtype), (0, mu.shape[-1] - prompt_frames))
         spks = self.spk_embed_affine_layer(F.normalize(spk_embedding[None], dim=1).to(dtype))
-        return Condition(mu, spks, cond, prompt_frames)
+        return mu, spks
+
+    def pad_prompt(self, prompt_mel: Tensor, mu: Tensor) -> tuple[Tensor, int]:
+        """Return cond (1, 80, T), the prompt's mel with zeros after it, and the number of its frames."""
+        prompt_frames = prompt_mel.shape[-1]
+        return F.pad(prompt_mel.to(mu.dtype), (0, mu.shape[-1] - prompt_frames)), prompt_frames
 
     @exact_float32()
     def velocity(

@@ -286,4 +286,4 @@ class LM(nn.Module):
 
     def embed_id(self, token: int) -> Tensor:  # (1, D)
         """Embed one speech id or special id."""
-        return self.speech_embedding.weight[token : token + 1]
+        return self.speech_embedding.weight[token][None]

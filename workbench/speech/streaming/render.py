@@ -14,6 +14,7 @@ from torch import Tensor
 from workbench.speech.batch import MAX_ROWS
 from workbench.speech.config import FLOW, HIFT, Options
 from workbench.speech.frontend.frontend import Utterance
+from workbench.speech.frontend.given import given_tokens
 from workbench.speech.models.hift_window import context_frames
 from workbench.speech.pipeline import Pipeline
 from workbench.speech.streaming.state import StreamState
@@ -56,7 +57,7 @@ def _new_mels(pipe: Pipeline, chunks: Sequence[Due], options: Options, final: bo
     streaming = not (final and options.stream_final_offline)
     conditions = []
     for chunk in chunks:
-        token = torch.tensor(chunk.token, dtype=torch.long)
+        token = given_tokens(torch.tensor(chunk.token, dtype=torch.long), pipe.config)
         conditions.append(pipe.condition(chunk.utt, token, options, finalize=final))
     solution = pipe.flow_batch(conditions, [options] * len(chunks), streaming)
     for steps in pipe.bar(solution, "flow", " step", options.n_timesteps):

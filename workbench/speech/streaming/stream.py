@@ -99,21 +99,27 @@ def stream_many(
     state = state or StreamState(hop=pipe.config.chunk_size)
     running: dict[int, _Stream] = {}
 
-    def wanted() -> int:
-        return max(one.wanted() for one in running.values())
+    def wanted() -> int:  # before the flow has work for any stream
+        return min(one.wanted() for one in running.values())
 
     utts = pipe.on_device(utts)
     for index, (utt, tokens) in enumerate(zip(utts, _tokens(pipe, utts, options, wanted), strict=True)):
         running[index] = _Stream(pipe, utt, tokens, state)
-    while running:
-        due = [index for index, one in running.items() if one.wait()]
-        ended = [index for index, one in running.items() if one.ended]
-        for indices, final in ((due, False), (ended, True)):
-            chunks = [running[index].due(final) for index in indices]
-            for index, (new_state, wav) in zip(indices, render(pipe, chunks, options, final), strict=True):
-                yield index, running[index].chunk(new_state, wav, final)
-        for index in ended:
-            del running[index]
+    try:
+        while running:
+            due = [index for index, one in running.items() if one.wait()]
+            ended = [index for index, one in running.items() if one.ended]
+            for indices, final in ((due, False), (ended, True)):
+                chunks = [running[index].due(final) for index in indices]
+                rendered = render(pipe, chunks, options, final)
+                for index, (new_state, wav) in zip(indices, rendered, strict=True):
+                    yield index, running[index].chunk(new_state, wav, final)
+            for index in ended:
+                del running[index]
+    finally:
+        # The streams hold the LM's loop, which holds `wanted`, which holds the streams. Without them, the
+        # loop of a stream that is stopped early ends at once, and its decoder serves the next stream.
+        running.clear()
 
 
 def streamed(
