@@ -6,7 +6,7 @@ import torch
 import workbench as wb
 from tests.paths import ROOT
 from workbench.errors import WorkbenchError
-from workbench.speech import stage_runner
+from workbench.speech.models import lm_bistream
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,7 @@ PIECES = ("Eight months ", "to Mars, and ", "fourteen more ", "to Saturn.")
 @pytest.fixture
 def any_voice(monkeypatch):
     """Let the bundled voice read a stream, for which it was not trained; its speech is not looked at."""
-    monkeypatch.setattr(stage_runner, "MIN_FILL_PROBABILITY", 0.0)
+    monkeypatch.setattr(lm_bistream, "MIN_FILL_PROBABILITY", 0.0)
 
 
 def test_a_voice_that_was_not_trained_for_streams_says_so(pipe):

@@ -4,7 +4,6 @@ Each stage can be run alone, from somebody else's tokens or mel. `run.py` is the
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 
@@ -19,16 +18,16 @@ from workbench.speech.config import Options
 from workbench.speech.frontend.frontend import Utterance
 from workbench.speech.frontend.given import given_mel, given_tokens
 from workbench.speech.frontend.text import TextTokenizer
+from workbench.speech.frontend.utterance import on_device
 from workbench.speech.model_cache import ModelCache
 from workbench.speech.models.flow import Condition, FlowStep
 from workbench.speech.models.hift import Vocoded
 from workbench.speech.models.hift_window import Past
 from workbench.speech.models.lm import LMStep
-from workbench.speech.models.lm_bistream import steps_bistream
+from workbench.speech.models.lm_bistream import check_reads_streams, steps_bistream
 from workbench.speech.models.sampling import Sampler, shorten_silences
 from workbench.speech.onnx.estimator import OnnxEstimator
 
-MIN_FILL_PROBABILITY = 0.01  # of an LM that was trained on streamed text, at the end of a turn
 SEEDED_NOISES = 32  # kept of `noise_seed`; each is drawn at full length, 5 MB
 
 
@@ -115,7 +114,7 @@ class StageRunner:
         Where given, `wanted()` says how many more draws of a row are taken before the caller turns to other
         work; a GPU then does not draw further ahead.
         """
-        utts = self.on_device(utts)
+        utts = on_device(utts, self.device)
         if not options[0].eager("lm"):
             if any(utt.text_stream is not None for utt in utts):
                 raise WorkbenchError("text that arrives as a stream is read with compute='eager' alone")
@@ -338,14 +337,6 @@ class StageRunner:
         options = options or self.checkpoint.options
         return options if seed is None else options.but(seed=seed)
 
-    def on_device(self, utts: Sequence[Utterance]) -> list[Utterance]:
-        """Return utterances on the runner's device; one that is given twice stays one, and is read once."""
-        moved: dict[int, Utterance] = {}
-        for utt in utts:
-            if id(utt) not in moved:
-                moved[id(utt)] = utt.to(self.device)
-        return [moved[id(utt)] for utt in utts]
-
     def stage(self, name: str, dtype: str, *parts: str, weights: str | None = None) -> nn.Module:
         """Return the eager model of a stage in some precision; see `ModelCache.eager`."""
         return self.models.eager(name, dtype, *parts, weights=weights)
@@ -375,20 +366,6 @@ class StageRunner:
 
 def _drawn_noise(seed: int, shape: torch.Size) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def check_reads_streams(fill_logp: float) -> None:
-    """Raise a WorkbenchError where an LM does not expect that a turn of a streamed text ends.
-
-    Training on streamed text puts the id `fill` behind each turn, always after the same number of tokens.
-    """
-    probability = math.exp(fill_logp)
-    if probability < MIN_FILL_PROBABILITY:
-        raise WorkbenchError(
-            "this voice was not trained on text that arrives as a stream: at the end of a turn its LM gives "
-            f"the id that asks for more text a probability of {probability:.1e}, and {MIN_FILL_PROBABILITY} "
-            "is the least expected of a trained one. Give the text in one piece"
-        )
 
 
 def check_spoken(utt: Utterance, token: Tensor) -> None:

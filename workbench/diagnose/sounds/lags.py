@@ -7,6 +7,9 @@ common, so that 1 means equal up to a factor.
 import numpy as np
 import torch
 from scipy.fft import next_fast_len
+from scipy.optimize import minimize_scalar
+from scipy.signal import correlate
+from scipy.stats import theilslopes
 
 from workbench.diagnose.glitches.analysis import BLOCK_SAMPLES, sums_before
 from workbench.speech.config import MelConfig
@@ -74,8 +77,6 @@ def _correlation(x: Array, y: Array) -> Array:
 
     Long sounds are cut into blocks: the Fourier transform of the whole would fill the memory.
     """
-    from scipy.signal import correlate  # slow to import; players need this module for less
-
     n, m = x.shape[1], y.shape[1]
     products = np.zeros(n + m - 1)
     for row_x, row_y in zip(x, y, strict=True):
@@ -106,8 +107,6 @@ def fraction_of_sample(x: Array, y: Array, rate: int) -> float:
     It is the place where the cross-correlation is highest between its samples. Its value at any place is the
     inverse Fourier transform of the cross-spectrum there.
     """
-    from scipy.optimize import minimize_scalar  # slow to import
-
     middle, half = len(x) // 2, round(FRACTION_S * rate / 2)
     part = slice(max(0, middle - half), middle + half)
     # Zeros behind the sounds, so that the end does not meet the start; a large prime would take gigabytes.
@@ -129,9 +128,6 @@ def drift(x: Array, y: Array, lag: int, rate: int) -> float:
     The lag is measured in windows around `lag`, and a line is fitted through all (Theil-Sen: the median slope
     of all pairs, so that windows with a wrong lag do not count).
     """
-    from scipy.signal import correlate  # slow to import
-    from scipy.stats import theilslopes
-
     size = round(WINDOW_S * rate)
     slack = round((SLACK_S + MAX_DRIFT * len(x) / rate) * rate)
     starts = np.arange(0, len(x) - size + 1, max(1, size // 2))

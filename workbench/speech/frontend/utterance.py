@@ -1,5 +1,6 @@
 """The input of the pipeline: a `Prompt` is the voice, an `Utterance` one segment of text in that voice."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -131,3 +132,12 @@ class Utterance(_TensorFields):
     def __repr__(self) -> str:
         source = "" if self.source_token is None else f", {len(self.source_token)} source tokens"
         return f"Utterance({self.text!r:.60}, {self.mode}, {len(self.text_token)} text tokens{source})"
+
+
+def on_device(utts: Sequence[Utterance], device: torch.device) -> list[Utterance]:
+    """Return utterances on a device; one that is given twice stays one, and its prompt is read once."""
+    moved: dict[int, Utterance] = {}
+    for utt in utts:
+        if id(utt) not in moved:
+            moved[id(utt)] = utt.to(device)
+    return [moved[id(utt)] for utt in utts]

@@ -286,4 +286,6 @@ class LM(nn.Module):
 
     def embed_id(self, token: int) -> Tensor:  # (1, D)
         """Embed one speech id or special id."""
-        return self.speech_embedding.weight[token][None]
+        table = self.speech_embedding
+        # `full` fills the tensor on its device, where a copy from the host would wait for a GPU.
+        return table(torch.full((1,), token, device=table.weight.device))

@@ -5,6 +5,7 @@ on. At the end of a turn the LM draws `fill`, which asks for more text. After th
 and the rest of the speech. Facts: upstream `cosyvoice/llm/llm.py`, `inference_bistream`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.speech.models.lm import LM, KVCache, LMStep, Sample
+
+MIN_FILL_PROBABILITY = 0.01  # of an LM that was trained on streamed text, at the end of a turn
 
 
 @dataclass
@@ -135,3 +138,17 @@ def _turn(lm: LM, state: _State, sample: Sample, most: int | None, is_last: bool
         state.n_spoken += 1
         yield LMStep(len(state.history) - 1, token, logp)
         state.pending = lm.embed_id(token)
+
+
+def check_reads_streams(fill_logp: float) -> None:
+    """Raise a WorkbenchError where an LM does not expect that a turn of a streamed text ends.
+
+    Training on streamed text puts the id `fill` behind each turn, always after the same number of tokens.
+    """
+    probability = math.exp(fill_logp)
+    if probability < MIN_FILL_PROBABILITY:
+        raise WorkbenchError(
+            "this voice was not trained on text that arrives as a stream: at the end of a turn its LM gives "
+            f"the id that asks for more text a probability of {probability:.1e}, and {MIN_FILL_PROBABILITY} "
+            "is the least expected of a trained one. Give the text in one piece"
+        )

@@ -20,6 +20,7 @@ import torch
 
 from workbench.speech.config import LM, Options
 from workbench.speech.frontend.frontend import Utterance
+from workbench.speech.frontend.utterance import on_device
 from workbench.speech.models.lm import LMStep
 from workbench.speech.models.sampling import shorten_silences
 from workbench.speech.pipeline import Pipeline
@@ -102,7 +103,7 @@ def stream_many(
     def wanted() -> int:  # before the flow has work for any stream
         return min(one.wanted() for one in running.values())
 
-    utts = pipe.on_device(utts)
+    utts = on_device(utts, pipe.device)
     for index, (utt, tokens) in enumerate(zip(utts, _tokens(pipe, utts, options, wanted), strict=True)):
         running[index] = _Stream(pipe, utt, tokens, state)
     try:
