@@ -1,4 +1,4 @@
-"""Figures as data: SVG, or PNG where that is much smaller, in ink for a white page and for a dark one."""
+"""Figures as data: SVG, or PNG in place of a large SVG, in ink for a white page and for a dark one."""
 
 import base64
 import io
@@ -55,11 +55,11 @@ def describe(figure: Figure) -> str:
 def image_address(figure: Figure) -> str:
     """Return a figure as a data address: SVG, or PNG where the SVG is large and the PNG smaller."""
     with laid_out(figure):
-        kind, data = _image_and_kind(figure)
+        kind, data = _kind_and_image(figure)
     return _address(kind, data)
 
 
-def _image_and_kind(figure: Figure) -> tuple[str, bytes]:
+def _kind_and_image(figure: Figure) -> tuple[str, bytes]:
     svg = _image(figure, SVG, WHITE)
     if len(svg) <= SMALL_SVG:
         return SVG, svg
@@ -80,7 +80,7 @@ def _address(kind: str, data: bytes) -> str:
 def page_image(figure: Figure) -> Markup:
     """Return a figure that follows the page, white or dark, and that a click or tap enlarges."""
     with laid_out(figure):
-        kind, image = _image_and_kind(figure)
+        kind, image = _kind_and_image(figure)
         with dark_ink(figure):
             dark = _address(kind, _image(figure, kind, DARK))
     html = Markup(

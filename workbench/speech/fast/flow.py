@@ -96,7 +96,7 @@ class FastFlow:
         with self._lock:
             mu, spks = self._condition_graph(len(ids), *replaceable)(ids, spk_embedding)
             mu, spks = mu.clone(), spks.clone()  # the next replay overwrites the graph's results
-        return Condition(mu, spks, *self.flow.pad_prompt(prompt_mel, mu))
+        return self.flow.with_prompt(mu, spks, prompt_mel)
 
     def steps(
         self,

@@ -253,8 +253,9 @@ class _BatchDecoder:
         fast, state = self.fast, self.state
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
-        min_tokens = [fewest for fewest, _ in limits]
-        max_tokens = [most for _, most in limits]
+        rows = []
+        for prompt, (min_tokens, max_tokens) in zip(prompt_of_row, limits, strict=True):
+            rows.append((prompt, lengths[prompt], min_tokens, max_tokens))
 
         self.sampler.begin(options)
         last_position = to_device_async([length - 1 for length in lengths], like=state.position)  # (U,)
@@ -262,9 +263,8 @@ class _BatchDecoder:
         with fast.lock:
             # What follows is queued while the device reads the prompts.
             logp, prompt_cache = fast.prompt_reader(len(prompts), padded_length)(prompts, last_position)
-            of_rows = [prompt_of_row, [lengths[index] for index in prompt_of_row], min_tokens, max_tokens]
-            of_rows = to_device_async(of_rows, like=state.position)  # (4, B)
-            prompt_index, position, row_min_tokens, row_max_tokens = of_rows
+            numbers = to_device_async(rows, like=state.position)  # (B, 4)
+            prompt_index, position, row_min_tokens, row_max_tokens = numbers.unbind(1)
             state.logp.copy_(logp[prompt_index])
             # Clear the cache: the run before may have overflowed and left infinite values. Attention gives
             # weight 0 to masked positions, but 0 * inf is NaN.
@@ -279,7 +279,7 @@ class _BatchDecoder:
         state.has_nan.zero_()
         torch.ge(state.n_tokens, state.max_tokens, out=state.done)  # a row may be limited to no token at all
         self._max_position = longest
-        self._tokens_left = max(max_tokens)
+        self._tokens_left = max(most for _, most in limits)
 
     def decode(self, wanted: Callable[[], int] | None) -> Iterator[tuple[int, LMStep]]:
         """Yield (row, step) of every token, a chunk at a time; see `FastLM.steps` for `wanted`."""

@@ -178,7 +178,7 @@ class Flow(nn.Module):
         ids = torch.cat((prompt_token, token))
         self.check_ids(ids, prompt_mel.shape[-1], finalize)
         mu, spks = self.embed(ids, spk_embedding, finalize)
-        return Condition(mu, spks, *self.pad_prompt(prompt_mel, mu))
+        return self.with_prompt(mu, spks, prompt_mel)
 
     def check_ids(self, ids: Tensor, prompt_frames: int, finalize: bool) -> None:
         """Raise the errors of `condition`; `ids` (L,) are the prompt's tokens and the target's."""
@@ -208,10 +208,11 @@ class Flow(nn.Module):
         spks = self.spk_embed_affine_layer(F.normalize(spk_embedding[None], dim=1).to(dtype))
         return mu, spks
 
-    def pad_prompt(self, prompt_mel: Tensor, mu: Tensor) -> tuple[Tensor, int]:
-        """Return cond (1, 80, T), the prompt's mel with zeros after it, and the number of its frames."""
+    def with_prompt(self, mu: Tensor, spks: Tensor, prompt_mel: Tensor) -> Condition:
+        """Complete what `embed` returned with cond, the prompt's mel with zeros after it."""
         prompt_frames = prompt_mel.shape[-1]
-        return F.pad(prompt_mel.to(mu.dtype), (0, mu.shape[-1] - prompt_frames)), prompt_frames
+        cond = F.pad(prompt_mel.to(mu.dtype), (0, mu.shape[-1] - prompt_frames))
+        return Condition(mu, spks, cond, prompt_frames)
 
     @exact_float32()
     def velocity(
