@@ -104,13 +104,14 @@ def stream(
     check_device(device)
     from tqdm import tqdm
 
-    from workbench.diagnose.benchmarks.stream_speed import measure_stream, summary
+    from workbench.diagnose.benchmarks.stream_speed import measure_stream, medians, summary
     from workbench.diagnose.benchmarks.tables import write_csv
     from workbench.diagnose.benchmarks.trace_overhead import random_checkpoint
     from workbench.speech.checkpoint.checkpoint import Checkpoint
     from workbench.speech.config import COMPUTE
 
-    table = measure_stream(
+    turns = []
+    for turn in measure_stream(
         random_checkpoint() if released else Checkpoint.load(voice),
         device,
         compute or (COMPUTE[:1] if device == "cpu" else COMPUTE),
@@ -118,11 +119,13 @@ def stream(
         streams or [1],
         rounds,
         lambda turns, n: tqdm(turns, "stream", n, unit=" turn"),
-    )
+    ):
+        turns.append(turn)
+        if out:  # after every turn, so that a run that is cut off keeps what it measured
+            write_csv(medians(turns), out)
+    table = medians(turns)
     print(table_text(table))
     print(table_text(summary(table)))
-    if out:
-        write_csv(table, out)
     return 0
 
 

@@ -37,7 +37,8 @@ def clocked(voice, monkeypatch):
 
 def test_margin_and_latency_are_those_of_who_listens(clocked):
     voice, calls = clocked
-    table = stream_speed.measure_stream(voice, ways=("eager",), seconds=1.0, streams=(1, 2), rounds=1)
+    turns = stream_speed.measure_stream(voice, ways=("eager",), seconds=1.0, streams=(1, 2), rounds=1)
+    table = stream_speed.medians(list(turns))
     one = table[(table.streams == 1) & (table.hop == "growing")]
     assert one.ready_s.tolist() == [1.0, 1.5, 4.0] and one.took_s.tolist() == [1.0, 0.5, 2.5]
     assert one.begin_s.tolist() == [0, 1.0, 1.5] and one.audio_s.tolist() == [1.0, 0.5, 0.25]
@@ -59,7 +60,24 @@ def test_margin_and_latency_are_those_of_who_listens(clocked):
 @pytest.mark.parametrize("given", [{"streams": (0,)}, {"rounds": 0}, {"seconds": -1}, {"ways": ("quick",)}])
 def test_numbers_that_measure_nothing_are_refused(voice, given):
     with pytest.raises(wb.WorkbenchError, match="expected"):
-        stream_speed.measure_stream(voice, **given)
+        next(stream_speed.measure_stream(voice, **given))
+
+
+def test_a_run_that_is_cut_off_keeps_the_turns_before_it(clocked, tmp_path, monkeypatch):
+    voice, calls = clocked
+    whole = stream_speed.stream_many
+
+    def cut_off(*given):
+        if len(calls) == 3:  # two turns to warm up, one that counts
+            raise KeyboardInterrupt
+        return whole(*given)
+
+    monkeypatch.setattr(stream_speed, "stream_many", cut_off)
+    monkeypatch.setattr(wb.Checkpoint, "load", lambda *args: voice)
+    out = tmp_path / "stream.csv"
+    assert main(["bench", "stream", "--seconds", "1", "--rounds", "1", "--out", str(out)]) == 130
+    table = pd.read_csv(out)
+    assert set(table.hop) == {"growing"} and table.ready_s.tolist() == [1.0, 1.5, 4.0]
 
 
 @pytest.mark.slow

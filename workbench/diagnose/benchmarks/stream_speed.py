@@ -21,6 +21,7 @@ from workbench.speech.streaming.stream import stream_many
 
 HOPS = ("growing", "fixed")
 CASE = ["compute", "hop", "streams"]  # columns that tell what was measured
+TIMES = ["begin_s", "audio_s", "ready_s", "took_s", "margin_s"]
 
 
 def measure_stream(
@@ -31,8 +32,8 @@ def measure_stream(
     streams: Sequence[int] = (1,),
     rounds: int = 3,
     watch: Callable[[Iterator, int], Iterator] = lambda steps, n: steps,
-) -> pd.DataFrame:
-    """Time every chunk.
+) -> Iterator[pd.DataFrame]:
+    """Time every chunk, in turns. What was measured before a run is cut off can be kept.
 
     Parameters
     ----------
@@ -48,14 +49,14 @@ def measure_stream(
     watch : callable (iterator, total) -> iterator
         May show a progress bar.
 
-    Returns
-    -------
+    Yields
+    ------
     DataFrame
-        One row a chunk. `compute`, `hop` ("growing", or "fixed" at the checkpoint's `chunk_size`), `streams`,
-        `chunk`; `begin_s`, the speech before it; `audio_s`, its speech; `ready_s` after the start of all;
-        `took_s` since the chunk before; `margin_s`, how long before it is needed it is there, where sound is
-        played from the first chunk on: below 0 the sound is interrupted. Of several streams, the slowest
-        counts.
+        After each turn behind the first round, one row a chunk. `compute`, `hop` ("growing", or "fixed" at
+        the checkpoint's `chunk_size`), `streams`, `chunk`; `begin_s`, the speech before it; `audio_s`, its
+        speech; `ready_s` after the start of all; `took_s` since the chunk before; `margin_s`, how long before
+        it is needed it is there, where sound is played from the first chunk on: below 0 the sound is
+        interrupted. Of several streams, the slowest counts.
 
     Raises
     ------
@@ -67,24 +68,23 @@ def measure_stream(
     utt, options = utterance_of_length(checkpoint, round(seconds * checkpoint.config.token_rate))
     cases = [(way, hop, n) for way in ways for hop in HOPS for n in streams]
     turns = [(number, case) for number in range(rounds + 1) for case in cases]
-    found: dict[tuple[str, str, int], list[pd.DataFrame]] = {case: [] for case in cases}
     for number, case in watch(iter(turns), len(turns)):
         way, hop, n = case
         if pipe.device.type == "cuda":  # other turns may have driven out the graphs of this one
             _time(pipe, utt, options.but(compute=way), hop, n)
         timed = _time(pipe, utt, options.but(compute=way), hop, n)
         if number > 0:  # the first round warms up
-            found[case].append(timed)
-    tables = []
-    for case, measured in found.items():
-        table = pd.concat(measured).groupby(level=0).median()
-        tables.append(table.assign(**dict(zip(CASE, case, strict=True)), chunk=range(1, len(table) + 1)))
-    columns = [*CASE, "chunk", "begin_s", "audio_s", "ready_s", "took_s", "margin_s"]
-    return pd.concat(tables, ignore_index=True)[columns]
+            names = dict(zip(CASE, case, strict=True))
+            yield timed.assign(**names, chunk=range(1, len(timed) + 1))[[*CASE, "chunk", *TIMES]]
+
+
+def medians(turns: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the medians over the rounds of what `measure_stream` yields, one row per case and chunk."""
+    return pd.concat(turns).groupby([*CASE, "chunk"], sort=False).median().reset_index()
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the main figures of a table of `measure_stream`: one row per case.
+    """Return the main figures of a table of `medians`: one row per case.
 
     `first_s`: time to first sound; `slowest_s`: the longest wait for another chunk; `least_margin_s`, the
     smallest `margin_s`; `done_s`: all sound is there; `speech_s`, its length.
