@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.diagnose.compare import compare as compare_module
 from workbench.diagnose.compare.compare import compare
 from workbench.diagnose.compare.distance import join_places
+from workbench.diagnose.compare.float64_run import Float64Run
 from workbench.diagnose.suspects.benchmark import RECOMMENDED, kept, rounded, stored, without_lm_inputs
 from workbench.trace.schema import SUFFIX
 
@@ -125,12 +125,12 @@ def test_what_grew_from_the_rounding_of_its_inputs_is_rounding(pipe, recorded, m
     theirs = pipe.replay(
         wb.Trace(dict(recorded) | {"flow/mel": moved}, recorded.attrs), "hift", save=wb.EVERYTHING
     )
-    original = compare_module._allowed_error
+    original = Float64Run.allowed
 
-    def none_for_the_source(reference, float64_run, field, index):
-        return 0.0 if field == "hift/source" else original(reference, float64_run, field, index)
+    def none_for_the_source(self, field, index, distance):
+        return 0.0 if field == "hift/source" else original(self, field, index, distance)
 
-    monkeypatch.setattr(compare_module, "_allowed_error", none_for_the_source)
+    monkeypatch.setattr(Float64Run, "allowed", none_for_the_source)
 
     def verdict_of(found):
         return found.rows.set_index("field")["verdict"]["hift/source"]

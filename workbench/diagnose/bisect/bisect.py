@@ -284,8 +284,8 @@ def _first_wrong_step(pipe: Pipeline, theirs: Trace) -> tuple[int | None, int, l
             continue
         for result in recompute(step, run, pipe, options):
             found = theirs[result.field][step.index]
-            right_shape = found.shape == result.value.shape
-            if not right_shape or not run.distance(result.field, found, result.value) <= result.allowed:
+            distance = run.distance(result.field, found, result.value)  # inf where shapes differ
+            if not distance <= result.allowed(distance, run):
                 return step.index, checked, []
         checked += 1
     return None, checked, run.describe()

@@ -1,6 +1,7 @@
 """Check the taps of one call of a stage, each against what our model computes from the taps before it."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import permutations
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from workbench.diagnose.bisect.model_run import fit, recompute_taps
 from workbench.diagnose.bisect.stages import SOURCE, StageTaps, Tap, Values
-from workbench.diagnose.compare.distance import relative
+from workbench.diagnose.compare.distance import ALLOWANCE, relative
 from workbench.diagnose.compare.rounding import PERTURBED_TRACES, Recomputed
 from workbench.speech.models.numerics import exact_float32
 from workbench.speech.pipeline import Pipeline
@@ -88,7 +89,8 @@ def check_step(stage: StageTaps, pipe: Pipeline, step: int, recorded: Values) ->
         for tap in stage.taps:
             if tap.name in recorded:
                 varied = [variant[tap.name] for variant in variants]
-                result = Recomputed(tap.name, None, ours[tap.name], exact[tap.name], varied)
+                in_float64 = partial(exact.__getitem__, tap.name)
+                result = Recomputed(tap.name, None, ours[tap.name], in_float64, varied)
                 unknown = _unknown_inputs(stage, tap, recorded)
                 checks.append(_check(step, tap, recorded[tap.name], coarse.get(tap.name), result, unknown))
         return checks
@@ -119,7 +121,7 @@ def _check(
     reason = ""
     if unknown:
         reason = f"{' and '.join(unknown)} was not recorded"
-    elif not result.exact.isfinite().all():
+    elif not result.exact().isfinite().all():
         reason = "it is computed from NaN or Inf"
     elif fitted is None:
         note = f"shape {tuple(found.shape)} found, {tuple(ours.shape)} expected"
@@ -127,9 +129,10 @@ def _check(
     if reason:
         return Check(step, tap, float("nan"), float("nan"), reason)
     added = relative(ours, beyond_storage(fitted, ours, storage))
-    rounding = result._replace(variants=[]).allowed
+    rounding = result.rounding()
     note = "" if fitted.isfinite().all() else "NaN or Inf"
-    return Check(step, tap, added, result.allowed, "", note=note, rounding=rounding)
+    allowed = result.explained(rounding)
+    return Check(step, tap, added, allowed, "", note=note, rounding=ALLOWANCE * rounding)
 
 
 def _computed_with(

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from workbench.diagnose.compare.comparison import Cause
 from workbench.diagnose.compare.distance import place_name, relative
-from workbench.diagnose.compare.rounding import MIN_ALLOWED, StoredRun, recompute, recompute_in_float32
+from workbench.diagnose.compare.rounding import StoredRun, recompute
 from workbench.diagnose.compare.transitions import (
     UNPREDICTABLE,
     Transition,
     entry,
-    loop_dimension,
     transitions,
 )
 from workbench.errors import WorkbenchError
@@ -97,16 +96,16 @@ def _errors_of_step(
 ) -> Errors:
     """Return the errors of one transition's recorded outputs; those of a whole loop entry by entry."""
     try:
-        ours = recompute_in_float32(step, run, pipe, options)
-        # Nearly equal: a run in float64, which takes most of the time, could not make an error of it.
-        if not options.weights:
-            distances = _distances(step, recorded, run, ours)
-            if all(distance <= MIN_ALLOWED for distance in distances.values()):
-                return {place: Added(distance, MIN_ALLOWED) for place, distance in distances.items()}
-        results = recompute(step, run, pipe, options, ours)
+        return _errors_on_own_inputs(step, recorded, run, pipe, options)
     # NaN in the candidate's mel, or ids outside of the vocabulary: nothing right can follow.
     except (WorkbenchError, RuntimeError, IndexError):
         return {(field, step.index): Added(float("nan"), 0.0) for field in recorded}
+
+
+def _errors_on_own_inputs(
+    step: Transition, recorded: list[str], run: StoredRun, pipe: Pipeline, options: Options
+) -> Errors:
+    results = recompute(step, run, pipe, options)
     with_formats = []
     if options.weights:
         plain = step.recompute(pipe, run.trace, options.but(weights=None))
@@ -131,26 +130,11 @@ def _errors_of_step(
             for outputs in with_formats:
                 change = relative(_at(plain[position], k), _at(outputs[position], k))
                 of_format = max(of_format, change)
-            errors[result.field, step.index if k is None else k] = Added(error, right.allowed, of_format)
-            if error > right.allowed and result.field in run.coarse:
+            allowed = right.allowed(error, run)
+            errors[result.field, step.index if k is None else k] = Added(error, allowed, of_format)
+            if error > allowed and result.field in run.coarse:
                 run.take_as_computed(result.field)
     return errors
-
-
-def _distances(
-    step: Transition, recorded: list[str], run: StoredRun, ours: tuple[Tensor, ...]
-) -> dict[Place, float]:
-    """Return how far each recorded output is from ours; those of a whole loop entry by entry."""
-    distances = {}
-    for field, value in zip(step.outputs, ours, strict=True):
-        if field not in recorded:
-            continue
-        found, value = entry(run.trace, field, step.index), value.cpu()
-        is_loop = step.index is None and loop_dimension(field) and found.shape == value.shape
-        for k in range(len(value)) if is_loop else (None,):
-            place = field, step.index if k is None else k
-            distances[place] = run.distance(field, _at(found, k), _at(value, k))
-    return distances
 
 
 def _at(value: Tensor, k: int | None) -> Tensor:

@@ -3,7 +3,8 @@
 `compare(reference, candidate, pipe)` is the entry point. It asks two questions about every field:
 
 1. How far is the candidate from the reference, and is that more than rounding explains? What rounding
-   explains is measured: the reference's run is repeated in float64 (`_run_in_float64`).
+   explains is measured: the reference's run is repeated in float64, as far as that decides
+   (`float64_run.py`).
 2. Did the candidate make this error itself (*added*), or did it come with its inputs (*inherited*)? Every
    result is recomputed from the candidate's own inputs (`added_errors.py`); if that gives what the candidate
    has, the error was inherited.
@@ -24,30 +25,27 @@ from workbench.diagnose.compare import statistics
 from workbench.diagnose.compare.added_errors import Errors, Place, added_errors, causes_of, format_hints
 from workbench.diagnose.compare.comparison import EQUAL, Comparison
 from workbench.diagnose.compare.distance import (
-    ALLOWANCE,
     hints,
     measure,
     relative,
     where_is,
 )
+from workbench.diagnose.compare.float64_run import Float64Run, float64_run_of
 from workbench.diagnose.compare.plausibility import implausible, inconsistent_lengths
-from workbench.diagnose.compare.rounding import MIN_ALLOWED, STREAMING, StoredRun, checkpoint_objection
+from workbench.diagnose.compare.rounding import STREAMING, StoredRun, checkpoint_objection
 from workbench.diagnose.compare.transitions import (
-    FLOAT64_PRECISION,
     PROGRAMS,
-    entry,
-    is_recorded,
+    entry_or_none,
     loop_dimension,
     target_fields,
     transitions,
 )
 from workbench.diagnose.layerwise import layerwise
-from workbench.speech.config import STAGES, Options
+from workbench.speech.config import Options
 from workbench.speech.config.formats import rules_text
 from workbench.speech.pipeline import Pipeline
 from workbench.trace.importers.open_run import open_run
 from workbench.trace.print_errors import with_half_units
-from workbench.trace.record import EVERYTHING
 from workbench.trace.schema import FIELDS, dims_of
 from workbench.trace.storage import Storage, beyond_storage
 from workbench.trace.trace import Trace
@@ -119,7 +117,7 @@ def compare(
 
     # What rounding explains at each place: the reference against its own run in float64.
     is_stream = any(side.attrs.get("streaming") for side in (reference, candidate))
-    float64_run = None if is_stream else _run_in_float64(reference, pipe)
+    float64_run = None if is_stream else float64_run_of(reference, pipe)
     # What the candidate adds at each place. Fields of different runs cannot be recomputed from each other.
     added: Errors = {}
     unchecked: dict[str, str] = {}
@@ -141,9 +139,8 @@ def compare(
 
     rows = []
     for field, index in _places(reference, candidate):
-        allowed = _allowed_error(reference, float64_run, field, index)
-        row = {"field": field, "index": index, "allowed": allowed, "note": ""}
-        row.update(_compare_place(reference, candidate, field, index, allowed, storages))
+        row = {"field": field, "index": index, "note": ""}
+        row.update(_compare_place(reference, candidate, field, index, float64_run, storages))
         if row["verdict"] == "DIVERGED":
             _excuse_divergence(row, same_tokens, same_start)
         if (field, index) in added:
@@ -311,29 +308,32 @@ def _compare_place(
     candidate: Trace,
     field: str,
     index: int | None,
-    allowed: float,
+    float64_run: Float64Run | None,
     storages: Sequence[Mapping[str, Storage]],
 ) -> dict[str, Any]:
     """Return the verdict and the numbers of one place.
 
-    `allowed` is the relative L2 of rounding; `storages` says how each side's fields were stored.
+    `float64_run` tells the relative L2 of rounding; `storages` says how each side's fields were stored.
     """
     both_recorded = all(statistics.has_field(side, field) for side in (reference, candidate))
     both_tensors = field in reference and field in candidate
     if both_recorded and not both_tensors:
-        return statistics.compare_statistics(reference, candidate, field, index, allowed)
+        # How far the values are is not known, so that rounding is measured in any case.
+        allowed = DEFAULT_TOLERANCE if float64_run is None else float64_run.measured(field, index)
+        compared = statistics.compare_statistics(reference, candidate, field, index, allowed)
+        return {"allowed": allowed} | compared
 
-    x, y = _entry_or_none(reference, field, index), _entry_or_none(candidate, field, index)
+    x, y = entry_or_none(reference, field, index), entry_or_none(candidate, field, index)
     if x is None or y is None:
         side = "reference" if x is None else "candidate"
-        return {"verdict": "MISSING", "note": f"not in the {side}"}
+        return {"verdict": "MISSING", "allowed": math.nan, "note": f"not in the {side}"}
     has_prompt = "frame" in dims_of(field)
     note = ""
     target = x[..., reference.prompt_frames :] if has_prompt else x
     if x.shape != y.shape == target.shape:
         x, has_prompt, note = target, False, "the candidate has the target's frames alone"
     if x.shape != y.shape:
-        return {"verdict": "SHAPE", "note": f"{tuple(x.shape)} and {tuple(y.shape)}"}
+        return {"verdict": "SHAPE", "allowed": math.nan, "note": f"{tuple(x.shape)} and {tuple(y.shape)}"}
 
     row = measure(x, y, reference.prompt_frames if has_prompt else None) | {"note": note}
     dims = dims_of(field)[0 if index is None else 1 :]
@@ -341,48 +341,15 @@ def _compare_place(
         row["worst"], row["seconds"] = where_is(dims, row["worst"], reference)
     else:  # a single number has no place
         row["worst"], row["seconds"] = "", float("nan")
+    # Digits that either side lost in storage are no error.
+    stored_x = beyond_storage(x, y, storages[0].get(field))
+    stored_y = beyond_storage(y, stored_x, storages[1].get(field))
+    distance = relative(stored_x, stored_y)
+    allowed = DEFAULT_TOLERANCE if float64_run is None else float64_run.allowed(field, index, distance)
     if row["nonfinite"]:
         verdict = "NONFINITE"
     elif torch.equal(x.double(), y.double()):
         verdict = "MATCH"
     else:
-        # Digits that either side lost in storage are no error.
-        stored_x = beyond_storage(x, y, storages[0].get(field))
-        stored_y = beyond_storage(y, stored_x, storages[1].get(field))
-        verdict = "ROUNDING" if relative(stored_x, stored_y) <= allowed else "DIVERGED"
-    return row | {"verdict": verdict}
-
-
-def _entry_or_none(trace: Trace, field: str, index: int | None) -> Tensor | None:
-    return entry(trace, field, index) if is_recorded(trace, field, index) else None
-
-
-# ---- what rounding explains
-
-
-def _run_in_float64(reference: Trace, pipe: Pipeline | None) -> Trace | None:
-    """Repeat the reference's run in float64, from its speech tokens on; None where it lacks its inputs."""
-    needed = ("in/text_token", *STAGES["flow"].inputs)
-    if pipe is None or any(name not in reference for name in needed):
-        return None
-    recorded = reference.attrs.get("options", {})
-    options = pipe.checkpoint.options.but(**(recorded | FLOAT64_PRECISION))
-    exact = pipe.replay(reference, "flow", options, EVERYTHING)
-    # The LM is not run again, since it might draw other tokens: it is asked about the recorded ones.
-    data = dict(exact.data)
-    for step in transitions(reference):
-        if step.outputs == ("lm/logp",) and step.can_recompute(reference):
-            logp = step.recompute(pipe, reference, options)[0]
-            data["lm/logp"] = logp
-            data["lm/entropy"] = -(logp.exp() * logp).sum(-1)
-    return Trace(data, exact.attrs)
-
-
-def _allowed_error(reference: Trace, float64_run: Trace | None, field: str, index: int | None) -> float:
-    """Return the relative L2 that rounding explains at one place: `ALLOWANCE` times what was measured."""
-    if float64_run is None:
-        return DEFAULT_TOLERANCE
-    exact, x = _entry_or_none(float64_run, field, index), _entry_or_none(reference, field, index)
-    if exact is None or x is None or exact.shape != x.shape:
-        return MIN_ALLOWED  # nothing could be measured
-    return max(MIN_ALLOWED, ALLOWANCE * relative(exact, x))
+        verdict = "ROUNDING" if distance <= allowed else "DIVERGED"
+    return row | {"allowed": allowed, "verdict": verdict}

@@ -176,11 +176,12 @@ class Comparison:
         Returns
         -------
         DataFrame
-            `field`, `index`, `verdict`, `rel_l2`, `allowed` (relative L2 that rounding explains), `added`
-            and `added_allowed` (error added by the candidate on its own inputs, and what is called no error
-            of it), `of_format` (what the formats of its weights change there), `max_abs`, `rms`, `snr_db`,
-            `cosine`, `norm_ratio`, `nonfinite`, `prompt` and `target` (rms error by region), `worst` (place
-            of the largest error), `seconds` (its time in the target's audio), `note`.
+            `field`, `index`, `verdict`, `rel_l2`, `allowed` (relative L2 that rounding explains: measured
+            where that decides, else the least that is always allowed or the most that was measured before),
+            `added` and `added_allowed` (error added by the candidate on its own inputs, and what is called no
+            error of it), `of_format` (what the formats of its weights change there), `max_abs`, `rms`,
+            `snr_db`, `cosine`, `norm_ratio`, `nonfinite`, `prompt` and `target` (rms error by region),
+            `worst` (place of the largest error), `seconds` (its time in the target's audio), `note`.
         """
         return self.rows.copy()
 

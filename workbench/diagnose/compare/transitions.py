@@ -104,6 +104,11 @@ def entry(trace: Trace, field: str, index: int | None) -> Tensor:
     return trace[field] if index is None else trace[field][index]
 
 
+def entry_or_none(trace: Trace, field: str, index: int | None) -> Tensor | None:
+    """Return what `entry` returns; None where the trace does not hold it."""
+    return entry(trace, field, index) if is_recorded(trace, field, index) else None
+
+
 def loop_dimension(field: str) -> str | None:
     """Return the dimension along which a field grows during a run: "draw", "knot", "step" or None."""
     first = (dims_of(field) or ("",))[0]
