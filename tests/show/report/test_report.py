@@ -1,5 +1,6 @@
 """`Report` and `render`: sections, evidence, escaped text, files without outside requests."""
 
+import base64
 import json
 import math
 import re
@@ -12,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.show.report.figures import page_image
+from workbench.show.report.figures import DARK, LIGHT, page_image
 from workbench.show.report.render import MAX_ROWS, image_address, render
 from workbench.show.report.report import Report
 from workbench.trace.trace import Trace
@@ -168,3 +169,20 @@ def test_a_figure_has_a_version_for_dark_pages_and_is_not_changed_by_it():
     page = Report("r").add(ax).html()
     assert "screen and (prefers-color-scheme: dark)" in page and 'class="enlarge"' in page
     assert [artist.get_color() for artist in (*ax.get_lines(), ax.xaxis.label)] == before
+
+
+def test_a_dark_drawing_has_light_ink_and_the_same_images():
+    ax = Figure().subplots()
+    ax.imshow([[0.0, 1.0]])
+    ax.plot([0, 1], color="red")
+    ax.set_title("black")
+    white, dark = (
+        base64.b64decode(address).decode()
+        for address in re.findall(r"data:image/svg\+xml;base64,([^\" ]+)", page_image(ax.figure))[::-1]
+    )
+    assert not re.search("#000000|#ffffff", dark) and "#ff0000" in dark
+    # Letters name no colour of their own: they are black, or as the root says.
+    [letters] = re.findall(r'<g id="text_\d+">\s*<!-- black -->\s*<g ([^>]*)>', dark)
+    assert "fill" not in letters and re.search(r"<svg [^>]*", dark)[0].count(f'fill="{LIGHT}"') == 1
+    assert dark.count(DARK) == white.count("#ffffff") > 0
+    assert re.findall(r'href="(data:[^"]+)', dark) == re.findall(r'href="(data:[^"]+)', white) != []

@@ -81,8 +81,11 @@ def page_image(figure: Figure) -> Markup:
     """Return a figure that follows the page, white or dark, and that a click or tap enlarges."""
     with laid_out(figure):
         kind, image = _kind_and_image(figure)
-        with dark_ink(figure):
-            dark = _address(kind, _image(figure, kind, DARK))
+        if kind == SVG:
+            dark = _address(SVG, dark_svg(image))
+        else:
+            with dark_ink(figure):
+                dark = _address(PNG, _image(figure, PNG, DARK))
     html = Markup(
         '<figure><button class="enlarge" type="button" aria-label="Enlarge: {0}"><picture>'
         '<source media="screen and (prefers-color-scheme: dark)" srcset="{2}">'
@@ -91,11 +94,24 @@ def page_image(figure: Figure) -> Markup:
     return html.format(describe(figure), _address(kind, image), dark)
 
 
+def dark_svg(image: bytes) -> bytes:
+    """Return a drawing with light ink in place of black, and the colour of a dark page in place of white.
+
+    matplotlib names every colour but black in fills, so that what has none is to inherit light ink. Drawing
+    the figure again would take as long as the first time.
+    """
+    head, root, rest = image.partition(b"<svg ")
+    for color, swapped in SWAPPED.items():
+        rest = rest.replace(color.encode(), swapped.encode())
+    return head + root + f'fill="{LIGHT}" '.encode() + rest
+
+
 @contextmanager
 def laid_out(figure: Figure) -> Iterator[None]:
     """Arrange the panels of a figure once, instead of at each drawing, which takes as long as the drawing."""
-    figure.draw_without_rendering()  # also makes the labels of ticks
     engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
     # With no engine at all `savefig` draws once, where with the engine "none" it draws twice. None means none
     # only while the defaults do not ask for one.
     with rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
