@@ -5,11 +5,12 @@ dask tasks. Each worker opens the checkpoint once per sweep and keeps it in a pl
 plugin to workers that are added later, or that take the place of a lost one.
 """
 
+import importlib
 import re
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -77,6 +78,27 @@ def remote_rows(
         if client.status == "running":
             with suppress(OSError):  # raised for a worker that is gone, which has no plugin to remove
                 client.unregister_worker_plugin(plugin_name)
+
+
+@contextmanager
+def imports_on_workers(client: Client, device_kind: str) -> Iterator[None]:
+    """Let the workers import what their runs need while the block hashes the checkpoint: seconds for both.
+
+    The block does not wait for them. A worker that has not begun when it ends imports later, with its first
+    group.
+    """
+    begun = [
+        client.submit(import_for_runs, device_kind, workers=[worker], key=f"import-{uuid.uuid4().hex}")
+        for worker in client.nthreads()
+    ]
+    yield
+    del begun  # dask forgets a task that nobody waits for
+
+
+def import_for_runs(device_kind: str) -> None:
+    """Import what runs on a device need, beside what this module needs, where a worker finds the function."""
+    if device_kind == "cuda":
+        importlib.import_module("torch._inductor.compile_fx")
 
 
 def _finished_groups(

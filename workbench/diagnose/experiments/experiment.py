@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -151,12 +151,21 @@ class Experiment:
         """Yield the rows of the table as they are finished, in any order; rows from the folder come first."""
         # Runs with equal settings have equal keys, whatever their names. Each key is computed once.
         names: dict[str, list[RunName]] = {}
-        for name, key in self._row_keys():
-            names.setdefault(key, []).append(name)
+        with self._imports_on_workers(client):
+            for name, key in self._row_keys():
+                names.setdefault(key, []).append(name)
         first_names = {key: same[0] for key, same in names.items()}
         for key, row in self._rows_by_key(client, first_names):
             for name in names[key]:
                 yield name._asdict() | row
+
+    def _imports_on_workers(self, client: "Client | None") -> AbstractContextManager:
+        if client is None:
+            return nullcontext()
+        # Imported here because dask takes half a second to import, and most experiments do not need it.
+        from workbench.diagnose.experiments.dask_workers import imports_on_workers
+
+        return imports_on_workers(client, self.runs.pipe.device.type)
 
     def _run_names(self) -> list[RunName]:
         """Return the names of all runs in the order of the table."""
@@ -199,8 +208,7 @@ class Experiment:
                 for part in group.split(MAX_GROUP):
                     yield from cache.get_or_make(self.runs, part)
             return
-        # Imported here because dask takes half a second to import, and most experiments do not need it.
-        from workbench.diagnose.experiments.dask_workers import remote_rows
+        from workbench.diagnose.experiments.dask_workers import remote_rows  # slow to import
 
         max_rows = group_size(len(missing), len(client.nthreads()))
         parts = [part for group in groups for part in group.split(max_rows)]
