@@ -10,7 +10,7 @@ from torch import nn
 from workbench.errors import WorkbenchError
 from workbench.progress import ProgressBar
 from workbench.speech.checkpoint.checkpoint import Checkpoint
-from workbench.speech.checkpoint.quantised.layers import quantised
+from workbench.speech.checkpoint.quantised.layers import check_weights
 from workbench.speech.config import Options
 from workbench.speech.config.formats import rules_of, rules_of_stage, rules_text
 from workbench.speech.fast.capability import dtype_on
@@ -161,7 +161,7 @@ class ModelCache:
         if weights is None:
             model = self.checkpoint.build(name, str(self.device), widest)
         else:
-            quantised(self.checkpoint, weights)  # says which glob matches nothing
+            check_weights(self.checkpoint, weights)
             model = self.checkpoint.build(name, str(self.device))
             quantise_layers(model, name, rules_of(weights))
             model.to(widest)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.speech.checkpoint.quantised.layers import quantised
+from workbench.speech.checkpoint.quantised.layers import check_weights, quantised
 from workbench.speech.config import FLOW, HIFT, Config, Options
 from workbench.speech.fast.capability import way_taken
 from workbench.speech.frontend.frontend import Prompt, Utterance
@@ -105,7 +105,7 @@ def program_names(runner: StageRunner, options: Options, *stages: str) -> dict[s
 
     So are the globs of `weights` checked here.
     """
-    quantised(runner.checkpoint, options.weights)
+    check_weights(runner.checkpoint, options.weights)
     names = {}
     if FLOW in stages:
         estimator = runner.estimator(options)

@@ -47,7 +47,7 @@ class Float64Run:
         self.options = pipe.checkpoint.options.but(**(recorded | FLOAT64_PRECISION))
         self._first_step = reference.attrs.get("first_step", 0)
         self._steps: list[Trace] = []  # of the ODE, each a run of this step alone
-        self._largest = 0.0  # the largest that was allowed at a place of the flow, of those measured
+        self._largest: dict[str, float] = {}  # field of the flow -> the most that was measured of it
         self._mel_is_far = False
 
     def allowed(self, field: str, index: int | None, distance: float) -> float:
@@ -66,13 +66,14 @@ class Float64Run:
         -------
         float
             Measured; or the least that is always allowed; or, where the candidate is far off, the most that
-            was measured in the flow before.
+            was measured of this field before.
         """
         if distance <= MIN_ALLOWED:
             return MIN_ALLOWED
-        if field.startswith("flow/") and self._largest and distance > FAR * self._largest:
+        known = self._largest.get("flow/x" if field == "flow/mel" else field)
+        if known is not None and distance > FAR * known:
             self._mel_is_far |= field == "flow/mel"
-            return self._largest
+            return known
         return self.measured(field, index)
 
     def measured(self, field: str, index: int | None) -> float:
@@ -82,7 +83,7 @@ class Float64Run:
             return MIN_ALLOWED  # nothing could be measured
         allowed = max(MIN_ALLOWED, ALLOWANCE * relative(exact, x))
         if field.startswith("flow/"):
-            self._largest = max(self._largest, allowed)
+            self._largest[field] = max(allowed, self._largest.get(field, 0.0))
         return allowed
 
     def _at(self, field: str, index: int | None) -> Tensor | None:

@@ -59,6 +59,11 @@ def _table(config: Config, weights: str | None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "kind", "shape", "asked", "format", "nbytes"])
 
 
+def check_weights(checkpoint: Checkpoint, weights: str | None) -> None:
+    """Raise a WorkbenchError for a glob of `Options.weights` that matches no layer."""
+    check_globs(rules_of(weights), _shapes(checkpoint.config))
+
+
 def quantised(checkpoint: Checkpoint, weights: str | None) -> dict[str, str]:
     """Return a sentence for each stage with quantised weights: how many layers have which format.
 
