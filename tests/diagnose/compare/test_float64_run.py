@@ -107,6 +107,9 @@ def test_a_run_that_begins_inside_the_ode_is_measured_from_there(pipe, trace):
     assert MIN_ALLOWED <= run.measured("flow/velocity", 1) < 1e-4
     moved = Trace(dict(late) | {"flow/x": 1.01 * late["flow/x"]}, late.attrs)
     assert not compare(late, moved, pipe).ok
+    without = Trace({name: value for name, value in late.items() if name != "flow/x"}, late.attrs)
+    assert float64_run_of(without, pipe) is None  # nor can it be made again from its states
+    assert compare(without, late, pipe).verdict == "MISSING"
 
 
 def test_without_inputs_or_a_pipeline_there_is_no_run(pipe, trace):

@@ -139,6 +139,7 @@ class Float64Run:
 
 def float64_run_of(reference: Trace, pipe: Pipeline | None) -> Float64Run | None:
     """Return the run of a reference in float64; None without a pipeline, or where inputs are missing."""
-    if pipe is None or any(name not in reference for name in NEEDED):
+    needed = (*NEEDED, "flow/x") if reference.attrs.get("first_step") else NEEDED
+    if pipe is None or any(name not in reference for name in needed):
         return None
     return Float64Run(reference, pipe)
