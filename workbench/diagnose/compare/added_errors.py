@@ -12,7 +12,7 @@ from torch import Tensor
 
 from workbench.diagnose.compare.comparison import Cause
 from workbench.diagnose.compare.distance import place_name, relative
-from workbench.diagnose.compare.rounding import StoredRun, recompute
+from workbench.diagnose.compare.rounding import Recomputed, StoredRun, recompute
 from workbench.diagnose.compare.transitions import (
     UNPREDICTABLE,
     Transition,
@@ -95,18 +95,13 @@ def _errors_of_step(
     step: Transition, recorded: list[str], run: StoredRun, pipe: Pipeline, options: Options
 ) -> Errors:
     """Return the errors of one transition's recorded outputs; those of a whole loop entry by entry."""
-    try:
-        return _errors_on_own_inputs(step, recorded, run, pipe, options)
     # NaN in the candidate's mel, or ids outside of the vocabulary: nothing right can follow.
+    nothing = {(field, step.index): Added(float("nan"), 0.0) for field in recorded}
+    try:
+        results = recompute(step, run, pipe, options)
     except (WorkbenchError, RuntimeError, IndexError):
-        return {(field, step.index): Added(float("nan"), 0.0) for field in recorded}
-
-
-def _errors_on_own_inputs(
-    step: Transition, recorded: list[str], run: StoredRun, pipe: Pipeline, options: Options
-) -> Errors:
-    results = recompute(step, run, pipe, options)
-    with_formats = []
+        return nothing
+    plain, with_formats = (), []
     if options.weights:
         plain = step.recompute(pipe, run.trace, options.but(weights=None))
         inputs_too = ";".join(
@@ -114,6 +109,21 @@ def _errors_on_own_inputs(
         )
         for weights in dict.fromkeys((options.weights, inputs_too)):
             with_formats.append(step.recompute(pipe, run.trace, options.but(weights=weights)))
+    try:
+        return _errors_of_results(step, recorded, run, results, plain, with_formats)
+    except (WorkbenchError, RuntimeError, IndexError):
+        return nothing
+
+
+def _errors_of_results(
+    step: Transition,
+    recorded: list[str],
+    run: StoredRun,
+    results: list[Recomputed],
+    plain: tuple[Tensor, ...],
+    with_formats: list[tuple[Tensor, ...]],
+) -> Errors:
+    """Return the errors of recorded outputs, given ours: with all formats, without any, and with each."""
     errors: Errors = {}
     for position, result in enumerate(results):
         if result.field not in recorded:

@@ -98,7 +98,8 @@ def dark_svg(image: bytes) -> bytes:
     """Return a drawing with light ink in place of black, and the colour of a dark page in place of white.
 
     matplotlib names every colour but black in fills, so that what has none is to inherit light ink. Drawing
-    the figure again would take as long as the first time.
+    the figure again would take as long as the first time. Images stay; shapes that are black or white because
+    of their data are recoloured as well.
     """
     head, root, rest = image.partition(b"<svg ")
     for color, swapped in SWAPPED.items():
