@@ -16,16 +16,6 @@ from workbench.errors import WorkbenchError
 STEPS = 3
 
 
-@pytest.fixture(scope="module")
-def options(pipe):
-    return pipe.checkpoint.options.but(n_timesteps=STEPS, max_tokens=12, seed=7)
-
-
-@pytest.fixture(scope="module")
-def trace(pipe, utt, options):
-    return pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
-
-
 def changed(trace, **changes):
     """A copy of a trace with some fields changed; flow_mel is flow/mel, None leaves a field out."""
     data = {name: value.clone() for name, value in trace.items()}

@@ -17,16 +17,6 @@ pytestmark = pytest.mark.slow
 STEPS = 4
 
 
-@pytest.fixture(scope="module")
-def options(pipe):
-    return pipe.checkpoint.options.but(n_timesteps=STEPS, max_tokens=12, seed=7)
-
-
-@pytest.fixture(scope="module")
-def trace(pipe, utt, options):
-    return pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
-
-
 @pytest.fixture
 def replays(monkeypatch):
     """The places at which a pipeline began to make runs again."""
@@ -137,7 +127,7 @@ def test_without_inputs_or_a_pipeline_there_is_no_run(pipe, trace):
     assert float64_run_of(Trace({"flow/mel": trace["flow/mel"]}, {}), pipe) is None
 
 
-def test_float64_is_asked_only_where_it_decides(pipe, trace, options, monkeypatch):
+def test_float64_is_asked_only_where_it_decides(pipe, trace, options):
     [first, second] = [step for step in transitions(trace) if step.outputs == BRANCH_VELOCITIES][:2]
     calls = []
 

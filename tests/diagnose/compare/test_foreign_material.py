@@ -11,13 +11,8 @@ from workbench.diagnose.suspects.benchmark import RECOMMENDED, kept, rounded, st
 from workbench.trace.schema import SUFFIX
 
 pytestmark = pytest.mark.slow
+STEPS = 3
 WITHIN_ROUNDING = {"MATCH", "ROUNDING", "MISSING"}
-
-
-@pytest.fixture(scope="module")
-def trace(pipe, utt):
-    options = pipe.checkpoint.options.but(n_timesteps=3, max_tokens=12, seed=7)
-    return pipe.synthesise(utt, options=options, save=wb.EVERYTHING)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +47,7 @@ def test_states_without_velocities_are_said_to_be_unchecked(pipe, trace):
 
 
 def _options(pipe, **changes):
-    return pipe.checkpoint.options.but(n_timesteps=3, seed=7, **changes)
+    return pipe.checkpoint.options.but(n_timesteps=STEPS, seed=7, **changes)
 
 
 def test_exact_and_float64_runs_differ_by_rounding(pipe, trace):

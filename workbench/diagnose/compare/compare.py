@@ -24,12 +24,7 @@ from torch import Tensor
 from workbench.diagnose.compare import statistics
 from workbench.diagnose.compare.added_errors import Errors, Place, added_errors, causes_of, format_hints
 from workbench.diagnose.compare.comparison import EQUAL, Comparison
-from workbench.diagnose.compare.distance import (
-    hints,
-    measure,
-    relative,
-    where_is,
-)
+from workbench.diagnose.compare.distance import hints, measure, relative, where_is
 from workbench.diagnose.compare.float64_run import Float64Run, float64_run_of
 from workbench.diagnose.compare.plausibility import implausible, inconsistent_lengths
 from workbench.diagnose.compare.rounding import STREAMING, StoredRun, checkpoint_objection
